@@ -1,0 +1,20 @@
+"""The two ways a command ends early: the user's input is wrong, or the run itself failed."""
+
+from __future__ import annotations
+
+__all__ = ["InputError", "RunError"]
+
+
+class InputError(Exception):
+    """Bad input or configuration; the message is one line that names the thing and the remedy.
+
+    The commands print it on one rank and exit with code 2.
+    """
+
+
+class RunError(Exception):
+    """The run failed after it started: a diverging iterate, a lost neighbour, a full disk.
+
+    The command prints the message, which names rank, layer and iteration, and aborts every rank
+    with code 1.
+    """
