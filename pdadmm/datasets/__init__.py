@@ -1,0 +1,82 @@
+"""Data sets: a registry, one reader for each file format, splits and the synthetic default.
+
+>>> from pdadmm.datasets import load
+>>> graph = load("synthetic", seed=0)
+>>> graph.num_nodes, graph.num_classes
+(2700, 7)
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .fetch import Progress, raw_files
+from .gnn_benchmark import read_gnn_benchmark
+from .graph import Graph
+from .graphsaint import read_graphsaint
+from .mnist import read_mnist
+from .ogb import read_ogb
+from .planetoid import PLANETOID_PARTS, read_planetoid
+from .registry import REGISTRY, Dataset, dataset
+from .synthetic import synthetic_graph
+
+__all__ = ["REGISTRY", "Dataset", "Graph", "dataset", "load", "synthetic_graph"]
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    raw: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    progress: Progress | None = None,
+    synthetic: dict[str, Any] | None = None,
+) -> Graph:
+    """Load a data set by its registry name, or a user's own graph from an .npz.
+
+    Parameters
+    ----------
+    name : str or Path
+        A name of the registry, or a path that ends in .npz (gnn-benchmark keys).
+    raw : str or Path, optional
+        Folder of the raw files; by default data/raw/NAME, filled by download.
+    seed : int
+        Draws the split where none is published, and the synthetic graph.
+    verify : bool
+        Compare raw files with the registry's checksums.
+    progress : Progress, optional
+        Told about downloads.
+    synthetic : dict, optional
+        Options of `synthetic_graph`, when that is the name.
+
+    Raises
+    ------
+    InputError
+        For unknown names and for files that are missing, damaged or inconsistent.
+    """
+    if seed < 0:
+        raise InputError(f"seed {seed} is negative; give 0 or more")
+    text = os.fspath(name)
+    if text.endswith(".npz"):
+        if raw is not None:
+            raise InputError(f"{text}: a file needs no --raw; leave one of the two out")
+        return read_gnn_benchmark(Path(text), Path(text).stem, seed)
+    entry = dataset(text)
+    if synthetic and entry.format != "synthetic":
+        raise InputError(f"{text}: options of the synthetic graph do not apply; leave them out")
+    if entry.format == "synthetic":
+        return synthetic_graph(seed=seed, **(synthetic or {}))
+    files = raw_files(entry, raw, verify, progress)
+    if entry.format == "planetoid":
+        return read_planetoid({p: files[f"ind.{text}.{p}"] for p in PLANETOID_PARTS}, text)
+    if entry.format == "gnn-benchmark":
+        (path,) = files.values()
+        return read_gnn_benchmark(path, text, seed)
+    if entry.format == "ogb":
+        return read_ogb(files, text)
+    if entry.format == "graphsaint":
+        return read_graphsaint(files, text)
+    return read_mnist(files, text, seed)

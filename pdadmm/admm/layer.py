@@ -1,0 +1,278 @@
+"""One layer's state and its third of an iteration: p, then W and b, then z, q and u."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pdadmm.admm import updates
+from pdadmm.admm.activations import Activation
+from pdadmm.admm.coupling import CouplingEnd
+from pdadmm.comm.codec import NonFiniteError
+from pdadmm.errors import RunError
+
+__all__ = ["Hyper", "Layer", "Terms", "Workspace"]
+
+Array = Any
+
+
+@dataclass
+class Hyper:
+    """Penalties and methods of a run; `nu` and `rho` may change under a schedule."""
+
+    nu: float
+    rho: float
+    mu: float
+    solver: str  #: gradient | exact
+    step: str  #: exact | doubling
+    refresh: int  #: iterations between recomputations of the residual
+    risk: str  #: cross_entropy | least_squares
+
+
+@dataclass
+class Terms:
+    """A layer's share of the monitored sums, float64, over its nodes."""
+
+    risk: float = 0.0  #: R(z_L; y)
+    residual: float = 0.0  #: |p W^T + b - z|^2
+    relaxation: float = 0.0  #: |q - f(z)|^2
+    weights: float = 0.0  #: |W - W_bar|^2
+    primal: float = 0.0  #: |p_{l+1} - q_l|^2
+    dual: float = 0.0  #: <u_l, p_{l+1} - q_l>
+    change: float = 0.0  #: weighted squared successive differences, see Layer.iterate_*
+
+
+class Workspace:
+    """Scratch arrays by name and shape, shared by the layers of a rank, made once a stage."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple[str, tuple[int, ...]], Array] = {}
+
+    def get(self, name: str, shape: tuple[int, ...]) -> Array:
+        key = (name, shape)
+        if key not in self._arrays:
+            self._arrays[key] = np.empty(shape, np.float32)
+        return self._arrays[key]
+
+
+class Layer:
+    """Layer `position` of the network, its variables, and its part of an iteration.
+
+    Parameters
+    ----------
+    position
+        From 1 to L, its place in the finished network.
+    W, b, W_bar
+        (n_out, n_in), (n_out,), and the anchor of the L2 penalty: an array or 0.
+    activation
+        f, None for the output layer.
+    """
+
+    def __init__(
+        self, position: int, W: Array, b: Array, W_bar: Array | float, activation: Activation | None
+    ) -> None:
+        self.position = position
+        self.W = W
+        self.b = b
+        self.W_bar = W_bar
+        self.activation = activation
+        self.below: CouplingEnd | None = None
+        self.above: CouplingEnd | None = None
+
+    @property
+    def n_in(self) -> int:
+        return int(self.W.shape[1])
+
+    @property
+    def n_out(self) -> int:
+        return int(self.W.shape[0])
+
+    def linear(self, p: Array) -> Array:
+        """``p W^T + b``, (V, n_out)."""
+        z = p @ self.W.T
+        z += self.b
+        return z
+
+    def start(
+        self, p: Array, z: Array, y: Array | None, hyper: Hyper, kernels: Any, work: Workspace
+    ) -> None:
+        """Enter a stage from a forward pass: ``z = p W^T + b``, so that the residual is 0.
+
+        `p` is kept, not copied: X in layer 1, the own variable of the coupling below elsewhere.
+        """
+        self.p, self.z, self.y = p, z, y
+        self.M = np.zeros_like(z)
+        self.hyper, self.kernels, self.work = hyper, kernels, work
+        self._gram: Array | None = None
+        self._change = 0.0
+
+    # ---- the three parts of an iteration ------------------------------------------------------------
+
+    def update_p(self, iteration: int) -> None:
+        """p-update; sends p down. Nothing to do in layer 1, whose p is X."""
+        h, k = self.hyper, self.kernels
+        self._change = 0.0
+        if self.above is not None:
+            self.above.expect()
+        if iteration and iteration % h.refresh == 0 and h.solver == "gradient":
+            np.matmul(self.p, self.W.T, out=self.M)
+            self.M += self.b
+            self.M -= self.z
+        end = self.below
+        if end is None:
+            return
+        G = self.work.get("G", self.p.shape)
+        np.matmul(self.M, self.W, out=G)
+        norm = k.p_gradient(
+            G, self.p, end.own_hat, end.other_hat, end.u, end.codec, end.message(), h.nu, h.rho
+        )
+        self._require_finite(norm, "the gradient of p", iteration)
+        out, key = end.outgoing()
+        end.expect()
+        try:
+            if h.solver == "exact":
+                self._exact_p(G, out, key)
+            elif end.codec.name == "grid":
+                self._projected_p(G, norm, out, key)
+            else:
+                H = np.matmul(G, self.W.T, out=self.work.get("H", self.M.shape))
+                length = updates.step_length(h.rho, h.nu, k.squared_norm(H), norm, h.step)
+                k.p_step(self.p, G, length, end.own_hat, end.codec, out, key)
+                k.subtract(self.M, H, length)
+                self._change += 0.5 * norm * length
+        except NonFiniteError:
+            raise self._diverged("p", iteration) from None
+        end.send()
+
+    def update_weights(self, iteration: int) -> None:
+        """W-update, and the mean that the b-update takes off the residual."""
+        h = self.hyper
+        if h.solver == "exact":
+            self._exact_weights()
+            return
+        G = self.work.get("GW", self.W.shape)
+        np.matmul(self.M.T, self.p, out=G)
+        G *= np.float32(h.nu)
+        if h.mu:
+            G += np.float32(h.mu) * (self.W - self.W_bar)
+        norm = self.kernels.squared_norm(G)
+        self._require_finite(norm, "the gradient of W", iteration)
+        K = np.matmul(self.p, G.T, out=self.work.get("H", self.M.shape))
+        length = updates.step_length(h.mu, h.nu, self.kernels.squared_norm(K), norm, h.step)
+        self.W -= np.float32(length) * G
+        self.mean = self.kernels.subtract_mean(self.M, K, length)
+        self.b -= self.mean
+        self._change += 0.5 * norm * length + 0.5 * h.nu * updates.squared_norm(self.mean)
+
+    def update_outputs(self, iteration: int, measure: bool) -> Terms | None:
+        """z-, q- and u-update; sends q up. Returns the monitored terms when `measure` is set."""
+        h = self.hyper
+        try:
+            terms = self._hidden(measure) if self.above is not None else self._output(measure)
+        except NonFiniteError:
+            raise self._diverged("q", iteration) from None
+        if terms is not None:
+            terms.weights = self._weight_penalty() if h.mu else 0.0
+        return terms
+
+    # ---- their parts --------------------------------------------------------------------------------
+
+    def _hidden(self, measure: bool) -> Terms | None:
+        h, end = self.hyper, self.above
+        assert end is not None and self.activation is not None
+        message = end.message()
+        out, key = end.outgoing()
+        sums = self.kernels.hidden(
+            self.M, self.mean, self.z, end.own, end.other_hat, end.own_hat, end.u,
+            end.codec, message, out, key, self.activation, h.nu, h.rho, measure,
+        )  # fmt: skip
+        end.send()
+        if sums is None:
+            return None
+        # weight of the q-term in the paper's descent lemma, where it is positive
+        dq = max(0.5 * h.rho - 2 * h.nu**2 / h.rho - 0.5 * h.nu, 0.0)
+        return Terms(
+            residual=sums.residual,
+            relaxation=sums.relaxation,
+            primal=sums.primal,
+            dual=sums.dual,
+            change=self._change + 0.5 * h.nu * sums.dz + dq * sums.dq,
+        )
+
+    def _output(self, measure: bool) -> Terms | None:
+        h = self.hyper
+        dz = self.kernels.output(self.M, self.mean, self.z, self.y, h.nu, h.risk)
+        if not measure:
+            return None
+        return Terms(
+            risk=risk_sum(self.z, self.y, h.risk),
+            residual=updates.squared_norm(self.M),
+            change=self._change + 0.5 * h.nu * dz,
+        )
+
+    def _exact_p(self, G: Array, out: Array, key: int) -> None:
+        h, end = self.hyper, self.below
+        assert end is not None
+        step = np.matmul(G, updates.inverse_hessian(self.W, h.nu, h.rho), out=self.work.get("S", G.shape))
+        self._change += 0.5 * h.rho * self.kernels.squared_norm(step)
+        if end.codec.name == "grid":
+            self.p[...] = end.codec.project(self.p - step)  # type: ignore[attr-defined]
+            end.codec.encode(self.p, end.own_hat, out, key)
+        else:
+            self.kernels.p_step(self.p, step, 1.0, end.own_hat, end.codec, out, key)
+
+    def _exact_weights(self) -> None:
+        h = self.hyper
+        gram = None
+        if self.below is None:  # X never changes, nor does its Gram matrix
+            if self._gram is None:
+                self._gram = updates.centred_gram(self.p)
+            gram = self._gram
+        W, b = updates.exact_weights(self.p, self.z, self.W_bar, h.nu, h.mu, gram)
+        self._change += 0.5 * h.mu * updates.squared_norm(W - self.W) + 0.5 * h.nu * updates.squared_norm(
+            b - self.b
+        )
+        self.W[...] = W
+        self.b[...] = b
+        np.matmul(self.p, self.W.T, out=self.M)
+        self.M += self.b
+        self.kernels.subtract(self.M, self.z, 1.0)
+        self.mean = np.zeros_like(self.b)
+
+    def _projected_p(self, G: Array, norm: float, out: Array, key: int) -> None:
+        h, end = self.hyper, self.below
+        assert end is not None
+        d, image, length = updates.projected_step(
+            self.p, G, norm, self.W, h.nu, h.rho, h.step, end.codec.project  # type: ignore[attr-defined]
+        )
+        if length:
+            self.p += d
+            self.M += image
+            self._change += 0.5 / length * updates.squared_norm(d)
+        end.codec.encode(self.p, end.own_hat, out, key)
+
+    def _weight_penalty(self) -> float:
+        return updates.squared_norm(self.W - self.W_bar)
+
+    def _require_finite(self, norm: float, what: str, iteration: int) -> None:
+        if not np.isfinite(norm):
+            raise self._diverged(what, iteration)
+
+    def _diverged(self, what: str, iteration: int) -> RunError:
+        return RunError(
+            f"layer {self.position}, iteration {iteration + 1} of the stage: {what} is not finite; "
+            "the run diverges, try a larger --rho or a smaller --nu"
+        )
+
+
+def risk_sum(z: Array, y: Array, risk: str) -> float:
+    """Risk summed over the nodes, float64: cross-entropy of softmax, or half the squared error."""
+    z64 = z.astype(np.float64)
+    rows = np.arange(len(z64))
+    if risk == "cross_entropy":
+        top = z64.max(axis=1)
+        return float((np.log(np.exp(z64 - top[:, None]).sum(axis=1)) + top - z64[rows, y]).sum())
+    z64[rows, y] -= 1
+    return 0.5 * float((z64 * z64).sum())

@@ -1,0 +1,294 @@
+"""The updates of pdADMM-G, one function an equation, in the order of an iteration.
+
+Every function is pure: it returns new arrays (or floats) and changes none of its arguments. They
+take NumPy or CuPy arrays alike, and any floating dtype, so that tests can run them in float64. They
+are the reference for the fused kernels, which compute the same in place and in fewer passes.
+
+Symbols follow Wang et al., *Towards Quantized Model Parallelism for Graph-Augmented MLPs Based on
+Gradient-Free ADMM Framework* (TNNLS 2022, arXiv 2105.09837), except that arrays are nodes-first:
+
+=========  ===============  ==========================================================
+symbol     shape            meaning
+=========  ===============  ==========================================================
+``p``      (V, n_in)        input of the layer; ``p = X`` in layer 1
+``W``      (n_out, n_in)    weights, anchored at ``W_bar`` by the penalty ``mu``
+``b``      (n_out,)         bias
+``z``      (V, n_out)       linear output
+``q``      (V, n_out)       activation output, tied to the next layer's ``p``
+``u``      (V, n_out)       dual of ``p_next = q``
+``M``      (V, n_out)       residual ``p W^T + b - z``, carried through the iteration
+=========  ===============  ==========================================================
+
+``nu`` weighs the relaxed equations ``z = p W^T + b`` and ``q = f(z)``, ``rho`` the coupling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pdadmm.admm.activations import Activation
+
+__all__ = [
+    "DOUBLING_CEILING",
+    "DOUBLING_START",
+    "bias_step",
+    "centred_gram",
+    "exact_weights",
+    "inverse_hessian",
+    "p_gradient",
+    "projected_step",
+    "q_update",
+    "residual",
+    "squared_norm",
+    "step_length",
+    "u_update",
+    "weight_gradient",
+    "z_last_cross_entropy",
+    "z_last_least_squares",
+    "z_update",
+]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+#: first trial of the authors' search, and how often it doubles
+DOUBLING_START = 20.0
+DOUBLING_CEILING = 10
+
+
+def squared_norm(x: Array) -> float:
+    """Sum of squares, accumulated in float64."""
+    flat = x.ravel()
+    return float((flat * flat).sum(dtype=np.float64)) if flat.dtype != np.float64 else float(flat @ flat)
+
+
+def residual(p: Array, W: Array, b: Array, z: Array) -> Array:
+    """``M = p W^T + b - z``, shape (V, n_out)."""
+    return p @ W.T + b - z
+
+
+def step_length(curvature: float, weight: float, image: float, norm: float, step: str) -> float:
+    """Length ``1/tau`` of a gradient step under the sufficient-decrease test.
+
+    The penalty ``phi`` is quadratic, so along ``-G`` it satisfies
+    ``phi(x+) <= phi(x) + <G, x+ - x> + tau/2 |x+ - x|^2`` exactly when
+    ``tau >= tau* = curvature + weight * |image|^2 / |G|^2``.
+
+    Parameters
+    ----------
+    curvature
+        Isotropic part of the Hessian: ``rho`` for p, ``mu`` for W.
+    weight
+        ``nu``.
+    image, norm
+        Squared norms of the direction's image (``G W^T`` or ``p G^T``) and of ``G``.
+    step
+        ``"exact"`` takes ``tau*``, the exact line search. ``"doubling"`` takes the first of
+        ``20 * 2^k``, ``k <= 10``, that passes, as the authors' code does.
+
+    Returns
+    -------
+    float
+        ``1/tau``; 0 when the gradient is zero or no trial of the doubling passes.
+    """
+    if norm == 0.0:
+        return 0.0
+    tau = curvature + weight * image / norm
+    if step == "exact":
+        return 1.0 / tau
+    for k in range(DOUBLING_CEILING + 1):
+        trial = DOUBLING_START * 2.0**k
+        if trial >= tau:
+            return 1.0 / trial
+    return 0.0
+
+
+def p_gradient(MW: Array, p: Array, q_prev: Array, u_prev: Array, nu: float, rho: float) -> Array:
+    """Gradient of the penalty in p: ``nu M W + u_{l-1} + rho (p - q_{l-1})``, shape (V, n_in)."""
+    return nu * MW + u_prev + rho * (p - q_prev)
+
+
+def weight_gradient(Mp: Array, W: Array, W_bar: Array | float, nu: float, mu: float) -> Array:
+    """Gradient of the penalty in W: ``nu M^T p + mu (W - W_bar)``, shape (n_out, n_in)."""
+    return nu * Mp + mu * (W - W_bar)
+
+
+def bias_step(M: Array) -> Array:
+    """Step to the minimiser in b: the mean of the residual over the nodes, shape (n_out,)."""
+    return M.mean(axis=0, dtype=np.float64).astype(M.dtype)
+
+
+def z_update(a: Array, q: Array, z: Array, f: Activation) -> Array:
+    """Minimise ``(z' - a)^2 + (q - f(z'))^2 + (z' - z)^2`` for every entry.
+
+    Parameters
+    ----------
+    a
+        ``p W^T + b``, (V, n_out).
+    q, z
+        Current activation output and the proximal centre, (V, n_out).
+    f
+        Piecewise linear activations are solved in closed form on their two branches, smooth ones
+        by a safeguarded Newton method.
+    """
+    return f.proximal(a, q, z)
+
+
+def q_update(p_next: Array, u: Array, fz: Array, nu: float, rho: float) -> Array:
+    """``q = (rho p_{l+1} + u + nu f(z)) / (rho + nu)``."""
+    return (rho * p_next + u + nu * fz) / (rho + nu)
+
+
+def u_update(u: Array, p_next: Array, q: Array, rho: float) -> Array:
+    """Dual ascent: ``u + rho (p_{l+1} - q)``."""
+    return u + rho * (p_next - q)
+
+
+def z_last_cross_entropy(
+    a: Array, y: Array, z: Array, nu: float, tolerance: float = 1e-6, iterations: int = 50
+) -> Array:
+    """Minimise ``logsumexp(z) - z_y + (nu/2) |z - a|^2`` for every node by damped Newton.
+
+    The Hessian ``diag(s + nu) - s s^T`` (s the softmax) is inverted by Sherman-Morrison. Steps are
+    damped by ``log(1 + D)/D``, D the range of the step's entries: logsumexp is generalised
+    self-concordant with its third derivative at most D times the second, so that this length
+    decreases the objective without a line search (Sun and Tran-Dinh, *Generalized
+    self-concordant functions*, Math. Program. 2019, theorem 2 with nu = 2).
+
+    Parameters
+    ----------
+    a, z
+        Centre and starting point, (V, classes).
+    y
+        Labels, (V,), integers.
+    tolerance
+        Largest entry of the gradient at which a node is done.
+    """
+    n = a.shape[0]
+    xp = _namespace(a)
+    z = z.copy()
+    onehot = xp.zeros_like(a)
+    onehot[xp.arange(n), y] = 1
+    for _ in range(iterations):
+        s = xp.exp(z - z.max(axis=1, keepdims=True))
+        s /= s.sum(axis=1, keepdims=True)
+        g = s - onehot + nu * (z - a)
+        if float(xp.abs(g).max()) <= tolerance:
+            break
+        inverse = 1 / (s + nu)
+        sd = s * inverse
+        # 1 - sum(s^2/(s+nu)) cancels for small nu; as s sums to 1 it is sum(nu s/(s+nu))
+        scale = (sd * g).sum(axis=1, keepdims=True) / (nu * sd).sum(axis=1, keepdims=True)
+        d = g * inverse + sd * scale
+        spread = d.max(axis=1, keepdims=True) - d.min(axis=1, keepdims=True)
+        damping = xp.where(spread > 1e-3, xp.log1p(spread) / xp.maximum(spread, 1e-3), 1 - spread / 2)
+        z -= damping.astype(z.dtype) * d
+    return z
+
+
+def z_last_least_squares(a: Array, y: Array, nu: float) -> Array:
+    """Minimise ``1/2 |z - onehot(y)|^2 + (nu/2) |z - a|^2``: ``(onehot(y) + nu a) / (1 + nu)``."""
+    z = nu * a
+    z[_namespace(a).arange(a.shape[0]), y] += 1
+    return z / (1 + nu)
+
+
+def inverse_hessian(W: Array, nu: float, rho: float) -> Array:
+    """``(nu W^T W + rho I)^-1``, (n_in, n_in): p minus the gradient times it is the minimiser in p."""
+    xp = _namespace(W)
+    W64 = W.astype(np.float64)
+    hessian = nu * (W64.T @ W64)
+    diagonal = xp.arange(len(hessian))
+    hessian[diagonal, diagonal] += rho
+    return xp.linalg.inv(hessian).astype(W.dtype)
+
+
+def centred_gram(p: Array) -> Array:
+    """Gram matrix of p minus its mean over the nodes, float64: (V, V) where V < n_in, else (n_in, n_in)."""
+    centred = p - p.mean(axis=0, dtype=np.float64).astype(p.dtype)
+    V, n = p.shape
+    return (centred @ centred.T if V < n else centred.T @ centred).astype(np.float64)
+
+
+def exact_weights(
+    p: Array, z: Array, W_bar: Array | float, nu: float, mu: float, gram: Array | None = None
+) -> tuple[Array, Array]:
+    """Ridge regression of z on p towards ``W_bar`` with penalty ``mu/nu``; the bias is free.
+
+    Solves the n_in x n_in normal equations, or the V x V dual ones where V < n_in.
+
+    Parameters
+    ----------
+    gram
+        :func:`centred_gram` of p where the caller has it already.
+
+    Returns
+    -------
+    W, b
+        (n_out, n_in) and (n_out,), in the dtype of p.
+    """
+    xp = _namespace(p)
+    V, n = p.shape
+    p_mean, z_mean = p.mean(axis=0, dtype=np.float64), z.mean(axis=0, dtype=np.float64)
+    centred = p - p_mean.astype(p.dtype)
+    target = z - z_mean.astype(z.dtype)
+    if not np.isscalar(W_bar):
+        target = target - centred @ W_bar.T  # type: ignore[union-attr]
+    gram = (centred @ centred.T if V < n else centred.T @ centred).astype(np.float64) if gram is None else gram.copy()
+    # a floor keeps the system solvable when mu is 0 or vanishes against float32 products
+    diagonal = xp.arange(len(gram))
+    gram[diagonal, diagonal] += max(mu / nu, 1e-7 * float(gram.trace()) / len(gram) + 1e-30)
+    if V < n:
+        delta = xp.linalg.solve(gram, target.astype(np.float64)).astype(p.dtype).T @ centred
+    else:
+        right = (centred.T @ target).astype(np.float64)
+        delta = xp.ascontiguousarray(xp.linalg.solve(gram, right).astype(p.dtype).T)
+    W = delta + W_bar
+    return W, (z_mean - W.astype(np.float64) @ p_mean).astype(p.dtype)
+
+
+def projected_step(
+    p: Array, G: Array, norm: float, W: Array, nu: float, rho: float, step: str, project: Callable[[Array], Array]
+) -> tuple[Array, Array, float]:
+    """p-step of pdADMM-G-Q: the sufficient-decrease test is made at the projected point.
+
+    Parameters
+    ----------
+    p, G, norm
+        (V, n_in), its gradient, and the gradient's squared norm.
+    step
+        ``"exact"`` starts at the unprojected line search's length and halves it until the test
+        passes; ``"doubling"`` tries the authors' ``20 * 2^k``.
+    project
+        Nearest point of the grid.
+
+    Returns
+    -------
+    change, image, length
+        The step (V, n_in), its image ``change W^T`` (V, n_out), and the accepted ``1/tau``: 0 when no
+        trial passes, and then p stays.
+    """
+    if norm == 0.0:
+        return G, G, 0.0
+    tau = DOUBLING_START
+    if step == "exact":
+        tau = rho + nu * squared_norm(G @ W.T) / norm
+    change, image = G, G
+    for _ in range(DOUBLING_CEILING + 1):
+        change = project(p - G / np.asarray(tau, G.dtype)) - p
+        image = change @ W.T
+        moved = squared_norm(change)
+        if moved == 0.0 or tau * (1 + 1e-6) >= rho + nu * squared_norm(image) / moved:
+            return change, image, 1.0 / tau
+        tau *= 2.0
+    return change, image, 0.0
+
+
+def _namespace(x: Array) -> Any:
+    if isinstance(x, np.ndarray):
+        return np
+    import cupy
+
+    return cupy.get_array_module(x)

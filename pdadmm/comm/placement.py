@@ -1,0 +1,58 @@
+"""Which rank owns which layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["layer_cost", "place"]
+
+
+def layer_cost(nodes: int, n_in: int, n_out: int, first: bool) -> float:
+    """Rough time of a layer-iteration in multiply-adds.
+
+    Four products of V n_in n_out, two in layer 1, whose p is fixed, and about 26 passes over a
+    (V, n) array, each worth some ten multiply-adds an entry.
+    """
+    products = (2 if first else 4) * nodes * n_in * n_out
+    passes = 10.0 * nodes * (26 * n_out + (0 if first else 8 * n_in))
+    return products + passes
+
+
+def place(costs: Sequence[float], ranks: int) -> list[range]:
+    """Contiguous blocks of layers, one a rank, with the least possible largest cost.
+
+    Parameters
+    ----------
+    costs
+        Cost of layers 1 to L.
+    ranks
+        At most L.
+
+    Returns
+    -------
+    list of range
+        Layer numbers (from 1) of every rank; none is empty.
+    """
+    layers = len(costs)
+    if not 1 <= ranks <= layers:
+        raise ValueError(f"{layers} layers cannot be spread over {ranks} ranks")
+    prefix = [0.0]
+    for cost in costs:
+        prefix.append(prefix[-1] + cost)
+    # best[r][i]: least largest cost of the first i layers on r ranks; cut: where the last block starts
+    best = [[float("inf")] * (layers + 1) for _ in range(ranks + 1)]
+    cut = [[0] * (layers + 1) for _ in range(ranks + 1)]
+    best[0][0] = 0.0
+    for r in range(1, ranks + 1):
+        for i in range(r, layers - (ranks - r) + 1):
+            for j in range(r - 1, i):
+                cost = max(best[r - 1][j], prefix[i] - prefix[j])
+                if cost < best[r][i]:
+                    best[r][i], cut[r][i] = cost, j
+    blocks = []
+    end = layers
+    for r in range(ranks, 0, -1):
+        start = cut[r][end]
+        blocks.append(range(start + 1, end + 1))
+        end = start
+    return blocks[::-1]

@@ -1,0 +1,84 @@
+"""Graphs as `.npz` in the gnn-benchmark keys (Shchur et al., 2018), and users' own graphs in them."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .graph import Graph, as_csr, as_features, as_ids, as_labels, clean_adjacency, csr_from_parts
+from .splits import draw_split
+
+__all__ = ["load_npz", "read_gnn_benchmark"]
+
+_SPLIT_KEYS = ("train_idx", "val_idx", "test_idx")
+
+
+def load_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """Read those of the wanted arrays that an .npz holds; never unpickles.
+
+    Arrays that are not wanted are not read, so files that carry pickled names besides are fine.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, truncated, no .npz, or a wanted array is a pickled object.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise InputError(f"{path}: a single array, not an .npz archive")
+            return {key: file[key] for key in wanted if key in file.files}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as exc:
+        reason = "holds pickled objects, which are not read" if "allow_pickle" in str(exc) else "is damaged"
+        raise InputError(f"{path}: {reason} or not an .npz archive; save or fetch it again") from None
+
+
+def read_gnn_benchmark(path: Path, name: str, seed: int) -> Graph:
+    """Read a graph from an .npz.
+
+    Keys: `adj_data adj_indices adj_indptr adj_shape` (CSR adjacency); the features as
+    `attr_data attr_indices attr_indptr attr_shape` (CSR) or `attr_matrix` (dense); `labels` (N,);
+    optionally `train_idx val_idx test_idx` (node ids), else a split is drawn from the seed.
+
+    Raises
+    ------
+    InputError
+        For a damaged file, a missing key, or anything `Graph` refuses.
+    """
+    where = str(path)
+    adjacency_keys, attribute_keys = (
+        tuple(f"{prefix}_{part}" for part in ("data", "indices", "indptr", "shape"))
+        for prefix in ("adj", "attr")
+    )
+    arrays = load_npz(path, (*adjacency_keys, *attribute_keys, "attr_matrix", "labels", *_SPLIT_KEYS))
+    features_keys = ("attr_matrix",) if "attr_matrix" in arrays else attribute_keys
+    missing = [k for k in (*adjacency_keys, *features_keys, "labels") if k not in arrays]
+    if missing:
+        raise InputError(f"{where}: lacks {', '.join(missing)}; see docs/data.md for the keys")
+
+    adjacency = csr_from_parts([arrays[k] for k in adjacency_keys], f"{where} (adj_*)")
+    if "attr_matrix" in arrays:
+        features: Any = as_features(arrays["attr_matrix"], f"{where} (attr_matrix)")
+    else:
+        features = as_csr(csr_from_parts([arrays[k] for k in attribute_keys], f"{where} (attr_*)"))
+    labels = as_labels(arrays["labels"], f"{where} (labels)")
+    given = [k for k in _SPLIT_KEYS if k in arrays]
+    if given and len(given) < 3:
+        raise InputError(
+            f"{where}: holds {', '.join(given)} only; give all of {', '.join(_SPLIT_KEYS)} or none"
+        )
+    if given:
+        train, val, test = (as_ids(arrays[k], f"{where} ({k})") for k in _SPLIT_KEYS)
+    else:
+        train, val, test = draw_split(labels, seed, where)
+    num_classes = int(labels.max()) + 1 if labels.size else 0
+    return Graph(
+        name, clean_adjacency(adjacency, where), features, labels, train, val, test, num_classes, where
+    )

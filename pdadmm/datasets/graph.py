@@ -1,0 +1,205 @@
+"""The graph every reader returns, and the checks that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from ..errors import InputError
+
+__all__ = ["Graph", "as_csr", "as_features", "as_ids", "as_labels", "clean_adjacency", "csr_from_parts"]
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Graph:
+    """A node classification problem.
+
+    Attributes
+    ----------
+    name : str
+        What the user called it: a registry name or the stem of a file.
+    adjacency : scipy.sparse.csr_matrix (N, N) float32, or None
+        Symmetric, entries 1, no self-loops; None where the samples have no graph (MNIST).
+    features : scipy.sparse.csr_matrix (N, F) or ndarray (N, F), float32
+    labels : ndarray (N,) int64
+    train, val, test : ndarray int64
+        Disjoint node ids.
+    num_classes : int
+    origin : str
+        The file or folder that messages name.
+
+    Raises
+    ------
+    InputError
+        From the constructor: sizes that disagree, labels out of range, NaN or Inf features, an
+        empty split, ids out of range, a node that is in two splits.
+    """
+
+    name: str
+    adjacency: Any
+    features: Any
+    labels: npt.NDArray[np.int64]
+    train: npt.NDArray[np.int64]
+    val: npt.NDArray[np.int64]
+    test: npt.NDArray[np.int64]
+    num_classes: int
+    origin: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        self.origin = self.origin or self.name
+        self._check()
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes N."""
+        return int(self.features.shape[0])
+
+    @property
+    def num_features(self) -> int:
+        """Number of features F of a node, before any hop is added."""
+        return int(self.features.shape[1])
+
+    def split(self, name: str) -> npt.NDArray[np.int64]:
+        """Node ids of `train`, `val` or `test`, int64."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def _check(self) -> None:
+        n, where = self.num_nodes, self.origin
+        if n == 0 or self.num_features == 0:
+            raise InputError(f"{where}: the feature matrix is empty ({n} x {self.num_features})")
+        if self.labels.shape != (n,):
+            raise InputError(f"{where}: {self.labels.size} labels for {n} feature rows; they must agree")
+        if self.adjacency is not None and self.adjacency.shape != (n, n):
+            rows, columns = self.adjacency.shape
+            raise InputError(
+                f"{where}: adjacency is {rows} x {columns} for {n} feature rows; they must agree"
+            )
+        values = self.features.data if sp.issparse(self.features) else self.features
+        if not np.isfinite(values).all():
+            raise InputError(f"{where}: features hold NaN or Inf; replace them before preparing")
+        if self.num_classes < 2:
+            raise InputError(f"{where}: {self.num_classes} class in the labels; at least 2 are needed")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.num_classes:
+            bad = low if low < 0 else high
+            raise InputError(
+                f"{where}: label {bad} is out of range; labels must be 0 to {self.num_classes - 1}"
+            )
+        seen = np.zeros(n, dtype=bool)
+        for name in SPLITS:
+            ids = self.split(name)
+            if ids.size == 0:
+                raise InputError(f"{where}: the {name} split is empty; every split needs a node")
+            if int(ids.min()) < 0 or int(ids.max()) >= n:
+                bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+                raise InputError(f"{where}: node {bad} of the {name} split is out of range 0 to {n - 1}")
+            if seen[ids].any() or np.unique(ids).size != ids.size:
+                raise InputError(f"{where}: the {name} split repeats a node or shares one with another split")
+            seen[ids] = True
+
+
+def csr_from_parts(parts: Sequence[Any], where: str) -> Any:
+    """A checked `csr_matrix` from data, indices, indptr and shape that came out of a file.
+
+    Every index is checked before SciPy's compiled code sees it, since that code trusts them.
+
+    Raises
+    ------
+    InputError
+        When the arrays do not describe a CSR matrix of that shape.
+    """
+    try:
+        data, indices, indptr, dimensions = (np.asarray(part) for part in parts)
+        shape = tuple(int(s) for s in dimensions.ravel())
+        if len(shape) != 2 or min(shape) < 0:
+            raise ValueError(f"shape {shape}")
+        if data.dtype.kind not in "biuf" or indices.dtype.kind not in "iu" or indptr.dtype.kind not in "iu":
+            raise ValueError(f"types {data.dtype}, {indices.dtype}, {indptr.dtype}")
+        if data.ndim != 1 or indices.shape != data.shape or indptr.shape != (shape[0] + 1,):
+            raise ValueError("array lengths disagree")
+        if indptr[0] != 0 or indptr[-1] != data.size or (np.diff(indptr.astype(np.int64)) < 0).any():
+            raise ValueError("row pointers do not rise from 0 to the number of entries")
+        if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= shape[1]):
+            raise ValueError("a column index is out of range")
+    except (ValueError, TypeError, OverflowError, IndexError) as exc:
+        raise InputError(f"{where}: not a valid sparse matrix ({exc}); fetch the file again") from None
+    return sp.csr_matrix((data, indices, indptr), shape=shape)
+
+
+def clean_adjacency(adjacency: Any, where: str) -> Any:
+    """Make an adjacency matrix undirected, unweighted and free of self-loops.
+
+    Parameters
+    ----------
+    adjacency : scipy sparse (N, N)
+        An entry that is not 0 is an edge, in whichever direction.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix (N, N) float32
+        Sorted indices, entries 1.
+
+    Raises
+    ------
+    InputError
+        When it is not square.
+    """
+    rows, columns = adjacency.shape
+    if rows != columns:
+        raise InputError(f"{where}: adjacency is {rows} x {columns}; it must be square")
+    edges = adjacency.tocoo()
+    keep = (edges.data != 0) & (edges.row != edges.col)
+    i, j = edges.row[keep], edges.col[keep]
+    both = (np.concatenate([i, j]), np.concatenate([j, i]))
+    clean = sp.csr_matrix((np.ones(2 * i.size, dtype=np.float32), both), shape=(rows, rows))
+    clean.sum_duplicates()
+    clean.sort_indices()
+    clean.data[:] = 1.0
+    return clean
+
+
+def as_csr(matrix: Any) -> Any:
+    """Sparse features as float32 CSR with duplicates summed and indices sorted."""
+    with np.errstate(over="ignore"):  # an overflow to Inf is reported with the other bad values
+        matrix = matrix.tocsr().astype(np.float32)
+    matrix.sum_duplicates()
+    matrix.sort_indices()
+    return matrix
+
+
+def as_features(array: Any, where: str) -> npt.NDArray[np.float32]:
+    """Dense features (N, F) as C-contiguous float32, or InputError."""
+    array = np.asarray(array)
+    if array.ndim != 2 or array.dtype.kind not in "biuf":
+        raise InputError(f"{where}: features are {array.dtype} {array.shape}; a 2-D numeric array is needed")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def as_labels(array: Any, where: str) -> npt.NDArray[np.int64]:
+    """Labels (N,) as int64, or InputError when they are not whole numbers."""
+    array = np.asarray(array)
+    if array.ndim == 2 and 1 in array.shape:
+        array = array.ravel()
+    if array.ndim != 1 or array.dtype.kind not in "biuf":
+        raise InputError(f"{where}: labels are {array.dtype} {array.shape}; one integer a node is needed")
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
+        raise InputError(f"{where}: a label is not a whole number; every node needs one integer label")
+    return array.astype(np.int64)
+
+
+def as_ids(array: Any, where: str) -> npt.NDArray[np.int64]:
+    """Node ids as a sorted int64 vector, or InputError."""
+    array = np.asarray(array)
+    if array.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(f"{where}: node ids are {array.dtype} {array.shape}; a vector of integers is needed")
+    return np.sort(array.astype(np.int64))

@@ -1,0 +1,89 @@
+"""Graphs in the folder format of GraphSAINT (Zeng et al., ICLR 2020)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .gnn_benchmark import load_npz
+from .graph import Graph, as_features, as_ids, as_labels, clean_adjacency, csr_from_parts
+
+__all__ = ["read_graphsaint"]
+
+
+def read_graphsaint(files: Mapping[str, Path], name: str) -> Graph:
+    """Read adj_full.npz (SciPy CSR), feats.npy, class_map.json and role.json (keys tr, va, te).
+
+    Only data sets with one label a node are taken (Flickr, Reddit).
+
+    Parameters
+    ----------
+    files : mapping from the published name to the path
+
+    Raises
+    ------
+    InputError
+        For damaged files, several labels a node, and anything `Graph` refuses.
+    """
+    path = files["adj_full.npz"]
+    keys = ("data", "indices", "indptr", "shape")
+    arrays = load_npz(path, keys)
+    missing = [k for k in keys if k not in arrays]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}, so it is no SciPy CSR matrix; fetch it again")
+    adjacency = clean_adjacency(csr_from_parts([arrays[k] for k in keys], str(path)), str(path))
+
+    path = files["feats.npy"]
+    try:
+        features = as_features(np.load(path, allow_pickle=False), str(path))
+    except (OSError, ValueError, EOFError):
+        raise InputError(f"{path}: damaged or not a .npy array; fetch it again") from None
+
+    path = files["class_map.json"]
+    class_map = _json(path, dict)
+    n = features.shape[0]
+    labels = np.full(n, -1, dtype=np.int64)
+    try:
+        nodes = as_ids([int(k) for k in class_map], str(path))
+        if any(isinstance(v, list) for v in class_map.values()):
+            raise InputError(f"{path}: several labels a node; only data with one label a node can be used")
+        if nodes.size != n or (nodes != np.arange(n)).any():
+            raise InputError(f"{path}: labels are for other nodes than 0 to {n - 1}; fetch it again")
+        labels = as_labels([class_map[str(i)] for i in range(n)], str(path))
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise InputError(f"{path}: not a mapping from node to class; fetch it again") from None
+
+    path = files["role.json"]
+    role = _json(path, dict)
+    if any(not isinstance(role.get(key), list) for key in ("tr", "va", "te")):
+        raise InputError(f"{path}: lacks one of the lists tr, va, te; fetch it again")
+    try:
+        train, val, test = (as_ids(role[key], f"{path} ({key})") for key in ("tr", "va", "te"))
+    except (ValueError, OverflowError):
+        raise InputError(f"{path}: holds something other than node ids; fetch it again") from None
+    return Graph(
+        name=name,
+        adjacency=adjacency,
+        features=features,
+        labels=labels,
+        train=train,
+        val=val,
+        test=test,
+        num_classes=int(labels.max()) + 1 if labels.size else 0,
+        origin=str(path.parent),
+    )
+
+
+def _json(path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{path}: damaged JSON ({type(exc).__name__}); fetch it again") from None
+    if not isinstance(value, kind):
+        raise InputError(f"{path}: not a JSON object; fetch it again")
+    return value

@@ -1,0 +1,70 @@
+"""Random splits for the data sets that publish none."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+
+__all__ = ["draw_split"]
+
+Ids = npt.NDArray[np.int64]
+
+
+def draw_split(
+    labels: Ids, seed: int, where: str, *, per_class: int = 20, val: int = 1000, test: int = 1000
+) -> tuple[Ids, Ids, Ids]:
+    """Draw the usual split: `per_class` training nodes a class, then validation and test nodes.
+
+    The rule of Shchur et al. ("Pitfalls of graph neural network evaluation", 2018) with fixed
+    validation and test sizes. One permutation of the nodes is drawn from the seed; the first
+    `per_class` nodes of each class in that order train, and the next nodes are for test and
+    validation. Small graphs scale down: a class gives at most half its nodes (at least one) to
+    training, and when too few nodes are left, validation and test share them in proportion.
+
+    Parameters
+    ----------
+    labels : ndarray (N,) int64
+        Every class from 0 to the largest must occur.
+    seed : int
+    where : str
+        What messages name.
+
+    Returns
+    -------
+    train, val, test : ndarray int64
+        Sorted and disjoint.
+
+    Raises
+    ------
+    InputError
+        When a class has no node, a label is negative or no node is left for validation or test.
+    """
+    if labels.size and int(labels.min()) < 0:
+        raise InputError(f"{where}: label {int(labels.min())} is out of range; labels must be 0 or more")
+    if labels.size and int(labels.max()) >= labels.size:
+        raise InputError(f"{where}: label {int(labels.max())} is out of range for {labels.size} nodes")
+    counts = np.bincount(labels)
+    if (counts == 0).any():
+        empty = int(np.flatnonzero(counts == 0)[0])
+        raise InputError(f"{where}: class {empty} has no node; number the classes 0 to C-1 without gaps")
+    order = np.random.default_rng(seed).permutation(labels.size)
+    train = np.concatenate(
+        [
+            order[labels[order] == c][: min(per_class, max(1, int(count) // 2))]
+            for c, count in enumerate(counts)
+        ]
+        or [order[:0]]
+    )
+    rest = order[~np.isin(order, train)]
+    if rest.size < val + test:
+        test = rest.size * test // (val + test)
+        val = rest.size - test
+    if min(test, val) < 1:
+        raise InputError(
+            f"{where}: {labels.size} nodes are too few to draw training, validation and test nodes"
+        )
+    ids = train, rest[test : test + val], rest[:test]
+    a, b, c = (np.sort(i).astype(np.int64) for i in ids)
+    return a, b, c

@@ -1,0 +1,112 @@
+"""A contextual stochastic block model: the embedded default, which needs no download."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..errors import InputError
+from .graph import Graph, clean_adjacency
+from .splits import draw_split
+
+__all__ = ["synthetic_graph"]
+
+
+def synthetic_graph(
+    *,
+    nodes: int = 2700,
+    classes: int = 7,
+    features: int = 500,
+    degree: float = 4.0,
+    homophily: float = 0.75,
+    words: float = 18.0,
+    topic: float = 0.28,
+    train_per_class: int = 20,
+    seed: int = 0,
+) -> Graph:
+    """Draw a graph whose edges and features both say something about the classes, neither all.
+
+    A contextual stochastic block model (Deshpande et al., NeurIPS 2018) with bag-of-words features
+    in place of Gaussian ones. The defaults resemble Cora: with 20 training
+    nodes a class, multinomial logistic regression reaches about .55 on H alone and .87 on four hops.
+
+    Parameters
+    ----------
+    nodes, classes, features : int
+    degree : float
+        Mean degree.
+    homophily : float
+        Share of the edges drawn inside a class; the others join two classes.
+    words : float
+        Mean number of words (non-zero features) of a node, before repeats are merged.
+    topic : float
+        Share of a node's words that come from the vocabulary of its class; the others come from a
+        vocabulary common to all, with Zipf-like frequencies.
+    train_per_class : int
+        Training nodes a class; validation and test get 1000 each, fewer on small graphs.
+    seed : int
+        The same seed gives the same graph and the same split.
+
+    Returns
+    -------
+    Graph
+        Features are a float32 CSR matrix of zeros and ones.
+
+    Raises
+    ------
+    InputError
+        For sizes that make no graph.
+    """
+    if classes < 2 or nodes < 4 * classes or features < classes:
+        raise InputError(
+            f"synthetic: {nodes} nodes, {classes} classes, {features} features; at least 2 classes, "
+            "4 nodes a class and as many features as classes are needed"
+        )
+    if not (
+        0 <= homophily <= 1 and 0 < degree < nodes and words > 0 and 0 <= topic <= 1 and train_per_class > 0
+    ):
+        raise InputError(
+            f"synthetic: degree {degree} must be over 0 and under the number of nodes, homophily {homophily} "
+            f"from 0 to 1, training nodes a class {train_per_class} positive"
+        )
+    if seed < 0:
+        raise InputError(f"seed {seed} is negative; give 0 or more")
+    rng = np.random.default_rng([seed, 0x5B])  # not the stream that draws the split
+    labels = rng.permutation(np.arange(nodes, dtype=np.int64) % classes)
+
+    # Nodes sorted by class: a neighbour inside or outside the class is then one uniform draw.
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels, minlength=classes)
+    first = np.concatenate([[0], np.cumsum(counts)])[:-1]
+    edges = max(1, round(nodes * degree / 2))
+    source = rng.integers(0, nodes, edges)
+    c = labels[source]
+    inside = rng.random(edges) < homophily
+    draw = rng.random(edges)
+    position = np.where(
+        inside,
+        first[c] + (draw * counts[c]).astype(np.int64),
+        (first[c] + counts[c] + (draw * (nodes - counts[c])).astype(np.int64)) % nodes,
+    )
+    ones = np.ones(edges, dtype=np.float32)
+    adjacency = sp.coo_matrix((ones, (source, by_class[position])), shape=(nodes, nodes))
+
+    lengths = 1 + rng.poisson(max(words - 1, 0), nodes)
+    owner = np.repeat(np.arange(nodes), lengths)
+    vocabulary = rng.permutation(features)
+    share = features // classes
+    draw = rng.random(owner.size)
+    from_topic = rng.random(owner.size) < topic
+    word = np.where(
+        from_topic,
+        labels[owner] * share + (draw * share).astype(np.int64),
+        (draw**2 * features).astype(np.int64),  # density ~ rank^(-1/2): few frequent words, many rare
+    )
+    # The common frequencies are over another order of the words than the topics'.
+    word = np.where(from_topic, word, vocabulary[np.minimum(word, features - 1)])
+    bag = sp.csr_matrix((np.ones(owner.size, dtype=np.float32), (owner, word)), shape=(nodes, features))
+    bag.sum_duplicates()
+    bag.sort_indices()
+    bag.data[:] = 1.0
+    train, val, test = draw_split(labels, seed, "synthetic", per_class=train_per_class)
+    return Graph("synthetic", clean_adjacency(adjacency, "synthetic"), bag, labels, train, val, test, classes)

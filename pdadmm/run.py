@@ -1,0 +1,185 @@
+"""``mpirun -n R python -m pdadmm.run``: train a network, one or more layers a rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+import pdadmm
+from pdadmm import config as configuration
+from pdadmm.admm.growth import default_stages
+from pdadmm.comm.waiting import Waiter, ranks_on_node, usable_cores
+from pdadmm.config import Config
+from pdadmm.datasets.registry import REGISTRY
+from pdadmm.errors import InputError
+from pdadmm.features import FeatureFile, Features
+from pdadmm.launch import agree, main_under_mpi
+from pdadmm.metrics import write_json
+from pdadmm.model import write_model
+from pdadmm.report import Progress, final_table
+from pdadmm.trainer import Sizes, Trainer
+
+__all__ = ["main"]
+
+
+def open_features(path: str) -> Features:
+    """The prepared file, or the embedded synthetic data set when `path` is empty."""
+    if path:
+        return FeatureFile(path)
+    from pdadmm.datasets.synthetic import synthetic_graph
+    from pdadmm.features import in_memory
+
+    return in_memory(synthetic_graph(), hops=4)
+
+
+def preset(path: str) -> dict[str, Any]:
+    """Training options that the registry recommends for the data set in a prepared file."""
+    if not path:
+        return dict(REGISTRY["synthetic"].preset)
+    with FeatureFile(path) as features:
+        known = REGISTRY.get(features.dataset)
+    return dict(known.preset) if known else {}
+
+
+def resolve(config: Config, ranks: int) -> None:
+    """Fill in what depends on the number of ranks.
+
+    Raises
+    ------
+    InputError
+    """
+    network, training = config.network, config.training
+    if not network.layers:
+        network.layers = training.stages[-1] if training.stages else (10 if ranks == 1 else ranks)
+    if network.layers < ranks:
+        raise InputError(
+            f"{network.layers} layers cannot occupy {ranks} ranks; start at most {network.layers} ranks "
+            f"or give --layers {ranks}"
+        )
+    if not training.stages:
+        training.stages = default_stages(network.layers)
+    configuration.check_stages(training.stages, network.layers)
+    if config.run.transport == "nccl" and config.run.backend == "numpy":
+        raise InputError("--transport nccl needs --backend cupy; use --transport mpi on CPUs")
+    for option, module in (("backend", "cupy"), ("transport", "nccl")):
+        if getattr(config.run, option) == module:
+            raise InputError(
+                f"--{option} {module} is not available in this version; use --backend numpy --transport mpi"
+            )
+    config.run.backend, config.run.transport = "numpy", "mpi"
+
+
+def prepare_folder(config: Config, dataset: str) -> Path:
+    """Make the output folder and see that it can be written to."""
+    out = config.output.out or f"runs/{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    config.output.out = out
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to --out {out}: {error.strerror}; choose another folder") from None
+    return folder
+
+
+def set_threads(config: Config, comm: Any) -> int:
+    """Limit the BLAS threads of this rank; returns their number."""
+    from_environment = os.environ.get("OMP_NUM_THREADS") or os.environ.get("OPENBLAS_NUM_THREADS")
+    threads = config.run.threads
+    if not threads and from_environment and from_environment.isdigit():
+        threads = int(from_environment)
+    threads = threads or max(1, usable_cores() // ranks_on_node(comm))
+    threadpool_limits(threads)
+    return threads
+
+
+def _train(waiter: Waiter, arguments: list[str]) -> None:
+    started = time.perf_counter()
+    comm = waiter.comm
+
+    def check() -> tuple[Config, Sizes] | None:
+        if comm.rank:
+            return None
+        config = configuration.parse(arguments, preset)
+        resolve(config, comm.size)
+        with open_features(config.features) as features:
+            sizes = Sizes.of(features)
+        prepare_folder(config, sizes.dataset)
+        return config, sizes
+
+    config, sizes = waiter.broadcast(agree(waiter, check))
+    waiter.timeout = config.run.timeout
+    threads = set_threads(config, comm)
+    folder = Path(config.output.out)
+    show = Progress(config, enabled=comm.rank == 0 and not config.output.quiet)
+
+    def record(values: dict[str, Any]) -> None:
+        if comm.rank == 0:
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(values) + "\n")
+        show.update(values)
+
+    trainer = agree(
+        waiter, lambda: Trainer(config, sizes, lambda: open_features(config.features), waiter, record)
+    )
+    if comm.rank == 0:
+        (folder / "config.toml").write_text(config.to_toml())
+        (folder / "metrics.jsonl").write_text("")
+    with show:
+        trainer.run()
+    summary = {
+        "version": pdadmm.__version__,
+        "dataset": sizes.dataset,
+        "nodes_train": sizes.rows["train"],
+        "layers": config.network.layers,
+        "hidden": config.network.hidden,
+        "ranks": comm.size,
+        "backend": config.run.backend,
+        "transport": config.run.transport,
+        "kernels": trainer.kernels.name,
+        "codec": config.messages.codec,
+        "bits": config.messages.bits,
+        "solver": config.training.solver,
+        "step": config.training.step,
+        "nu": config.training.nu,
+        "rho": config.training.rho,
+        "mu": config.training.mu,
+        "stages": config.training.stages,
+        "seed": config.training.seed,
+        "iterations": trainer.iteration,
+        **trainer.summary(),
+        "threads": threads,
+        "placement": [[block.start, block.stop - 1] for block in trainer.blocks],
+        "hosts": waiter.gather(platform.node()),
+    }
+    attributes = {
+        "activation": config.network.activation,
+        "dataset": sizes.dataset,
+        "test_accuracy": summary["test_accuracy"],
+    }
+    write_model(folder / "model.h5", trainer.layers, trainer.blocks, attributes, waiter)
+    if comm.rank == 0:
+        summary["seconds_total"] = time.perf_counter() - started
+        write_json(folder / "summary.json", summary)
+        if not config.output.quiet:
+            final_table(summary, folder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    np.seterr(all="ignore")  # overflow shows as a non-finite gradient, which ends the run with a reason
+    return main_under_mpi(_train, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""The training loop: stages of growth, iterations, evaluations, the files a run leaves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pdadmm.admm.activations import make_activation
+from pdadmm.admm.growth import identity_layer, random_layer
+from pdadmm.admm.layer import Hyper, Layer, Terms
+from pdadmm.admm.stage import Array, Plan, Stage
+from pdadmm.comm.codec import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.comm.placement import layer_cost, place
+from pdadmm.comm.waiting import Waiter
+from pdadmm.config import Config
+from pdadmm.evaluate import Split, evaluate
+from pdadmm.features import Features
+from pdadmm.kernels.reference import ReferenceKernels
+from pdadmm.metrics import Monitor
+
+__all__ = ["SPLITS", "Sizes", "Trainer", "widths_of"]
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Dimensions of the data that every rank needs to know."""
+
+    dataset: str
+    inputs: int  #: columns of X
+    classes: int
+    rows: dict[str, int]  #: nodes of each split
+
+    @classmethod
+    def of(cls, features: Features) -> Sizes:
+        """Sizes of opened features."""
+        rows = dict(zip(SPLITS, (features.n_train, features.n_val, features.n_test), strict=True))
+        return cls(features.dataset, features.num_features, features.num_classes, rows)
+
+
+def widths_of(config: Config, inputs: int, classes: int) -> list[int]:
+    """Widths n_0, ..., n_L of the finished network."""
+    return [inputs, *[config.network.hidden] * (config.network.layers - 1), classes]
+
+
+class Trainer:
+    """Trains the layers of one rank together with the other ranks.
+
+    Parameters
+    ----------
+    config
+        Complete and checked, the same on all ranks.
+    sizes
+        Dimensions of the data, the same on all ranks.
+    open_features
+        Opens the data; called only on the ranks of the first and the last layer.
+    waiter
+        Waits for MPI; holds the communicator.
+    progress
+        Called with the record of every evaluated iteration, on all ranks.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        sizes: Sizes,
+        open_features: Callable[[], Features],
+        waiter: Waiter,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.waiter = waiter
+        self.rank = waiter.comm.rank
+        self.layers_total = config.network.layers
+        self.widths = widths_of(config, sizes.inputs, sizes.classes)
+        nodes = sizes.rows['train']
+        costs = [
+            layer_cost(nodes, self.widths[i], self.widths[i + 1], first=i == 0)
+            for i in range(self.layers_total)
+        ]
+        self.blocks = place(costs, waiter.comm.size)
+        t = config.training
+        self.hyper = Hyper(t.nu, t.rho, t.mu, t.solver, t.step, t.refresh, t.risk)
+        self.kernels: Any = ReferenceKernels()
+        self.layers: dict[int, Layer] = {}
+        self.splits = self._read(sizes, open_features)
+        self.monitor = Monitor(self.layers_total, {name: self.splits[name].rows for name in SPLITS})
+        self._progress = progress
+        self.records: list[dict[str, Any]] = []
+        self.iteration = 0
+        self.seconds_iterations = 0.0
+        self.seconds_evaluation = 0.0
+        self.seconds_exposed = 0.0
+        self.setup_bytes = 0
+        self._stalled_at: list[float] = []
+
+    def _read(self, sizes: Sizes, open_features: Callable[[], Features]) -> dict[str, Split]:
+        """Features on the rank of layer 1, labels on the output layer's rank; nothing elsewhere."""
+        mine = self.blocks[self.rank]
+        first, last = 1 in mine, self.layers_total in mine
+        if not first and not last:
+            return {name: Split(rows, None, None) for name, rows in sizes.rows.items()}
+        with open_features() as features:
+            return {
+                name: Split(rows, features.x(name) if first else None, features.y(name) if last else None)
+                for name, rows in sizes.rows.items()
+            }
+
+    # ---- the run ------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train through all stages."""
+        for index, depth in enumerate(self.config.training.stages):
+            self._run_stage(index, depth)
+
+    def _run_stage(self, index: int, depth: int) -> None:
+        t = self.config.training
+        plan = Plan(depth, self.layers_total, self.blocks, self.rank)
+        for position in plan.mine:
+            if position not in self.layers:
+                self.layers[position] = self._new_layer(position, grown=index > 0)
+        stage = Stage(plan, [self.layers[p] for p in plan.mine], self.waiter)
+        self.stage = stage
+        train = self.splits["train"]
+        stage.start(
+            train.x, train.y, train.rows, self._codec, self.hyper, self.kernels, t.seed
+        )
+        self._stalled_at = []
+        for i in range(t.iterations):
+            self.iteration += 1
+            measure = (i + 1) % self.config.output.eval_every == 0 or i + 1 == t.iterations
+            exposed = self.waiter.seconds
+            start = time.perf_counter()
+            terms = stage.iterate(i, measure)
+            self.seconds_iterations += time.perf_counter() - start
+            self.seconds_exposed += self.waiter.seconds - exposed
+            if measure:
+                self._evaluate(stage, terms, index, depth, i + 1)
+        self.message_bytes = sum(end.link.bytes_sent for end in stage.couplings)
+        self.float32_bytes = sum(4 * end.own.size for end in stage.couplings) * t.iterations
+        stage.finish()
+
+    def _new_layer(self, position: int, grown: bool) -> Layer:
+        t, n = self.config.training, self.widths
+        last = position == self.layers_total
+        activation = None if last else make_activation(self.config.network.activation)
+        if grown:
+            return identity_layer(position, n[position], activation, t.anchor == "identity")
+        n_in = n[position - 1]
+        return random_layer(position, n_in, n[position], activation, t.seed)
+
+    def _codec(self, start: Array) -> Codec:
+        m = self.config.messages
+        if m.codec == "float32":
+            return Float32Codec()
+        if m.codec == "affine":
+            return AffineCodec(m.bits)
+        if m.codec == "delta":
+            return DeltaCodec(m.bits)
+        low, high = m.grid_low, m.grid_high
+        if low is None or high is None:
+            low, high = grid_range(start)
+        return GridCodec(m.bits, low, high)
+
+    # ---- measuring ----------------------------------------------------------------------------------
+
+    def _evaluate(
+        self, stage: Stage, terms: dict[int, Terms], index: int, depth: int, stage_iteration: int
+    ) -> None:
+        start = time.perf_counter()
+        counts = {name: evaluate(stage, self.splits[name], self.hyper.risk) for name in SPLITS}
+        total = self.waiter.sum(self.monitor.pack(terms, counts))
+        record: dict[str, Any] = {
+            "iteration": self.iteration,
+            "stage": index + 1,
+            "layers": depth,
+            "stage_iteration": stage_iteration,
+            "nu": self.hyper.nu,
+            "rho": self.hyper.rho,
+            **self.monitor.unpack(total, self.hyper, stage_iteration),
+            "seconds": self.seconds_iterations,
+        }
+        self._follow_schedule(record["train_loss"])
+        self.records.append(record)
+        self.seconds_evaluation += time.perf_counter() - start
+        if self._progress is not None:
+            self._progress(record)
+
+    def _follow_schedule(self, loss: float) -> None:
+        """The authors' rule: nu and rho grow tenfold, up to 1, when the loss twice fell by less than .001."""
+        if self.config.training.schedule != "authors":
+            return
+        self._stalled_at = [*self._stalled_at[-2:], loss]
+        if len(self._stalled_at) == 3:
+            a, b, c = self._stalled_at
+            if c > b - 0.001 and b > a - 0.001:
+                self.hyper.nu = max(self.hyper.nu, min(10 * self.hyper.nu, 1.0))
+                self.hyper.rho = max(self.hyper.rho, min(10 * self.hyper.rho, 1.0))
+
+    def summary(self) -> dict[str, Any]:
+        """Results of the whole run, the same on all ranks."""
+        t = self.config.training
+        last = self.records[-1]
+        best = max(self.records, key=lambda r: (r["val_accuracy"], r["iteration"]))
+        mine = [float(self.message_bytes), float(self.float32_bytes), self.seconds_exposed]
+        sent, plain, exposed = self.waiter.sum(np.array(mine)).tolist()
+        return {
+            "train_accuracy": last["train_accuracy"],
+            "val_accuracy": last["val_accuracy"],
+            "test_accuracy": last["test_accuracy"],
+            "best_val_accuracy": best["val_accuracy"],
+            "test_accuracy_at_best_val": best["test_accuracy"],
+            "objective": last["objective"],
+            "primal_residual": last["primal_residual"],
+            "bytes_per_iteration": round(sent / t.iterations),
+            "float32_bytes_per_iteration": round(plain / t.iterations),
+            "seconds_iterations": self.seconds_iterations,
+            "seconds_evaluation": self.seconds_evaluation,
+            "seconds_exposed_communication": exposed / self.waiter.comm.size,
+        }
+
+
+def grid_range(start: Array) -> tuple[float, float]:
+    """Range of the grid from the activations of the stage's first forward pass."""
+    low, high = float(start.min()), float(start.max())
+    margin = 0.1 * (high - low) or 1.0
+    return low - margin, high + margin
