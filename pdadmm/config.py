@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import sys
 import types
 import typing
@@ -29,7 +30,9 @@ else:  # pragma: no cover
 __all__ = ["Config", "Messages", "Network", "Output", "Run", "Training", "load", "parse"]
 
 
-def _option(default: Any, text: str, choices: tuple[Any, ...] | None = None, metavar: str | None = None) -> Any:
+def _option(
+    default: Any, text: str, choices: tuple[Any, ...] | None = None, metavar: str | None = None
+) -> Any:
     metadata = {"help": text, "choices": choices, "metavar": metavar}
     if default == []:
         return field(default_factory=list, metadata=metadata)
@@ -40,7 +43,9 @@ def _option(default: Any, text: str, choices: tuple[Any, ...] | None = None, met
 class Network:
     """Shape of the network."""
 
-    layers: int = _option(0, "layers of the finished network; default: the number of ranks, or 10 on one rank")
+    layers: int = _option(
+        0, "layers of the finished network; default: the number of ranks, or 10 on one rank"
+    )
     hidden: int = _option(100, "neurons of a hidden layer")
     activation: str = _option("relu", "activation of the hidden layers", tuple(ACTIVATIONS))
 
@@ -51,8 +56,12 @@ class Training:
 
     stages: list[int] = _option([], "depths to grow through, e.g. 2,5,10; default: doubling up to --layers")
     iterations: int = _option(100, "iterations of every stage")
-    solver: str = _option("gradient", "p and W by a gradient step or by exact minimisation", ("gradient", "exact"))
-    step: str = _option("exact", "step length: exact line search, or the authors' doubling", ("exact", "doubling"))
+    solver: str = _option(
+        "gradient", "p and W by a gradient step or by exact minimisation", ("gradient", "exact")
+    )
+    step: str = _option(
+        "exact", "step length: exact line search, or the authors' doubling", ("exact", "doubling")
+    )
     nu: float = _option(0.01, "penalty of z = pW+b and q = f(z)")
     rho: float = _option(0.1, "penalty of p = q between layers")
     mu: float = _option(0.01, "L2 penalty of the weights")
@@ -62,7 +71,7 @@ class Training:
     risk: str = _option("cross_entropy", "loss of the output layer", ("cross_entropy", "least_squares"))
     schedule: str = _option(
         "constant",
-        "constant nu and rho, or the authors' rule: both grow tenfold, up to 1, when the training loss stalls",
+        "constant nu and rho, or the authors' rule: tenfold, up to 1, when the training loss stalls",
         ("constant", "authors"),
     )
     refresh: int = _option(25, "iterations between recomputations of the residual")
@@ -85,7 +94,9 @@ class Run:
 
     backend: str = _option("auto", "array library", ("auto", "numpy", "cupy"))
     transport: str = _option("auto", "how messages travel", ("auto", "mpi", "nccl"))
-    threads: int = _option(0, "threads of a rank; default: OMP_NUM_THREADS, or the node's cores over its ranks")
+    threads: int = _option(
+        0, "threads of a rank; default: OMP_NUM_THREADS, or the node's cores over its ranks"
+    )
     timeout: float = _option(0.0, "seconds without a sign of a neighbour after which the run ends; 0: never")
 
 
@@ -151,7 +162,12 @@ def _parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("features", nargs="?", metavar="FILE.h5", help="made by pdadmm.prepare; default: an embedded synthetic graph")
+    parser.add_argument(
+        "features",
+        nargs="?",
+        metavar="FILE.h5",
+        help="made by pdadmm.prepare; default: an embedded synthetic graph",
+    )
     parser.add_argument("--config", metavar="FILE.toml", help="options from a file; the command line wins")
     group = {s: parser.add_argument_group(s) for s in _SECTIONS}
     for section, f, hint in _fields():
@@ -172,15 +188,16 @@ def _parser() -> argparse.ArgumentParser:
 def _plain(hint: Any) -> type:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return next(t for t in typing.get_args(hint) if t is not type(None))
-    return hint  # type: ignore[no-any-return]
+    return hint
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     """A TOML value as the type of its field."""
-    kind = list if typing.get_origin(hint) is list else _plain(hint)
+    kind: type = list if typing.get_origin(hint) is list else _plain(hint)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not kind or (kind is list and not all(type(v) is int for v in value)):
+    whole = isinstance(value, list) and all(type(v) is int for v in value)
+    if type(value) is not kind or (kind is list and not whole):
         wanted = "list of integers" if kind is list else kind.__name__
         raise InputError(f"{where} must be a {wanted}, not {value!r}")
     return value
@@ -221,9 +238,7 @@ def load(path: str) -> dict[str, dict[str, Any]]:
     return options
 
 
-def parse(
-    arguments: list[str], preset: typing.Callable[[str], dict[str, Any]] | None = None
-) -> Config:
+def parse(arguments: list[str], preset: typing.Callable[[str], dict[str, Any]] | None = None) -> Config:
     """Configuration of a command line.
 
     Parameters
@@ -287,7 +302,9 @@ def check(config: Config) -> None:
     if (m.grid_low is None) != (m.grid_high is None):
         raise InputError("--grid-low and --grid-high go together; give both or neither")
     if m.grid_low is not None and m.grid_high is not None and not m.grid_low < m.grid_high:
-        raise InputError(f"the grid [{m.grid_low:g}, {m.grid_high:g}] is empty; --grid-low must be below --grid-high")
+        raise InputError(
+            f"the grid [{m.grid_low:g}, {m.grid_high:g}] is empty; --grid-low must be below --grid-high"
+        )
     if t.stages:
         check_stages(t.stages, config.network.layers)
 
@@ -300,9 +317,11 @@ def check_stages(stages: list[int], layers: int) -> None:
     InputError
     """
     shown = ",".join(map(str, stages))
-    if stages[0] < 1 or any(b <= a for a, b in zip(stages, stages[1:], strict=False)):
+    if stages[0] < 1 or any(b <= a for a, b in itertools.pairwise(stages)):
         raise InputError(f"--stages {shown} does not grow; give increasing depths such as 2,5,10")
     if layers and stages[-1] != layers:
-        raise InputError(f"--stages {shown} ends at {stages[-1]} layers, but --layers is {layers}; make them agree")
+        raise InputError(
+            f"--stages {shown} ends at {stages[-1]} layers, but --layers is {layers}; make them agree"
+        )
     if len(stages) > 1 and stages[0] < 2:
         raise InputError(f"--stages {shown} starts below 2; growth needs a hidden layer and the output layer")

@@ -9,7 +9,9 @@ import numpy as np
 from pdadmm.admm.layer import risk_sum
 from pdadmm.admm.stage import Array, Stage
 
-__all__ = ["Split", "evaluate"]
+__all__ = ["SPLITS", "Split", "evaluate"]
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass

@@ -25,7 +25,9 @@ def main_under_mpi(command: Callable[[Waiter, list[str]], None], arguments: list
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        print(f"pdadmm: no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'", file=sys.stderr)
+        print(
+            f"pdadmm: no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'", file=sys.stderr
+        )
         return 2
     comm = MPI.COMM_WORLD
     rank = comm.rank
@@ -49,7 +51,9 @@ def main_under_mpi(command: Callable[[Waiter, list[str]], None], arguments: list
         print(f"pdadmm: rank {rank}: {error}", file=sys.stderr, flush=True)
         comm.Abort(1)
     except MemoryError:
-        print(f"pdadmm: rank {rank}: out of memory; use more ranks or fewer nodes", file=sys.stderr, flush=True)
+        print(
+            f"pdadmm: rank {rank}: out of memory; use more ranks or fewer nodes", file=sys.stderr, flush=True
+        )
         comm.Abort(1)
     except BaseException:
         print(f"pdadmm: rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
@@ -78,7 +82,7 @@ def agree(waiter: Waiter, work: Callable[[], Any]) -> Any:
 
 
 def _require_one_world(size: int) -> None:
-    """srun without a matching --mpi starts separate worlds of one rank: say so instead of training N times."""
+    """srun without a matching --mpi starts separate worlds of one rank: refuse to train N times."""
     steps = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1") or 1)
     if size == 1 and steps > 1 and "PMI_SIZE" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
         if os.environ.get("SLURM_PROCID", "0") != "0":

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from pdadmm.admm.activations import ACTIVATIONS, make_activation
@@ -56,6 +55,8 @@ class Model:
         InputError
             When the file is missing, damaged, or not a model.
         """
+        import h5py
+
         if not Path(path).exists():
             raise InputError(f"there is no model {path}; a run writes model.h5 into its --out folder")
         try:
@@ -86,7 +87,9 @@ class Model:
             When X has not n_0 columns.
         """
         if X.ndim != 2 or X.shape[1] != self.weights[0].shape[1]:
-            raise ValueError(f"features of shape {X.shape} do not fit a model of {self.weights[0].shape[1]} inputs")
+            raise ValueError(
+                f"features of shape {X.shape} do not fit a model of {self.weights[0].shape[1]} inputs"
+            )
         f = make_activation(self.activation)
         x = np.asarray(X, np.float32)
         last = len(self.weights) - 1
@@ -156,9 +159,13 @@ def write_model(
             for array in (shape, layer.W, layer.b):
                 waiter.all(waiter.send(array, 0, _TAG), f"the weights of layer {position} to reach rank 0")
         return
+    import h5py
+
     temporary = path.with_name(path.name + ".tmp")
     with h5py.File(temporary, "w") as file:
-        file.attrs.update(schema=SCHEMA, schema_version=SCHEMA_VERSION, layers=blocks[-1].stop - 1, **attributes)
+        file.attrs.update(
+            schema=SCHEMA, schema_version=SCHEMA_VERSION, layers=blocks[-1].stop - 1, **attributes
+        )
         for source, block in enumerate(blocks):
             for position in block:
                 group = file.create_group(f"layer_{position:04d}")

@@ -165,7 +165,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Under mpirun rank 0 reads, reports and writes, and the other ranks compute column blocks for it.
     """
-    signal.signal(signal.SIGTERM, _terminated)
     srun_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1") or "1")
     if not any(name in os.environ for name in _LAUNCHED) and srun_tasks <= 1:
         return _run(arguments, lambda work: work.pieces())
@@ -176,4 +175,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(main())

@@ -47,7 +47,8 @@ class Progress:
         """Show the record of an evaluated iteration."""
         text = (
             f"{record['layers']} layers  objective {record['objective']:.4g}  residual "
-            f"{record['primal_residual']:.2g}  val {record['val_accuracy']:.3f}  test {record['test_accuracy']:.3f}"
+            f"{record['primal_residual']:.2g}  "
+            f"val {record['val_accuracy']:.3f}  test {record['test_accuracy']:.3f}"
         )
         self._bar.update(self._task, completed=record["iteration"], description=text)
         if self._lines and record["stage_iteration"] == self._per_stage:
@@ -57,7 +58,10 @@ class Progress:
 def final_table(summary: dict[str, Any], folder: Path) -> None:
     """Print the results of a run."""
     sent, plain = summary["bytes_per_iteration"], summary["float32_bytes_per_iteration"]
-    table = Table(show_header=False, title=f"{summary['dataset']}: {summary['layers']} layers on {summary['ranks']} ranks")
+    table = Table(
+        show_header=False,
+        title=f"{summary['dataset']}: {summary['layers']} layers on {summary['ranks']} ranks",
+    )
     rows = [
         ("accuracy: train", f"{summary['train_accuracy']:.3f}"),
         ("validation", f"{summary['val_accuracy']:.3f}"),

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -18,30 +18,36 @@ from pdadmm import config as configuration
 from pdadmm.admm.growth import default_stages
 from pdadmm.comm.waiting import Waiter, ranks_on_node, usable_cores
 from pdadmm.config import Config
-from pdadmm.datasets.registry import REGISTRY
 from pdadmm.errors import InputError
-from pdadmm.features import FeatureFile, Features
 from pdadmm.launch import agree, main_under_mpi
 from pdadmm.metrics import write_json
 from pdadmm.model import write_model
 from pdadmm.report import Progress, final_table
 from pdadmm.trainer import Sizes, Trainer
 
+if TYPE_CHECKING:
+    from pdadmm.features import Features
+
 __all__ = ["main"]
 
 
 def open_features(path: str) -> Features:
     """The prepared file, or the embedded synthetic data set when `path` is empty."""
+    # imported here: SciPy takes long to load, and most ranks read no features
+    from pdadmm.datasets.synthetic import synthetic_graph
+    from pdadmm.features import FeatureFile, in_memory
+
     if path:
         return FeatureFile(path)
-    from pdadmm.datasets.synthetic import synthetic_graph
-    from pdadmm.features import in_memory
 
     return in_memory(synthetic_graph(), hops=4)
 
 
 def preset(path: str) -> dict[str, Any]:
     """Training options that the registry recommends for the data set in a prepared file."""
+    from pdadmm.datasets.registry import REGISTRY
+    from pdadmm.features import FeatureFile
+
     if not path:
         return dict(REGISTRY["synthetic"].preset)
     with FeatureFile(path) as features:

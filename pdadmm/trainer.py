@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,14 +17,14 @@ from pdadmm.comm.codec import AffineCodec, Codec, DeltaCodec, Float32Codec, Grid
 from pdadmm.comm.placement import layer_cost, place
 from pdadmm.comm.waiting import Waiter
 from pdadmm.config import Config
-from pdadmm.evaluate import Split, evaluate
-from pdadmm.features import Features
+from pdadmm.evaluate import SPLITS, Split, evaluate
 from pdadmm.kernels.reference import ReferenceKernels
 from pdadmm.metrics import Monitor
 
-__all__ = ["SPLITS", "Sizes", "Trainer", "widths_of"]
+if TYPE_CHECKING:  # features imports SciPy and h5py, which only the first and last ranks need
+    from pdadmm.features import Features
 
-SPLITS = ("train", "val", "test")
+__all__ = ["Sizes", "Trainer", "widths_of"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Trainer:
         self.rank = waiter.comm.rank
         self.layers_total = config.network.layers
         self.widths = widths_of(config, sizes.inputs, sizes.classes)
-        nodes = sizes.rows['train']
+        nodes = sizes.rows["train"]
         costs = [
             layer_cost(nodes, self.widths[i], self.widths[i + 1], first=i == 0)
             for i in range(self.layers_total)
@@ -127,9 +127,7 @@ class Trainer:
         stage = Stage(plan, [self.layers[p] for p in plan.mine], self.waiter)
         self.stage = stage
         train = self.splits["train"]
-        stage.start(
-            train.x, train.y, train.rows, self._codec, self.hyper, self.kernels, t.seed
-        )
+        stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.kernels, t.seed)
         self._stalled_at = []
         for i in range(t.iterations):
             self.iteration += 1

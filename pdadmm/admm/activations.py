@@ -125,7 +125,8 @@ def _safeguarded_newton(a: Array, q: Array, z: Array, value: Any, slope: float) 
         if np.array_equal(x_new, x):
             break
         x = x_new
-    return np.where(cost(x) <= cost(z), x, z).astype(a.dtype)
+    best: Array = np.where(cost(x) <= cost(z), x, z)
+    return best.astype(a.dtype)
 
 
 ACTIVATIONS = {f.name: f for f in (ReLU, LeakyReLU, Tanh, Sigmoid)}

@@ -95,9 +95,7 @@ class Layer:
         z += self.b
         return z
 
-    def start(
-        self, p: Array, z: Array, y: Array | None, hyper: Hyper, kernels: Any, work: Workspace
-    ) -> None:
+    def start(self, p: Array, z: Array, y: Array | None, hyper: Hyper, kernels: Any, work: Workspace) -> None:
         """Enter a stage from a forward pass: ``z = p W^T + b``, so that the residual is 0.
 
         `p` is kept, not copied: X in layer 1, the own variable of the coupling below elsewhere.
@@ -245,7 +243,14 @@ class Layer:
         h, end = self.hyper, self.below
         assert end is not None
         d, image, length = updates.projected_step(
-            self.p, G, norm, self.W, h.nu, h.rho, h.step, end.codec.project  # type: ignore[attr-defined]
+            self.p,
+            G,
+            norm,
+            self.W,
+            h.nu,
+            h.rho,
+            h.step,
+            end.codec.project,  # type: ignore[attr-defined]
         )
         if length:
             self.p += d

@@ -174,7 +174,12 @@ class Stage:
             layer.start(own, z[layer.position], y if layer.activation is None else None, hyper, kernels, work)
 
     def _connect(
-        self, p: dict[int, Array], z: dict[int, Array], nodes: int, make_codec: Callable[[Array], Codec], seed: int
+        self,
+        p: dict[int, Array],
+        z: dict[int, Array],
+        nodes: int,
+        make_codec: Callable[[Array], Codec],
+        seed: int,
     ) -> None:
         for lower, upper in zip(self.layers, self.layers[1:], strict=False):
             start = p[upper.position]

@@ -209,7 +209,7 @@ def centred_gram(p: Array) -> Array:
     """Gram matrix of p minus its mean over the nodes, float64: (V, V) where V < n_in, else (n_in, n_in)."""
     centred = p - p.mean(axis=0, dtype=np.float64).astype(p.dtype)
     V, n = p.shape
-    return (centred @ centred.T if V < n else centred.T @ centred).astype(np.float64)
+    return (centred @ centred.T if n > V else centred.T @ centred).astype(np.float64)
 
 
 def exact_weights(
@@ -236,11 +236,15 @@ def exact_weights(
     target = z - z_mean.astype(z.dtype)
     if not np.isscalar(W_bar):
         target = target - centred @ W_bar.T  # type: ignore[union-attr]
-    gram = (centred @ centred.T if V < n else centred.T @ centred).astype(np.float64) if gram is None else gram.copy()
+    gram = (
+        (centred @ centred.T if n > V else centred.T @ centred).astype(np.float64)
+        if gram is None
+        else gram.copy()
+    )
     # a floor keeps the system solvable when mu is 0 or vanishes against float32 products
     diagonal = xp.arange(len(gram))
     gram[diagonal, diagonal] += max(mu / nu, 1e-7 * float(gram.trace()) / len(gram) + 1e-30)
-    if V < n:
+    if n > V:
         delta = xp.linalg.solve(gram, target.astype(np.float64)).astype(p.dtype).T @ centred
     else:
         right = (centred.T @ target).astype(np.float64)
@@ -250,7 +254,14 @@ def exact_weights(
 
 
 def projected_step(
-    p: Array, G: Array, norm: float, W: Array, nu: float, rho: float, step: str, project: Callable[[Array], Array]
+    p: Array,
+    G: Array,
+    norm: float,
+    W: Array,
+    nu: float,
+    rho: float,
+    step: str,
+    project: Callable[[Array], Array],
 ) -> tuple[Array, Array, float]:
     """p-step of pdADMM-G-Q: the sufficient-decrease test is made at the projected point.
 

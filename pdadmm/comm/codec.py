@@ -62,10 +62,16 @@ class NonFiniteError(ValueError):
 class Codec(Protocol):
     """What a coupling needs of a codec."""
 
-    name: str
-    bits: int
-    #: the decoded copy equals the encoded values, so that the sender needs none of its own
-    lossless: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def bits(self) -> int: ...
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the decoded copy equals the encoded values, so that the sender needs none of its own."""
+        ...
 
     def nbytes(self, rows: int, cols: int) -> int:
         """Size of a message, in bytes."""
@@ -187,7 +193,9 @@ class GridCodec:
     def __post_init__(self) -> None:
         _check_bits("grid", self.bits, (8, 4, 2))
         if not self.low < self.high:
-            raise InputError(f"the grid [{self.low}, {self.high}] is empty; give --grid-low below --grid-high")
+            raise InputError(
+                f"the grid [{self.low}, {self.high}] is empty; give --grid-low below --grid-high"
+            )
 
     @property
     def step(self) -> np.float32:
@@ -244,7 +252,7 @@ class AffineCodec:
 
     def encode(self, x: Array, hat: Array, out: Array, key: int = 0) -> None:
         _refuse_nonfinite(x)
-        rows, cols = x.shape
+        rows = len(x)
         head = out[: 4 * rows].view(np.float16).reshape(2, rows)
         low = np.clip(x.min(axis=1), -_FLOAT16_MAX, _FLOAT16_MAX)
         half = low.astype(np.float16)
@@ -312,7 +320,7 @@ class DeltaCodec:
 
     def _scales(self, change: Array) -> Array:
         """Float16 scales, (rows, blocks)."""
-        rows, cols = change.shape
+        cols = change.shape[1]
         starts = np.arange(0, cols, self.block)
         size = np.abs(change)
         largest = np.maximum.reduceat(size, starts, axis=1)

@@ -43,9 +43,7 @@ class MPILink:
         self._what = f"layer {coupling if upper else coupling + 1} on rank {peer}"
         comm = waiter.comm
         down, up = 2 * coupling, 2 * coupling + 1
-        self._send = [
-            comm.Send_init(part, peer, down if upper else up) for part in pieces(self.send_buffer)
-        ]
+        self._send = [comm.Send_init(part, peer, down if upper else up) for part in pieces(self.send_buffer)]
         self._receive = [
             comm.Recv_init(part, peer, up if upper else down) for part in pieces(self.receive_buffer)
         ]

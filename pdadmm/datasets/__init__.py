@@ -68,6 +68,8 @@ def load(
     if synthetic and entry.format != "synthetic":
         raise InputError(f"{text}: options of the synthetic graph do not apply; leave them out")
     if entry.format == "synthetic":
+        if raw is not None:
+            raise InputError("synthetic: is generated and needs no --raw; leave it out")
         return synthetic_graph(seed=seed, **(synthetic or {}))
     files = raw_files(entry, raw, verify, progress)
     if entry.format == "planetoid":

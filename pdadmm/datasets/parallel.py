@@ -81,30 +81,52 @@ def _work(comm: Any) -> int:
                 _send(comm, values, 0)
 
 
-def _share(comm: Any, work: Any) -> Iterator[tuple[int, int, Any]]:
-    """The pieces of `work` in their usual order, computed by all ranks."""
-    blocks = work.plan.blocks()
-    others = min(comm.size, len(blocks)) - 1
-    if others < 1 or work.hops == 0:
-        yield from work.pieces()
-        return
-    matrix, rows = work.kernel.normalised, work.node_id
-    index_bytes = matrix.indices.dtype.itemsize
-    for rank in range(1, others + 1):
-        _header(comm, rank, _SETUP, matrix.shape[0], matrix.nnz, index_bytes, rows.size, work.hops)
-        for array in (matrix.indptr, matrix.indices, matrix.data, rows):
-            _send(comm, array, rank)
-    for first in range(0, len(blocks), others + 1):
-        mine, *theirs = blocks[first : first + others + 1]
-        for rank, (start, stop) in enumerate(theirs, 1):
-            block = work.columns(start, stop)
-            _header(comm, rank, _BLOCK, *block.shape)
-            _send(comm, block, rank)
-        for hop, values in enumerate(work.kernel.of(work.columns(*mine))):
-            yield hop, mine[0], values
-        for rank, (start, stop) in enumerate(theirs, 1):
-            for hop in range(work.hops + 1):
-                yield hop, start, _receive(comm, (rows.size, stop - start), np.float32, rank)
+class _Team:
+    """The other ranks, as rank 0 sees them."""
+
+    def __init__(self, comm: Any) -> None:
+        self.comm = comm
+        self._due: list[tuple[int, tuple[int, int]]] = []  # rank and shape of every piece on its way
+
+    def share(self, work: Any) -> Iterator[tuple[int, int, Any]]:
+        """The pieces of an `Augmentation` in their usual order, computed by all ranks."""
+        blocks = work.plan.blocks()
+        others = min(self.comm.size, len(blocks)) - 1
+        if others < 1 or work.hops == 0:
+            yield from work.pieces()
+            return
+        self._set_up(work, others)
+        for first in range(0, len(blocks), others + 1):
+            mine, *theirs = blocks[first : first + others + 1]
+            for rank, (start, stop) in enumerate(theirs, 1):
+                block = work.columns(start, stop)
+                _header(self.comm, rank, _BLOCK, *block.shape)
+                _send(self.comm, block, rank)
+                self._due += [(rank, (work.node_id.size, stop - start))] * (work.hops + 1)
+            for hop, values in enumerate(work.kernel.of(work.columns(*mine))):
+                yield hop, mine[0], values
+            for start, _ in theirs:
+                for hop in range(work.hops + 1):
+                    yield hop, start, self._next()
+
+    def stop(self, code: int) -> None:
+        """Send every rank home with an exit code; takes what is still on its way, so that none hangs."""
+        while self._due:
+            self._next()
+        for rank in range(1, self.comm.size):
+            _header(self.comm, rank, _STOP, code)
+
+    def _set_up(self, work: Any, others: int) -> None:
+        matrix, rows = work.kernel.normalised, work.node_id
+        index_bytes = matrix.indices.dtype.itemsize
+        for rank in range(1, others + 1):
+            _header(self.comm, rank, _SETUP, matrix.shape[0], matrix.nnz, index_bytes, rows.size, work.hops)
+            for array in (matrix.indptr, matrix.indices, matrix.data, rows):
+                _send(self.comm, array, rank)
+
+    def _next(self) -> Any:
+        rank, shape = self._due.pop(0)
+        return _receive(self.comm, shape, np.float32, rank)
 
 
 def run_shared(run: Callable[[Callable[[Any], Iterator[Any]]], int], srun_tasks: int) -> int:
@@ -141,10 +163,15 @@ def run_shared(run: Callable[[Callable[[Any], Iterator[Any]]], int], srun_tasks:
     try:
         if comm.rank > 0:
             return _work(comm)
-        code = run(lambda work: _share(comm, work))
-        for rank in range(1, comm.size):
-            _header(comm, rank, _STOP, code)
+        team = _Team(comm)
+        code = run(team.share)
+        if code not in (0, 2):  # interrupted, perhaps within a message
+            comm.Abort(code)
+        team.stop(code)
         return code
+    except (SystemExit, KeyboardInterrupt):
+        comm.Abort(130)
+        raise
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
