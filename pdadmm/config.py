@@ -94,6 +94,7 @@ class Run:
 
     backend: str = _option("auto", "array library", ("auto", "numpy", "cupy"))
     transport: str = _option("auto", "how messages travel", ("auto", "mpi", "nccl"))
+    overlap: bool = _option(True, "send while computing; --no-overlap waits for every message to leave")
     threads: int = _option(
         0, "threads of a rank; default: OMP_NUM_THREADS, or the node's cores over its ranks"
     )
@@ -106,6 +107,10 @@ class Output:
 
     out: str = _option("", "folder of the results; default: runs/DATASET-DATE-TIME", metavar="DIR")
     eval_every: int = _option(10, "iterations between evaluations")
+    checkpoint_every: int = _option(0, "iterations between checkpoints; 0: none", metavar="N")
+    checkpoint_seconds: float = _option(0.0, "seconds between checkpoints; 0: none")
+    max_seconds: float = _option(0.0, "seconds after which the run saves a checkpoint and stops; 0: never")
+    resume: bool = _option(False, "go on from the newest intact checkpoint in --out")
     quiet: bool = _option(False, "no progress bar and no table")
 
 
@@ -175,7 +180,8 @@ def _parser() -> argparse.ArgumentParser:
         text = f.metadata["help"]
         shown = f" (default: {f.default})" if f.default and f.default is not dataclasses.MISSING else ""
         if hint is bool:
-            group[section].add_argument(name, action="store_true", help=text)
+            switch: Any = argparse.BooleanOptionalAction if f.default else "store_true"
+            group[section].add_argument(name, action=switch, help=text)
             continue
         kind: Any = _depths if hint == list[int] else _plain(hint)
         metavar = f.metadata["metavar"] or ("D,D,..." if kind is _depths else None)
@@ -255,7 +261,7 @@ def parse(arguments: list[str], preset: typing.Callable[[str], dict[str, Any]] |
     """
     given = vars(_parser().parse_args(arguments))
     config = Config()
-    from_file = load(given.pop("config")) if "config" in given else {}
+    from_file = load(given.pop("config")) if "config" in given else _of_run_before(given)
     config.features = given.pop("features", from_file.pop("features", {}).get("features", ""))
     if preset is not None:
         for key, value in preset(config.features).items():
@@ -268,6 +274,18 @@ def parse(arguments: list[str], preset: typing.Callable[[str], dict[str, Any]] |
             setattr(getattr(config, section), f.name, given[f.name])
     check(config)
     return config
+
+
+def _of_run_before(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a run to be resumed was started with, but for where and how long it ran."""
+    before = Path(given.get("out", "")) / "config.toml"
+    if not (given.get("resume") and given.get("out") and before.exists()):
+        return {}
+    options = load(str(before))
+    options.pop("run", None)
+    kept = ("eval_every", "checkpoint_every", "checkpoint_seconds")
+    options["output"] = {k: v for k, v in options.get("output", {}).items() if k in kept}
+    return options
 
 
 def check(config: Config) -> None:
@@ -289,6 +307,7 @@ def check(config: Config) -> None:
         ("iterations", t.iterations, 1),
         ("refresh", t.refresh, 1),
         ("eval-every", o.eval_every, 1),
+        ("checkpoint-every", o.checkpoint_every, 0),
         ("seed", t.seed, 0),
         ("threads", config.run.threads, 0),
     ):
@@ -305,6 +324,15 @@ def check(config: Config) -> None:
         raise InputError(
             f"the grid [{m.grid_low:g}, {m.grid_high:g}] is empty; --grid-low must be below --grid-high"
         )
+    for name, seconds in (
+        ("checkpoint-seconds", o.checkpoint_seconds),
+        ("max-seconds", o.max_seconds),
+        ("timeout", config.run.timeout),
+    ):
+        if not 0 <= seconds < float("inf"):
+            raise InputError(f"--{name} is {seconds:g}; it must not be negative")
+    if o.resume and not o.out:
+        raise InputError("--resume needs --out DIR, the folder of the run to go on with")
     if t.stages:
         check_stages(t.stages, config.network.layers)
 

@@ -7,6 +7,7 @@ that of GA-MLP (Chen et al., 2019), as pdADMM-G uses it. The format of the files
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ Piece = tuple[int, int, Floats]
 # Bounds on working memory, in bytes. They hold for any number of hops.
 _BLOCK_BYTES = 64 << 20  # one column block of the whole graph
 _HOPS_BYTES = 256 << 20  # all hops of a column block
-_PANEL_BYTES = 384 << 20  # columns gathered before they are written
+_PANEL_BYTES = 448 << 20  # columns gathered before they are written
 _BLOCK_COLUMNS = 64
 
 
@@ -540,12 +541,12 @@ def write_features(
         When the file cannot be written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written (it is a folder); name a file with --out")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                raise IsADirectoryError(21, "is a folder")
             with h5py.File(temporary, "w", libver="earliest") as file:
                 file.attrs.update(_attributes(work, seed, title, licence, citation, dataset))
                 file.create_dataset("y", data=work.labels)
@@ -555,9 +556,26 @@ def write_features(
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as exc:
-        reason = os.strerror(exc.errno) if exc.errno else str(exc).splitlines()[0]
+    except (OSError, RuntimeError) as exc:
+        reason = _system_reason(exc)
+        if reason is None:
+            raise
         raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
+
+
+def _system_reason(error: BaseException) -> str | None:
+    """What the operating system said, when an error comes from it.
+
+    On a full disk HDF5 fails a second time in closing the file, with a RuntimeError that carries
+    the number in its text only.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    in_text = re.search(r"\berrno = (\d+)", str(error))
+    if number is None and in_text:
+        number = int(in_text[1])
+    if number is not None:
+        return os.strerror(number)
+    return str(error).splitlines()[0] if isinstance(error, OSError) else None
 
 
 def _write_panels(x: Any, plan: Plan, pieces: Iterable[Piece]) -> None:

@@ -62,7 +62,7 @@ def main_under_mpi(command: Callable[[Waiter, list[str]], None], arguments: list
 
 
 def agree(waiter: Waiter, work: Callable[[], Any]) -> Any:
-    """Do `work` on every rank; when it raises InputError on any, raise the first one on all.
+    """Do `work` on every rank; when it raises InputError or SystemExit on any, raise the first one on all.
 
     Returns
     -------
@@ -71,13 +71,13 @@ def agree(waiter: Waiter, work: Callable[[], Any]) -> Any:
     value, problem = None, None
     try:
         value = work()
-    except InputError as error:
-        problem = str(error)
+    except (InputError, SystemExit) as error:  # SystemExit: argparse after --help
+        problem = error
     problems = waiter.gather(problem)
     first = next((p for p in problems if p is not None), None) if problems else None
     first = waiter.broadcast(first)
     if first is not None:
-        raise InputError(first)
+        raise first
     return value
 
 

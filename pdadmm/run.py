@@ -16,8 +16,10 @@ from threadpoolctl import threadpool_limits
 import pdadmm
 from pdadmm import config as configuration
 from pdadmm.admm.growth import default_stages
+from pdadmm.checkpoint import newest
 from pdadmm.comm.waiting import Waiter, ranks_on_node, usable_cores
 from pdadmm.config import Config
+from pdadmm.control import STOPPED_EARLY, Control
 from pdadmm.errors import InputError
 from pdadmm.launch import agree, main_under_mpi
 from pdadmm.metrics import write_json
@@ -110,7 +112,7 @@ def set_threads(config: Config, comm: Any) -> int:
 
 
 def _train(waiter: Waiter, arguments: list[str]) -> None:
-    started = time.perf_counter()
+    started = time.monotonic()
     comm = waiter.comm
 
     def check() -> tuple[Config, Sizes] | None:
@@ -135,14 +137,30 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
                 file.write(json.dumps(values) + "\n")
         show.update(values)
 
+    o = config.output
+    control = Control(waiter, o.checkpoint_every, o.checkpoint_seconds, o.max_seconds, started)
     trainer = agree(
-        waiter, lambda: Trainer(config, sizes, lambda: open_features(config.features), waiter, record)
+        waiter,
+        lambda: Trainer(config, sizes, lambda: open_features(config.features), waiter, control, record),
     )
+    resumed = None
+    if o.resume:
+        resumed = newest(folder, waiter, lambda line: print(f"pdadmm: warning: {line}", file=sys.stderr))
     if comm.rank == 0:
+        records = resumed.state["records"] if resumed else []
         (folder / "config.toml").write_text(config.to_toml())
-        (folder / "metrics.jsonl").write_text("")
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     with show:
-        trainer.run()
+        finished = trainer.run(folder, resumed)
+    trainer.close()
+    if not finished:
+        if comm.rank == 0:
+            print(
+                f"pdadmm: stopped after iteration {trainer.iteration} with a checkpoint; "
+                f"go on with --resume --out {folder}",
+                file=sys.stderr,
+            )
+        raise SystemExit(STOPPED_EARLY)
     summary = {
         "version": pdadmm.__version__,
         "dataset": sizes.dataset,
@@ -175,7 +193,7 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
     }
     write_model(folder / "model.h5", trainer.layers, trainer.blocks, attributes, waiter)
     if comm.rank == 0:
-        summary["seconds_total"] = time.perf_counter() - started
+        summary["seconds_total"] = time.monotonic() - started
         write_json(folder / "summary.json", summary)
         if not config.output.quiet:
             final_table(summary, folder)

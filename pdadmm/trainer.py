@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pdadmm import checkpoint
 from pdadmm.admm.activations import make_activation
-from pdadmm.admm.growth import identity_layer, random_layer
+from pdadmm.admm.growth import identity_layer, random_layer, stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms
 from pdadmm.admm.stage import Array, Plan, Stage
+from pdadmm.checkpoint import Checkpoint
 from pdadmm.comm.codec import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.placement import layer_cost, place
 from pdadmm.comm.waiting import Waiter
 from pdadmm.config import Config
+from pdadmm.control import CONTINUE, STOP, Control
+from pdadmm.errors import InputError, RunError
 from pdadmm.evaluate import SPLITS, Split, evaluate
 from pdadmm.kernels.reference import ReferenceKernels
 from pdadmm.metrics import Monitor
+from pdadmm.trace import Clock
 
 if TYPE_CHECKING:  # features imports SciPy and h5py, which only the first and last ranks need
     from pdadmm.features import Features
 
 __all__ = ["Sizes", "Trainer", "widths_of"]
+
+
+#: objective over that of a uniform guess from which a run counts as diverging
+DIVERGED = 1e4
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,8 @@ class Trainer:
         Opens the data; called only on the ranks of the first and the last layer.
     waiter
         Waits for MPI; holds the communicator.
+    control
+        Says when to save and to stop.
     progress
         Called with the record of every evaluated iteration, on all ranks.
     """
@@ -71,6 +84,7 @@ class Trainer:
         sizes: Sizes,
         open_features: Callable[[], Features],
         waiter: Waiter,
+        control: Control | None = None,
         progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.config = config
@@ -91,13 +105,17 @@ class Trainer:
         self.splits = self._read(sizes, open_features)
         self.monitor = Monitor(self.layers_total, {name: self.splits[name].rows for name in SPLITS})
         self._progress = progress
+        self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
+        self.clock = Clock()
+        overlap = config.run.overlap and waiter.comm.size > 1 and ProgressThread.available()
+        self.progress_thread = ProgressThread(waiter.comm) if overlap else None
         self.records: list[dict[str, Any]] = []
         self.iteration = 0
         self.seconds_iterations = 0.0
         self.seconds_evaluation = 0.0
         self.seconds_exposed = 0.0
-        self.setup_bytes = 0
-        self._stalled_at: list[float] = []
+        self.seconds_checkpoints = 0.0
+        self._losses: list[float] = []
 
     def _read(self, sizes: Sizes, open_features: Callable[[], Features]) -> dict[str, Split]:
         """Features on the rank of layer 1, labels on the output layer's rank; nothing elsewhere."""
@@ -113,44 +131,131 @@ class Trainer:
 
     # ---- the run ------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Train through all stages."""
-        for index, depth in enumerate(self.config.training.stages):
-            self._run_stage(index, depth)
+    def run(self, folder: Path | None = None, resumed: Checkpoint | None = None) -> bool:
+        """Train through all stages.
 
-    def _run_stage(self, index: int, depth: int) -> None:
+        Parameters
+        ----------
+        folder
+            Where checkpoints go; None: nowhere.
+        resumed
+            Checkpoint to go on from.
+
+        Returns
+        -------
+        bool
+            Whether the run came to its end; False when it saved and stopped early.
+        """
+        self._folder = folder
+        stages = self.config.training.stages
+        first, done = 0, 0
+        if resumed is not None:
+            first, done = resumed.state["stage"], resumed.state["stage_iteration"]
+            self._restore(resumed.state)
+        for index in range(first, len(stages)):
+            if not self._run_stage(index, done, resumed):
+                return False
+            done, resumed = 0, None
+        return True
+
+    def _run_stage(self, index: int, done: int, resumed: Checkpoint | None) -> bool:
+        """Iterations `done` + 1 to the last of a stage; False when stopped early."""
         t = self.config.training
-        plan = Plan(depth, self.layers_total, self.blocks, self.rank)
+        plan = Plan(t.stages[index], self.layers_total, self.blocks, self.rank)
+        saved = resumed.arrays(set(plan.mine)) if resumed is not None else {}
         for position in plan.mine:
             if position not in self.layers:
-                self.layers[position] = self._new_layer(position, grown=index > 0)
-        stage = Stage(plan, [self.layers[p] for p in plan.mine], self.waiter)
+                self.layers[position] = self._new_layer(position)
+            if position in saved:
+                self.layers[position].W[...] = saved[position]["W"]
+                self.layers[position].b[...] = saved[position]["b"]
+        stage = Stage(
+            plan, [self.layers[p] for p in plan.mine], self.waiter, self.clock, self.progress_thread
+        )
         self.stage = stage
         train = self.splits["train"]
         stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.kernels, t.seed)
-        self._stalled_at = []
-        for i in range(t.iterations):
+        for position in saved:
+            self.layers[position].restore(saved[position])
+        self.clock.begin_stage()
+        if not done:
+            self._losses = []
+        verdict = CONTINUE
+        for i in range(done, t.iterations):
             self.iteration += 1
             measure = (i + 1) % self.config.output.eval_every == 0 or i + 1 == t.iterations
+            self.control.before()
             exposed = self.waiter.seconds
             start = time.perf_counter()
             terms = stage.iterate(i, measure)
             self.seconds_iterations += time.perf_counter() - start
             self.seconds_exposed += self.waiter.seconds - exposed
             if measure:
-                self._evaluate(stage, terms, index, depth, i + 1)
-        self.message_bytes = sum(end.link.bytes_sent for end in stage.couplings)
-        self.float32_bytes = sum(4 * end.own.size for end in stage.couplings) * t.iterations
+                self._evaluate(stage, terms, index, i + 1)
+            verdict = self.control.after(self.iteration)
+            last = i + 1 == t.iterations and index + 1 == len(t.stages)
+            if verdict != CONTINUE and not last:
+                self._save(stage, index, i + 1)
+                if verdict == STOP:
+                    break
+        self._account(stage)
         stage.finish()
+        return verdict != STOP or self.iteration == t.iterations * len(t.stages)
 
-    def _new_layer(self, position: int, grown: bool) -> Layer:
+    def _new_layer(self, position: int) -> Layer:
         t, n = self.config.training, self.widths
         last = position == self.layers_total
         activation = None if last else make_activation(self.config.network.activation)
-        if grown:
+        if position not in stage_positions(t.stages[0], self.layers_total):
             return identity_layer(position, n[position], activation, t.anchor == "identity")
-        n_in = n[position - 1]
-        return random_layer(position, n_in, n[position], activation, t.seed)
+        return random_layer(position, n[position - 1], n[position], activation, t.seed)
+
+    # ---- checkpoints --------------------------------------------------------------------------------
+
+    def _save(self, stage: Stage, index: int, stage_iteration: int) -> None:
+        if self._folder is None:
+            return
+        start = time.perf_counter()
+        state = {
+            "stage": index,
+            "stage_iteration": stage_iteration,
+            "iteration": self.iteration,
+            "nu": self.hyper.nu,
+            "rho": self.hyper.rho,
+            "losses": self._losses,
+            "smallest_change": self.monitor.smallest_change,
+            "records": self.records,
+            "seconds_iterations": self.seconds_iterations,
+            "seconds_evaluation": self.seconds_evaluation,
+            "fingerprint": self.fingerprint(),
+        }
+        arrays = {layer.position: layer.state() for layer in stage.layers}
+        checkpoint.write(self._folder, self.iteration, state, arrays, self.waiter)
+        self.control.saved()
+        self.seconds_checkpoints += time.perf_counter() - start
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for name, value in self.fingerprint().items():
+            if state["fingerprint"].get(name) != value:
+                raise InputError(
+                    f"--resume: the checkpoint was made with {name} = {state['fingerprint'].get(name)}, "
+                    f"not {value}; give the options it was started with"
+                )
+        self.hyper.nu, self.hyper.rho = state["nu"], state["rho"]
+        self._losses = state["losses"]
+        self.monitor.smallest_change = state["smallest_change"]
+        self.records = state["records"]
+        self.iteration = state["iteration"]
+        self.seconds_iterations = state["seconds_iterations"]
+        self.seconds_evaluation = state["seconds_evaluation"]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be gone on from."""
+        c = self.config
+        data = {"widths": self.widths, "nodes_train": self.splits["train"].rows}
+        return {**data, **asdict(c.network), **asdict(c.training), **asdict(c.messages)}
+
+    # ---- measuring ----------------------------------------------------------------------------------
 
     def _codec(self, start: Array) -> Codec:
         m = self.config.messages
@@ -165,18 +270,20 @@ class Trainer:
             low, high = grid_range(start)
         return GridCodec(m.bits, low, high)
 
-    # ---- measuring ----------------------------------------------------------------------------------
+    def _account(self, stage: Stage) -> None:
+        """Bytes and times of the stage that ends."""
+        rounds = self.config.training.iterations
+        self.message_bytes = sum(end.link.bytes_sent for end in stage.couplings)
+        self.float32_bytes = sum(4 * end.own.size for end in stage.couplings) * rounds
 
-    def _evaluate(
-        self, stage: Stage, terms: dict[int, Terms], index: int, depth: int, stage_iteration: int
-    ) -> None:
+    def _evaluate(self, stage: Stage, terms: dict[int, Terms], index: int, stage_iteration: int) -> None:
         start = time.perf_counter()
         counts = {name: evaluate(stage, self.splits[name], self.hyper.risk) for name in SPLITS}
         total = self.waiter.sum(self.monitor.pack(terms, counts))
         record: dict[str, Any] = {
             "iteration": self.iteration,
             "stage": index + 1,
-            "layers": depth,
+            "layers": self.config.training.stages[index],
             "stage_iteration": stage_iteration,
             "nu": self.hyper.nu,
             "rho": self.hyper.rho,
@@ -185,6 +292,12 @@ class Trainer:
         }
         self._follow_schedule(record["train_loss"])
         self.records.append(record)
+        bound = DIVERGED * max(self.splits["train"].rows, 1) * np.log(self.widths[-1] + 1)
+        if not record["objective"] < bound:
+            raise RunError(
+                f"iteration {self.iteration}: the objective is {record['objective']:.3g}; the run diverges, "
+                "try a larger --rho, a smaller --nu or more --bits"
+            )
         self.seconds_evaluation += time.perf_counter() - start
         if self._progress is not None:
             self._progress(record)
@@ -193,12 +306,17 @@ class Trainer:
         """The authors' rule: nu and rho grow tenfold, up to 1, when the loss twice fell by less than .001."""
         if self.config.training.schedule != "authors":
             return
-        self._stalled_at = [*self._stalled_at[-2:], loss]
-        if len(self._stalled_at) == 3:
-            a, b, c = self._stalled_at
+        self._losses = [*self._losses[-2:], loss]
+        if len(self._losses) == 3:
+            a, b, c = self._losses
             if c > b - 0.001 and b > a - 0.001:
                 self.hyper.nu = max(self.hyper.nu, min(10 * self.hyper.nu, 1.0))
                 self.hyper.rho = max(self.hyper.rho, min(10 * self.hyper.rho, 1.0))
+
+    def close(self) -> None:
+        """End the progress thread; collective."""
+        if self.progress_thread is not None:
+            self.progress_thread.close()
 
     def summary(self) -> dict[str, Any]:
         """Results of the whole run, the same on all ranks."""
@@ -220,6 +338,7 @@ class Trainer:
             "seconds_iterations": self.seconds_iterations,
             "seconds_evaluation": self.seconds_evaluation,
             "seconds_exposed_communication": exposed / self.waiter.comm.size,
+            "seconds_checkpoints": self.seconds_checkpoints,
         }
 
 

@@ -82,8 +82,8 @@ def write_npz(path: Path, **changes: Any) -> Path:
 def write_planetoid(folder: Path, name: str = "cora") -> dict[str, Any]:
     """Eight Planetoid files of 30 nodes: 6 train, 20 known, test ids 20..29 without 24 and 27.
 
-    Nodes 24 and 27 are isolated and left out of `tx`, as 15 nodes of Citeseer are; the test ids
-    are not in order. Returns what was written.
+    Nodes 24 and 27 are isolated and left out of `tx`, like 15 nodes of Citeseer; the test ids are
+    not in order. Returns what was written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     graph = random_graph(30, 11, 3, seed=4)

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pdadmm.comm.codec import Codec
+from pdadmm.comm.codec import Codec, GridCodec
+from pdadmm.trace import Clock
 
 __all__ = ["CouplingEnd", "Link"]
 
@@ -47,6 +48,8 @@ class CouplingEnd:
         Whether this is the upper layer's end, which sends p and receives q.
     seed
         Of the run, for stochastic rounding.
+    clock
+        Told of every message.
 
     Attributes
     ----------
@@ -59,7 +62,9 @@ class CouplingEnd:
         (V, n) the dual.
     """
 
-    def __init__(self, index: int, codec: Codec, link: Link, start: Array, upper: bool, seed: int) -> None:
+    def __init__(
+        self, index: int, codec: Codec, link: Link, start: Array, upper: bool, seed: int, clock: Clock
+    ) -> None:
         self.index = index
         self.codec = codec
         self.link = link
@@ -69,8 +74,11 @@ class CouplingEnd:
         self.other_hat = start.copy()
         self.u = np.zeros_like(start)
         self._seed = seed
+        self._clock = clock
         self._sent = 0
+        self._received = 0
         self._awaiting = False
+        self._held = False
 
     def expect(self) -> None:
         """Post the receive of the next message."""
@@ -79,11 +87,51 @@ class CouplingEnd:
 
     def message(self) -> Array | None:
         """Bytes of the next message, waited for; None before the first one was posted."""
+        if self._held:
+            self._held = False
+            return self.link.receive_buffer
         if not self._awaiting:
             return None
         self._awaiting = False
         self.link.wait_received()
+        self._received += 1
+        self._clock.message("received", self.index, self.upper, self._received)
         return self.link.receive_buffer
+
+    def hold(self) -> Array | None:
+        """Wait for the message that is under way and keep it for :meth:`message`; a copy of its bytes."""
+        if self._awaiting:
+            self.message()
+            self._held = True
+        return self.link.receive_buffer.copy() if self._held else None
+
+    def state(self) -> dict[str, Array]:
+        """Arrays to save between two iterations; the message under way is waited for."""
+        held = self.hold()
+        found = {"own": self.own, "other_hat": self.other_hat, "u": self.u}
+        if not self.codec.lossless:
+            found["own_hat"] = self.own_hat
+        if held is not None:
+            found["message"] = held
+        if isinstance(self.codec, GridCodec):
+            found["grid"] = np.array([self.codec.low, self.codec.high])
+        found["counts"] = np.array([self._sent, self._received, self.link.bytes_sent], np.int64)
+        return found
+
+    def restore(self, saved: dict[str, Array]) -> None:
+        """Take over the arrays of :meth:`state`."""
+        self.own[...] = saved["own"]
+        self.other_hat[...] = saved["other_hat"]
+        self.u[...] = saved["u"]
+        if not self.codec.lossless:
+            self.own_hat[...] = saved["own_hat"]
+        if "message" in saved:
+            self.link.receive_buffer[...] = saved["message"]
+            self._held = True
+        if isinstance(self.codec, GridCodec):
+            self.codec = GridCodec(self.codec.bits, *(float(v) for v in saved["grid"]))
+        self._sent, self._received, self.link.bytes_sent = (int(v) for v in saved["counts"])
+        self.link.messages_sent = self._sent
 
     def outgoing(self) -> tuple[Array, int]:
         """The free send buffer and the key of the next message's stochastic rounding."""
@@ -95,3 +143,4 @@ class CouplingEnd:
     def send(self) -> None:
         """Send what was encoded into the buffer of :meth:`outgoing`."""
         self.link.start_send()
+        self._clock.message("sent", self.index, not self.upper, self._sent)

@@ -12,6 +12,7 @@ from pdadmm.admm.activations import Activation
 from pdadmm.admm.coupling import CouplingEnd
 from pdadmm.comm.codec import NonFiniteError
 from pdadmm.errors import RunError
+from pdadmm.trace import Clock
 
 __all__ = ["Hyper", "Layer", "Terms", "Workspace"]
 
@@ -95,16 +96,42 @@ class Layer:
         z += self.b
         return z
 
-    def start(self, p: Array, z: Array, y: Array | None, hyper: Hyper, kernels: Any, work: Workspace) -> None:
+    def start(
+        self,
+        p: Array,
+        z: Array,
+        y: Array | None,
+        hyper: Hyper,
+        kernels: Any,
+        work: Workspace,
+        clock: Clock,
+    ) -> None:
         """Enter a stage from a forward pass: ``z = p W^T + b``, so that the residual is 0.
 
         `p` is kept, not copied: X in layer 1, the own variable of the coupling below elsewhere.
         """
         self.p, self.z, self.y = p, z, y
         self.M = np.zeros_like(z)
-        self.hyper, self.kernels, self.work = hyper, kernels, work
+        self.hyper, self.kernels, self.work, self.clock = hyper, kernels, work, clock
         self._gram: Array | None = None
         self._change = 0.0
+
+    def state(self) -> dict[str, Array]:
+        """Arrays that make the next iteration the same, by name."""
+        found = {"W": self.W, "b": self.b, "z": self.z, "M": self.M}
+        for side, end in (("below", self.below), ("above", self.above)):
+            if end is not None:
+                found.update({f"{side}/{name}": array for name, array in end.state().items()})
+        return found
+
+    def restore(self, saved: dict[str, Array]) -> None:
+        """Take over the arrays of :meth:`state`, in a stage that was started."""
+        for name in ("z", "M"):
+            getattr(self, name)[...] = saved[name]
+        for side, end in (("below", self.below), ("above", self.above)):
+            if end is not None:
+                prefix = side + "/"
+                end.restore({k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix)})
 
     # ---- the three parts of an iteration ------------------------------------------------------------
 
@@ -118,17 +145,21 @@ class Layer:
             np.matmul(self.p, self.W.T, out=self.M)
             self.M += self.b
             self.M -= self.z
+            self._lap("products")
         end = self.below
         if end is None:
             return
         G = self.work.get("G", self.p.shape)
         np.matmul(self.M, self.W, out=G)
-        norm = k.p_gradient(
-            G, self.p, end.own_hat, end.other_hat, end.u, end.codec, end.message(), h.nu, h.rho
-        )
+        self._lap("products")
+        message = end.message()
+        self._lap("wait")
+        norm = k.p_gradient(G, self.p, end.own_hat, end.other_hat, end.u, end.codec, message, h.nu, h.rho)
+        self._lap("updates")
         self._require_finite(norm, "the gradient of p", iteration)
-        out, key = end.outgoing()
         end.expect()
+        out, key = end.outgoing()
+        self._lap("wait")
         try:
             if h.solver == "exact":
                 self._exact_p(G, out, key)
@@ -136,13 +167,15 @@ class Layer:
                 self._projected_p(G, norm, out, key)
             else:
                 H = np.matmul(G, self.W.T, out=self.work.get("H", self.M.shape))
+                self._lap("products")
                 length = updates.step_length(h.rho, h.nu, k.squared_norm(H), norm, h.step)
                 k.p_step(self.p, G, length, end.own_hat, end.codec, out, key)
+                self._send(end)
                 k.subtract(self.M, H, length)
+                self._lap("updates")
                 self._change += 0.5 * norm * length
         except NonFiniteError:
             raise self._diverged("p", iteration) from None
-        end.send()
 
     def update_weights(self, iteration: int) -> None:
         """W-update, and the mean that the b-update takes off the residual."""
@@ -152,17 +185,20 @@ class Layer:
             return
         G = self.work.get("GW", self.W.shape)
         np.matmul(self.M.T, self.p, out=G)
+        self._lap("products")
         G *= np.float32(h.nu)
         if h.mu:
             G += np.float32(h.mu) * (self.W - self.W_bar)
         norm = self.kernels.squared_norm(G)
         self._require_finite(norm, "the gradient of W", iteration)
         K = np.matmul(self.p, G.T, out=self.work.get("H", self.M.shape))
+        self._lap("products")
         length = updates.step_length(h.mu, h.nu, self.kernels.squared_norm(K), norm, h.step)
         self.W -= np.float32(length) * G
         self.mean = self.kernels.subtract_mean(self.M, K, length)
         self.b -= self.mean
         self._change += 0.5 * norm * length + 0.5 * h.nu * updates.squared_norm(self.mean)
+        self._lap("updates")
 
     def update_outputs(self, iteration: int, measure: bool) -> Terms | None:
         """z-, q- and u-update; sends q up. Returns the monitored terms when `measure` is set."""
@@ -171,22 +207,32 @@ class Layer:
             terms = self._hidden(measure) if self.above is not None else self._output(measure)
         except NonFiniteError:
             raise self._diverged("q", iteration) from None
+        self._lap("updates")
         if terms is not None:
             terms.weights = self._weight_penalty() if h.mu else 0.0
         return terms
 
     # ---- their parts --------------------------------------------------------------------------------
 
+    def _lap(self, phase: str) -> None:
+        self.clock.lap(phase, self.position)
+
+    def _send(self, end: CouplingEnd) -> None:
+        self._lap("updates")
+        end.send()
+        self._lap("send")
+
     def _hidden(self, measure: bool) -> Terms | None:
         h, end = self.hyper, self.above
         assert end is not None and self.activation is not None
         message = end.message()
         out, key = end.outgoing()
+        self._lap("wait")
         sums = self.kernels.hidden(
             self.M, self.mean, self.z, end.own, end.other_hat, end.own_hat, end.u,
             end.codec, message, out, key, self.activation, h.nu, h.rho, measure,
         )  # fmt: skip
-        end.send()
+        self._send(end)
         if sums is None:
             return None
         # weight of the q-term in the paper's descent lemma, where it is positive
@@ -214,12 +260,14 @@ class Layer:
         h, end = self.hyper, self.below
         assert end is not None
         step = np.matmul(G, updates.inverse_hessian(self.W, h.nu, h.rho), out=self.work.get("S", G.shape))
+        self._lap("products")
         self._change += 0.5 * h.rho * self.kernels.squared_norm(step)
         if end.codec.name == "grid":
             self.p[...] = end.codec.project(self.p - step)  # type: ignore[attr-defined]
             end.codec.encode(self.p, end.own_hat, out, key)
         else:
             self.kernels.p_step(self.p, step, 1.0, end.own_hat, end.codec, out, key)
+        self._send(end)
 
     def _exact_weights(self) -> None:
         h = self.hyper
@@ -234,10 +282,13 @@ class Layer:
         )
         self.W[...] = W
         self.b[...] = b
+        self._lap("updates")
         np.matmul(self.p, self.W.T, out=self.M)
+        self._lap("products")
         self.M += self.b
         self.kernels.subtract(self.M, self.z, 1.0)
         self.mean = np.zeros_like(self.b)
+        self._lap("updates")
 
     def _projected_p(self, G: Array, norm: float, out: Array, key: int) -> None:
         h, end = self.hyper, self.below
@@ -257,6 +308,7 @@ class Layer:
             self.M += image
             self._change += 0.5 / length * updates.squared_norm(d)
         end.codec.encode(self.p, end.own_hat, out, key)
+        self._send(end)
 
     def _weight_penalty(self) -> float:
         return updates.squared_norm(self.W - self.W_bar)

@@ -13,8 +13,9 @@ from pdadmm.admm.growth import stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms, Workspace
 from pdadmm.comm.codec import Codec
 from pdadmm.comm.local import local_pair
-from pdadmm.comm.mpi import MPILink
+from pdadmm.comm.mpi import MPILink, ProgressThread
 from pdadmm.comm.waiting import Waiter
+from pdadmm.trace import Clock
 
 __all__ = ["FORWARD_ROWS", "Plan", "Stage"]
 
@@ -76,12 +77,25 @@ class Stage:
         This rank's layers that take part, in order.
     waiter
         Waits for MPI.
+    clock
+        Times the iterations.
+    progress
+        Keeps large messages moving; None without overlap.
     """
 
-    def __init__(self, plan: Plan, layers: list[Layer], waiter: Waiter) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        layers: list[Layer],
+        waiter: Waiter,
+        clock: Clock,
+        progress: ProgressThread | None = None,
+    ) -> None:
         self.plan = plan
         self.layers = layers
         self.waiter = waiter
+        self.clock = clock
+        self.progress = progress
 
     # ---- forward passes -----------------------------------------------------------------------------
 
@@ -171,7 +185,15 @@ class Stage:
         work = Workspace()
         for layer in self.layers:
             own = p[layer.position] if layer.below is None else layer.below.own
-            layer.start(own, z[layer.position], y if layer.activation is None else None, hyper, kernels, work)
+            layer.start(
+                own,
+                z[layer.position],
+                y if layer.activation is None else None,
+                hyper,
+                kernels,
+                work,
+                self.clock,
+            )
 
     def _connect(
         self,
@@ -186,24 +208,30 @@ class Stage:
             codec = make_codec(start)
             size = codec.nbytes(nodes, lower.n_out)
             ends = local_pair(size, size)
-            lower.above = CouplingEnd(lower.position, codec, ends[0], start, upper=False, seed=seed)
-            upper.below = CouplingEnd(lower.position, codec, ends[1], start, upper=True, seed=seed)
+            lower.above = CouplingEnd(
+                lower.position, codec, ends[0], start, upper=False, seed=seed, clock=self.clock
+            )
+            upper.below = CouplingEnd(
+                lower.position, codec, ends[1], start, upper=True, seed=seed, clock=self.clock
+            )
         if self.plan.previous is not None:
             layer = self.layers[0]
             start = p[layer.position]
             codec = make_codec(start)
             size = codec.nbytes(nodes, layer.n_in)
             index = self.plan.positions[self.plan.positions.index(layer.position) - 1]
-            link = MPILink(self.waiter, self.plan.previous, index, True, size, size)
-            layer.below = CouplingEnd(index, codec, link, start, upper=True, seed=seed)
+            link = MPILink(self.waiter, self.plan.previous, index, True, size, size, self.progress)
+            layer.below = CouplingEnd(index, codec, link, start, upper=True, seed=seed, clock=self.clock)
         if self.plan.next is not None:
             layer = self.layers[-1]
             assert layer.activation is not None
             start = layer.activation(z[layer.position])
             codec = make_codec(start)
             size = codec.nbytes(nodes, layer.n_out)
-            link = MPILink(self.waiter, self.plan.next, layer.position, False, size, size)
-            layer.above = CouplingEnd(layer.position, codec, link, start, upper=False, seed=seed)
+            link = MPILink(self.waiter, self.plan.next, layer.position, False, size, size, self.progress)
+            layer.above = CouplingEnd(
+                layer.position, codec, link, start, upper=False, seed=seed, clock=self.clock
+            )
 
     @property
     def couplings(self) -> list[CouplingEnd]:
@@ -221,6 +249,9 @@ class Stage:
         dict
             Monitored terms by position when `measure` is set, else empty.
         """
+        if not self.layers:
+            return {}
+        self.clock.begin_iteration(iteration)
         for layer in reversed(self.layers):
             layer.update_p(iteration)
         for layer in self.layers:
@@ -230,6 +261,7 @@ class Stage:
             found = layer.update_outputs(iteration, measure)
             if found is not None:
                 terms[layer.position] = found
+        self.clock.end_iteration(self.layers[-1].position)
         return terms
 
     def finish(self) -> None:

@@ -24,9 +24,9 @@ def read_planetoid(files: Mapping[str, Path], name: str) -> Graph:
     """Read the eight files `ind.NAME.*`.
 
     Nodes 0 to len(allx)-1 come from `allx`, the rest from `tx` in the order of `test.index`. Test
-    nodes that the files leave out (15 in Citeseer, all without edges) get a zero feature row and
-    class 0, and are in no split. Public split: the nodes of `x` train (20 a class), the next 500
-    are for validation, those of `test.index` (1000) for test.
+    nodes that the files leave out (15 in Citeseer) keep their edges, if any, get a zero feature
+    row and class 0, and are in no split. Public split: the nodes of `x` train (20 a class), the
+    next 500 are for validation, those of `test.index` (1000) for test.
 
     Parameters
     ----------
