@@ -2,4 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["Model", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # lazily, so that starting a command does not load what it does not need
+    if name == "Model":
+        from pdadmm.model import Model
+
+        return Model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
