@@ -6,8 +6,9 @@ that of GA-MLP (Chen et al., 2019), as pdADMM-G uses it. The format of the files
 
 from __future__ import annotations
 
+import errno
+import math
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ _BLOCK_BYTES = 64 << 20  # one column block of the whole graph
 _HOPS_BYTES = 256 << 20  # all hops of a column block
 _PANEL_BYTES = 448 << 20  # columns gathered before they are written
 _BLOCK_COLUMNS = 64
+_WRITE_BYTES = 1 << 30  # in one call; Linux ends at 2 GiB
+_SLACK_BYTES = 1 << 20  # more than the metadata of a file take
 
 
 # ----------------------------------------------------------------------------- augmentation
@@ -357,7 +360,7 @@ class FeatureFile(Features):
 
     def _check(self) -> None:
         wanted = {
-            "x": ((self.rows, self.num_features), np.dtype(np.float32)),
+            "x": ((self.rows, self.num_features), np.dtype("<f4")),
             "y": ((self.rows,), np.dtype(np.int64)),
             "node_id": ((self.rows,), np.dtype(np.int64)),
         }
@@ -547,49 +550,69 @@ def write_features(
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with h5py.File(temporary, "w", libver="earliest") as file:
-                file.attrs.update(_attributes(work, seed, title, licence, citation, dataset))
-                file.create_dataset("y", data=work.labels)
-                file.create_dataset("node_id", data=work.node_id)
-                x = file.create_dataset("x", shape=work.shape, dtype=np.float32)
-                _write_panels(x, work.plan, work.pieces() if pieces is None else pieces)
+            # A full disk shows here, and as an error of the system: HDF5 does not survive it.
+            _reserve(temporary, 4 * math.prod(work.shape) + 16 * work.node_id.size + _SLACK_BYTES)
+            attrs = _attributes(work, seed, title, licence, citation, dataset)
+            offset = _create(temporary, attrs, work)
+            _reserve(temporary, offset + 4 * math.prod(work.shape))
+            with temporary.open("r+b", buffering=0) as file:
+                _write_panels(file.fileno(), offset, work.plan, work.pieces() if pieces is None else pieces)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as exc:
-        reason = _system_reason(exc)
-        if reason is None:
-            raise
+    except OSError as exc:
+        reason = os.strerror(exc.errno) if exc.errno else str(exc).splitlines()[0]
         raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
 
 
-def _system_reason(error: BaseException) -> str | None:
-    """What the operating system said, when an error comes from it.
+def _reserve(path: Path, size: int) -> None:
+    """Take disk space for a file, or raise OSError."""
+    with path.open("ab") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
+                raise
 
-    On a full disk HDF5 fails a second time in closing the file, with a RuntimeError that carries
-    the number in its text only.
+
+def _create(path: Path, attrs: dict[str, Any], work: Augmentation) -> int:
+    """Make the file complete but for the values of /x; returns where in the file they belong."""
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.attrs.update(attrs)
+        file.create_dataset("y", data=work.labels)
+        file.create_dataset("node_id", data=work.node_id)
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_obj_track_times(False)  # a time would make the bytes differ
+        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space = h5py.h5s.create_simple(work.shape)
+        return int(h5py.h5d.create(file.id, b"x", h5py.h5t.IEEE_F32LE, space, plist).get_offset())
+
+
+def _write_at(descriptor: int, values: Any, offset: int) -> None:
+    """Write a contiguous array at a place in a file."""
+    content = memoryview(values).cast("B")
+    while content:
+        written = os.pwrite(descriptor, content[:_WRITE_BYTES], offset)
+        content, offset = content[written:], offset + written
+
+
+def _write_panels(descriptor: int, offset: int, plan: Plan, pieces: Iterable[Piece]) -> None:
+    """Write the values of /x, row-major from `offset` on.
+
+    Pieces are gathered into panels of many columns: a write of long row segments is far faster.
     """
-    number = error.errno if isinstance(error, OSError) else None
-    in_text = re.search(r"\berrno = (\d+)", str(error))
-    if number is None and in_text:
-        number = int(in_text[1])
-    if number is not None:
-        return os.strerror(number)
-    return str(error).splitlines()[0] if isinstance(error, OSError) else None
-
-
-def _write_panels(x: Any, plan: Plan, pieces: Iterable[Piece]) -> None:
-    """Gather pieces into panels of many columns: a write of long row segments is far faster."""
-    panel = np.empty((plan.rows, plan.hops + 1, plan.panel), dtype=np.float32)
+    panel = np.empty((plan.rows, plan.hops + 1, plan.panel), dtype="<f4")
     start, filled = 0, 0
 
     def flush() -> None:
-        if filled == plan.features and start == 0:
-            x[...] = panel.reshape(plan.rows, -1)
-        else:
-            for hop in range(plan.hops + 1):
-                first = hop * plan.features + start
-                x[:, first : first + filled - start] = panel[:, hop, : filled - start]
+        if start == 0 and filled == plan.features == plan.panel:
+            _write_at(descriptor, panel.reshape(-1), offset)
+            return
+        segments = panel.reshape(-1, plan.panel)  # row-major: a hop of a row each
+        for number in range(plan.rows * (plan.hops + 1)):
+            place = offset + 4 * (number * plan.features + start)
+            _write_at(descriptor, segments[number, : filled - start], place)
 
     for hop, column, values in pieces:
         if column >= start + plan.panel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     graph, _, _ = make_graph()
     for name in ("a.h5", "b.h5"):
         write_features(tmp_path / name, Augmentation(graph, 3))
+        time.sleep(1.1)  # HDF5 may record times, in whole seconds
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
@@ -185,8 +187,8 @@ def test_memory_does_not_grow_with_the_hops(
     mib = 1 << 20
     for budget in ("_BLOCK_BYTES", "_HOPS_BYTES", "_PANEL_BYTES"):
         monkeypatch.setattr(features_module, budget, mib)
-    graph, _, _ = make_graph(2000, 128, sparse=sparse)
-    one_hop = 2000 * 128 * 4
+    graph, _, _ = make_graph(300, 1000, sparse=sparse)
+    one_hop = 300 * 1000 * 4
     for hops in (4, 16):
         tracemalloc.start()
         write_features(tmp_path / "f.h5", Augmentation(graph, hops, nodes="all"))

@@ -213,27 +213,56 @@ def test_any_number_of_ranks_writes_the_same_bytes(tmp_path: Path, ranks: int) -
     assert everything(tmp_path) == ["g.npz", "many.h5", "one.h5"]
 
 
-@needs_mpirun
-def test_full_disk_while_ranks_are_at_work_does_not_hang(tmp_path: Path) -> None:
-    """The writing rank fails while blocks are on their way; a file size limit stands for the full disk."""
-    script = (
-        "import resource, signal, sys; from mpi4py import MPI; from pdadmm.prepare import main\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-        "import pdadmm.features as f; f._PANEL_BYTES = 1; f._BLOCK_BYTES = 1 << 17\n"
-        "sys.exit(main('synthetic --nodes all --out f.h5'.split()))\n"
-    )
-    done = subprocess.run(
-        [str(mpirun()), "-n", "3", sys.executable, "-c", script],
-        cwd=tmp_path,
+def run_script(script: str, folder: Path, ranks: int = 0) -> subprocess.CompletedProcess[str]:
+    launcher = [str(mpirun()), "-n", str(ranks)] if ranks else []
+    return subprocess.run(
+        [*launcher, sys.executable, "-c", script],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize("limit", [1000, 1 << 20])
+def test_full_disk_is_one_line_and_nothing_left(tmp_path: Path, limit: int) -> None:
+    """A file size limit stands for the full disk."""
+    done = run_script(
+        "import resource, signal, sys; from pdadmm.prepare import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "sys.exit(main('synthetic --nodes all --out f.h5'.split()))\n",
+        tmp_path,
+    )
     assert done.returncode == 2, done.stderr
-    assert "cannot be written" in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.fullmatch(r"pdadmm\.prepare: f\.h5: cannot be written \(File too large\); .*\n", done.stderr)
+    assert everything(tmp_path) == []
+
+
+@needs_mpirun
+@pytest.mark.parametrize("error", ["OSError(28, 'full')", "RuntimeError('bug')"])
+def test_failure_to_write_while_ranks_are_at_work_does_not_hang(tmp_path: Path, error: str) -> None:
+    """The writing rank fails while blocks are on their way to it."""
+    done = run_script(
+        "import sys, pdadmm.features as f; from pdadmm.prepare import main\n"
+        "f._PANEL_BYTES = 1; f._BLOCK_BYTES = 1 << 17; write, left = f._write_at, [4000]\n"
+        "def failing(*args):\n"
+        "    left[0] -= 1\n"
+        f"    if left[0] < 0: raise {error}\n"
+        "    write(*args)\n"
+        "f._write_at = failing\n"
+        "sys.exit(main('synthetic --nodes all --out f.h5'.split()))\n",
+        tmp_path,
+        ranks=3,
+    )
+    if "OSError" in error:
+        assert done.returncode == 2, done.stderr
+        assert "f.h5: cannot be written (No space left on device)" in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    else:
+        assert done.returncode not in (0, 2)
+        assert "RuntimeError: bug" in done.stderr
     assert everything(tmp_path) == []
 
 

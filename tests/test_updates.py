@@ -58,8 +58,11 @@ def test_p_update_is_the_authors(authors: dict[str, Any]) -> None:
     image = updates.squared_norm(G @ a["W"].T)
     length = updates.step_length(rho, rho, image, updates.squared_norm(G), "doubling")
     assert length > 0
-    close(a["p"] - np.asarray(length, a["dtype"]) * G, a["p_new"])
-    assert np.abs(a["p_new"] - a["p"]).max() > 1e-4  # they did move
+    p = a["p"] - np.asarray(length, a["dtype"]) * G
+    close(p, a["p_new"])
+    # the steps are short where the penalties are small: compare them too
+    theirs = a["p_new"].astype(np.float64) - a["p"]
+    assert np.linalg.norm(p - a["p"] - theirs) <= 0.02 * np.linalg.norm(theirs)
 
 
 def test_quantized_p_update_is_the_authors(authors: dict[str, Any]) -> None:
@@ -80,7 +83,10 @@ def test_weight_update_is_the_authors(authors: dict[str, Any]) -> None:
     image = updates.squared_norm(a["p"] @ G.T)
     length = updates.step_length(a["mu"], rho, image, updates.squared_norm(G), "doubling")
     assert length > 0
-    close(a["W"] - np.asarray(length, a["dtype"]) * G, a["W_new"])
+    W = a["W"] - np.asarray(length, a["dtype"]) * G
+    close(W, a["W_new"])
+    theirs = a["W_new"].astype(np.float64) - a["W"]
+    assert np.linalg.norm(W - a["W"] - theirs) <= 0.02 * np.linalg.norm(theirs)
 
 
 def test_bias_update_is_the_authors(authors: dict[str, Any]) -> None:
@@ -340,7 +346,7 @@ def test_z_update_is_the_lowest_point_of_a_dense_search(name: str, dtype: str) -
     found = updates.z_update(a, q, z, make_activation(name))
     assert found.dtype == dtype
     a, q, z, found = (x.astype(np.float64).ravel() for x in (a, q, z, found))
-    line = np.linspace(-14, 14, 56001)
+    line = np.linspace(-14, 14, 14001)
     lowest = np.array([cost(line, *entry).min() for entry in zip(a, q, z, strict=True)])
     mine = cost(found, a, q, z)
     assert np.all(mine <= lowest + (1e-10 if dtype == "float64" else 1e-5) * (1 + lowest))
@@ -348,9 +354,11 @@ def test_z_update_is_the_lowest_point_of_a_dense_search(name: str, dtype: str) -
 
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid"])
-def test_z_update_never_raises_the_cost_where_it_is_not_convex(name: str) -> None:
+@pytest.mark.parametrize("spread", [3, 10])
+def test_z_update_goes_downhill_to_a_stationary_point_where_it_is_not_convex(name: str, spread: int) -> None:
     rng = np.random.default_rng(6)
-    a, q, z = rng.standard_normal((3, 50, 40)) * [[[3]], [[20]], [[3]]]
+    a, z = 3 * rng.standard_normal((2, 100, 200))
+    q = rng.uniform(-spread, spread, a.shape)
     f = FORMULAS[name]
     found = updates.z_update(a, q, z, make_activation(name))
 
@@ -360,7 +368,8 @@ def test_z_update_never_raises_the_cost_where_it_is_not_convex(name: str) -> Non
     assert np.all(cost(found) <= cost(z) + 1e-12)
     h = 1e-5
     slope = (cost(found + h) - cost(found - h)) / (2 * h)
-    np.testing.assert_allclose(slope, 0, atol=1e-4)
+    np.testing.assert_allclose(slope[found != z], 0, atol=1e-4)
+    assert (found == z).mean() < 1e-3
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

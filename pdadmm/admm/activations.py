@@ -60,9 +60,10 @@ class Tanh:
         return np.tanh(z)
 
     def proximal(self, a: Array, q: Array, z: Array) -> Array:
-        def value(x: Array) -> tuple[Array, Array]:
+        def value(x: Array) -> tuple[Array, Array, Array]:
             f = np.tanh(x)
-            return f, 1 - f * f
+            df = 1 - f * f
+            return f, df, -2 * f * df
 
         return _safeguarded_newton(a, q, z, value, slope=1.0)
 
@@ -76,9 +77,10 @@ class Sigmoid:
         return (0.5 * (1 + np.tanh(0.5 * z))).astype(z.dtype)
 
     def proximal(self, a: Array, q: Array, z: Array) -> Array:
-        def value(x: Array) -> tuple[Array, Array]:
+        def value(x: Array) -> tuple[Array, Array, Array]:
             f = 0.5 * (1 + np.tanh(0.5 * x))
-            return f, f * (1 - f)
+            df = f * (1 - f)
+            return f, df, df * (1 - 2 * f)
 
         return _safeguarded_newton(a, q, z, value, slope=0.25)
 
@@ -102,26 +104,30 @@ def _safeguarded_newton(a: Array, q: Array, z: Array, value: Any, slope: float) 
     from z to that bound on its downhill side; entries that end no lower than z stay at z.
     """
 
-    def half_derivative(x: Array) -> Array:
-        f, df = value(x)
-        return 2 * x - a - z + (f - q) * df
+    def half_derivatives(x: Array) -> tuple[Array, Array]:
+        f, df, ddf = value(x)
+        return 2 * x - a - z + (f - q) * df, 2 + df * df + (f - q) * ddf
 
     def cost(x: Array) -> Array:
         return (x - a) ** 2 + (q - value(x)[0]) ** 2 + (x - z) ** 2
 
     reach = (1 + np.abs(q)) * slope / 2
-    start = half_derivative(z)
+    start, _ = half_derivatives(z)
     low = np.where(start > 0, np.minimum((a + z) / 2 - reach, z), z)
     high = np.where(start > 0, z, np.maximum((a + z) / 2 + reach, z))
+    noise = 16 * np.finfo(a.dtype).eps * (1 + np.abs(a) + np.abs(z))
+    before = np.inf
     x = z
     for _ in range(40):
-        d = half_derivative(x)
+        d, curvature = half_derivatives(x)
         low = np.where(d < 0, x, low)
         high = np.where(d > 0, x, high)
-        # 2 + slope^2 bounds the curvature's convex part: a Newton-like step that never overshoots far
-        x_new = x - d / (2 + slope * slope)
-        inside = (x_new >= low) & (x_new <= high)
-        x_new = np.where(inside, x_new, (low + high) / 2)
+        x_new = x - d / np.where(curvature > 0, curvature, 1)
+        inside = (x_new >= low) & (x_new <= high) & (curvature > 0)
+        size = np.abs(d)
+        slow = (size > 0.5 * before) & (size > noise)  # Newton's method can cycle
+        before = size
+        x_new = np.where(inside & ~slow, x_new, (low + high) / 2)
         if np.array_equal(x_new, x):
             break
         x = x_new
