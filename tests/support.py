@@ -28,6 +28,11 @@ CODECS = [
 ]
 
 
+def words(text: str) -> list[str]:
+    """The words of a text: a command line without quotes."""
+    return text.split()
+
+
 @dataclass
 class Finished:
     """How a program ended."""
@@ -66,7 +71,9 @@ def start(
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        raise AssertionError(f"{command} did not end within {timeout} s\n{out[-2000:]}\n{err[-4000:]}") from None
+        raise AssertionError(
+            f"{command} did not end within {timeout} s\n{out[-2000:]}\n{err[-4000:]}"
+        ) from None
     return Finished(process.returncode, out, err)
 
 

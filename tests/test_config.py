@@ -1,0 +1,137 @@
+"""Options: defaults < preset < TOML file < command line; what is out of range is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support import words
+
+from pdadmm.config import Config, load, parse
+from pdadmm.errors import InputError
+
+
+def test_every_source_wins_over_the_one_before(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text("[training]\nnu = 0.3\nrho = 0.3\n[messages]\ncodec = 'affine'\n")
+
+    def preset(path: str) -> dict[str, float]:
+        assert path == "cora.h5"
+        return {"nu": 0.2, "rho": 0.2, "mu": 0.2}
+
+    config = parse(["cora.h5", "--config", str(file), "--rho", "0.4"], preset)
+    t = config.training
+    assert (t.iterations, t.mu, t.nu, t.rho) == (100, 0.2, 0.3, 0.4)
+    assert (config.messages.codec, config.messages.bits) == ("affine", 4)
+
+
+def test_written_options_read_back_the_same(tmp_path: Path) -> None:
+    first = parse(words("x.h5 --stages 2,5,10 --nu 3e-4 --codec grid --bits 8 --grid-low -1 --grid-high 2"))
+    file = tmp_path / "config.toml"
+    file.write_text(first.to_toml())
+    assert parse(["--config", str(file)]) == first
+    file.write_text(parse([]).to_toml())
+    assert parse(["--config", str(file)]) == parse([])
+
+
+def test_the_file_may_name_the_features_and_the_command_line_others(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text("features = 'a.h5'\n")
+    assert parse(["--config", str(file)]).features == "a.h5"
+    assert parse(["b.h5", "--config", str(file)]).features == "b.h5"
+    assert parse([]).features == ""
+
+
+def test_whole_numbers_are_fine_where_fractions_are(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text("[training]\nnu = 1\n")
+    nu = load(str(file))["training"]["nu"]
+    assert nu == 1.0 and isinstance(nu, float)
+
+
+@pytest.mark.parametrize(("codec", "bits"), [("float32", 32), ("grid", 4), ("affine", 4), ("delta", 4)])
+def test_bits_follow_the_codec(codec: str, bits: int) -> None:
+    assert parse(["--codec", codec]).messages.bits == bits
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[training]\nnu = 'x'\n", "nu"),
+        ("[training]\nnu = true\n", "nu"),
+        ("[training]\niterations = 1.5\n", "iterations"),
+        ("[training]\nstages = [2, 'x']\n", "stages"),
+        ("[training]\nstages = [true]\n", "stages"),
+        ("[training]\nsolver = 'newton'\n", "gradient, exact"),
+        ("[training]\nsteps = 3\n", "'steps'"),
+        ("[train]\nnu = 1\n", "[train]"),
+        ("training = 3\n", "[training]"),
+        ("nu = 3\n", "[nu]"),
+        ("features = 3\n", "features"),
+        ("[training\n", "not valid TOML"),
+        ("[training]\nnu = 1\nnu = 2\n", "not valid TOML"),
+        ("[output]\nquiet = 1\n", "quiet"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(text: str, complaint: str, tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        parse(["--config", str(file)])
+    assert complaint in str(caught.value) and "options.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        load(str(tmp_path / "none.toml"))
+    with pytest.raises(InputError, match="directory"):
+        load(str(tmp_path))
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(InputError, match="not valid TOML"):
+        load(str(tmp_path / "binary.toml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("--nu 0", "--nu is 0"),
+        ("--nu nan", "--nu is nan"),
+        ("--rho -1", "--rho is -1"),
+        ("--rho inf", "--rho is inf"),
+        ("--mu -0.1", "--mu is -0.1"),
+        ("--hidden 0", "--hidden is 0"),
+        ("--layers -1", "--layers is -1"),
+        ("--iterations 0", "--iterations is 0"),
+        ("--eval-every 0", "--eval-every is 0"),
+        ("--seed -1", "--seed is -1"),
+        ("--refresh 0", "--refresh is 0"),
+        ("--codec grid --bits 1", "no 1-bit form"),
+        ("--codec float32 --bits 8", "no 8-bit form"),
+        ("--bits 3", "no 3-bit form"),
+        ("--codec gzip", "gzip"),
+        ("--grid-low 1", "go together"),
+        ("--grid-low 2 --grid-high 1", "is empty"),
+        ("--stages 2,2,5", "does not grow"),
+        ("--stages 5,2", "does not grow"),
+        ("--stages 0,2", "does not grow"),
+        ("--stages 1,4", "starts below 2"),
+        ("--stages 2,x", "2,x"),
+        ("--stages 2,5 --layers 6", "make them agree"),
+        ("--layer 3", "--layer"),
+        ("--nu x", "'x'"),
+        ("a.h5 b.h5", "b.h5"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(arguments: str, complaint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(arguments.split())
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_are_those_of_the_documentation() -> None:
+    c = Config()
+    assert (c.network.hidden, c.training.iterations, c.output.eval_every) == (100, 100, 10)
+    assert (c.training.solver, c.training.step, c.messages.codec) == ("gradient", "exact", "delta")
+    assert (c.training.anchor, c.training.seed) == ("identity", 0)

@@ -1,0 +1,77 @@
+"""Layers on ranks: contiguous, complete, none idle, and the largest load as small as can be."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdadmm.admm.growth import default_stages, stage_positions
+from pdadmm.admm.stage import Plan
+from pdadmm.comm.placement import layer_cost, place
+
+
+def largest(costs: list[float], blocks: list[range]) -> float:
+    return max(sum(costs[i - 1] for i in block) for block in blocks)
+
+
+@settings(deadline=None, derandomize=True)
+@given(data=st.data(), costs=st.lists(st.integers(1, 20), min_size=1, max_size=9))
+def test_no_contiguous_spread_has_a_smaller_largest_load(data: st.DataObject, costs: list[int]) -> None:
+    ranks = data.draw(st.integers(1, len(costs)))
+    loads = [float(c) for c in costs]
+    blocks = place(loads, ranks)
+    assert [i for block in blocks for i in block] == list(range(1, len(costs) + 1))
+    assert len(blocks) == ranks and all(len(block) for block in blocks)
+    best = min(
+        largest(loads, [range(a + 1, b + 1) for a, b in itertools.pairwise([0, *cuts, len(costs)])])
+        for cuts in itertools.combinations(range(1, len(costs)), ranks - 1)
+    )
+    assert largest(loads, blocks) == best
+
+
+def test_one_layer_a_rank_and_one_rank_for_all() -> None:
+    assert place([3.0, 1.0, 2.0], 3) == [range(1, 2), range(2, 3), range(3, 4)]
+    assert place([3.0, 1.0, 2.0], 1) == [range(1, 4)]
+
+
+@pytest.mark.parametrize("ranks", [0, 4])
+def test_ranks_without_a_layer_are_refused(ranks: int) -> None:
+    with pytest.raises(ValueError, match="cannot be spread"):
+        place([1.0, 1.0, 1.0], ranks)
+
+
+def test_a_wide_first_layer_gets_a_rank_to_itself() -> None:
+    widths = [7165, *[100] * 9, 7]
+    costs = [layer_cost(140, widths[i], widths[i + 1], first=i == 0) for i in range(10)]
+    assert place(costs, 3)[0] == range(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages"),
+    [(1, [1]), (2, [2]), (3, [2, 3]), (4, [2, 4]), (10, [2, 4, 8, 10]), (16, [2, 4, 8, 16])],
+)
+def test_stages_double_up_to_the_depth(layers: int, stages: list[int]) -> None:
+    assert default_stages(layers) == stages
+
+
+def test_growth_moves_no_layer_to_another_rank() -> None:
+    blocks = [range(1, 3), range(3, 7), range(7, 9)]
+    homes: dict[int, int] = {}
+    for depth in (2, 4, 8):
+        assert stage_positions(depth, 8)[-1] == 8 and len(stage_positions(depth, 8)) == depth
+        for rank in range(3):
+            for position in Plan(depth, 8, blocks, rank).mine:
+                assert homes.setdefault(position, rank) == rank
+    assert homes == {1: 0, 2: 0, 3: 1, 4: 1, 5: 1, 6: 1, 7: 2, 8: 2}
+
+
+def test_neighbours_skip_ranks_that_have_no_layer_yet() -> None:
+    blocks = [range(1, 3), range(3, 5), range(5, 7)]
+    bottom, middle, top = (Plan(2, 6, blocks, rank) for rank in range(3))
+    assert (bottom.previous, bottom.next, bottom.mine) == (None, 2, [1])
+    assert (middle.previous, middle.next, middle.mine) == (None, None, [])
+    assert (top.previous, top.next, top.mine) == (0, None, [6])
+    assert bottom.output_rank == 2

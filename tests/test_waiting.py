@@ -1,0 +1,90 @@
+"""Waiting: it ends when it is done, gives the core away, gives up in time; pieces cover a buffer."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pdadmm.comm import waiting
+from pdadmm.comm.local import local_pair
+from pdadmm.comm.waiting import Waiter, pieces
+from pdadmm.errors import RunError
+
+
+@pytest.fixture
+def waiter() -> Waiter:
+    """Of a world of one rank."""
+    return Waiter(SimpleNamespace(size=1, rank=0))
+
+
+def test_what_is_done_costs_no_time(waiter: Waiter) -> None:
+    assert waiter.until(lambda: True, "nothing") == 0.0
+    assert waiter.all([], "nothing") == 0.0
+    assert waiter.seconds == 0.0
+
+
+def test_a_wait_ends_soon_after_it_is_done_and_is_counted(waiter: Waiter) -> None:
+    start = time.perf_counter()
+    waited = waiter.until(lambda: time.perf_counter() - start > 0.2, "a clock")
+    assert 0.19 < waited < 1.0
+    assert waiter.seconds == waited
+    waiter.until(lambda: time.perf_counter() - start > 0.3, "a clock")
+    assert waiter.seconds > waited
+
+
+def test_a_wait_gives_the_core_away(waiter: Waiter) -> None:
+    start, cpu = time.perf_counter(), time.process_time()
+    waiter.until(lambda: time.perf_counter() - start > 1.0, "a clock")
+    assert time.process_time() - cpu < 0.5
+
+
+def test_a_wait_gives_up_after_the_timeout_and_says_for_what() -> None:
+    waiter = Waiter(SimpleNamespace(size=1, rank=0), timeout=0.2)
+    start = time.perf_counter()
+    with pytest.raises(RunError, match=r"0\.2 s while waiting for a sign of life"):
+        waiter.until(lambda: False, "a sign of life")
+    assert 0.2 <= time.perf_counter() - start < 2
+
+
+def test_one_rank_talks_to_itself_without_mpi(waiter: Waiter) -> None:
+    values = np.array([1.0, 2.0])
+    total = waiter.sum(values)
+    np.testing.assert_array_equal(total, values)
+    assert total is not values
+    assert waiter.broadcast({"a": 1}) == {"a": 1}
+    assert waiter.gather("x") == ["x"]
+    waiter.barrier()
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 7, 8, 20, 21])
+def test_pieces_are_the_buffer_in_order(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "MAX_BYTES", 7)
+    buffer = np.arange(size, dtype=np.uint8)
+    parts = pieces(buffer)
+    assert len(parts) == max(1, -(-size // 7)) and all(len(part) <= 7 for part in parts)
+    np.testing.assert_array_equal(np.concatenate(parts), buffer)
+    assert size == 0 or all(np.shares_memory(part, buffer) for part in parts)
+
+
+def test_pieces_stay_below_the_counts_of_mpi() -> None:
+    assert waiting.MAX_BYTES < 2**31
+    buffer: Any = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (5 * 2**30,), (0,))
+    assert [len(part) for part in pieces(buffer)] == [waiting.MAX_BYTES] * (5 * 2**30 // waiting.MAX_BYTES)
+
+
+def test_a_local_link_hands_over_its_buffer_and_counts() -> None:
+    lower, upper = local_pair(5, 3)
+    assert (len(lower.send_buffer), len(upper.send_buffer)) == (5, 3)
+    lower.send_buffer[:] = [1, 2, 3, 4, 5]
+    with pytest.raises(AssertionError, match="before it was written"):
+        upper.wait_received()
+    lower.start_send()
+    upper.wait_received()
+    np.testing.assert_array_equal(upper.receive_buffer, [1, 2, 3, 4, 5])
+    with pytest.raises(AssertionError, match="before it was written"):
+        upper.wait_received()
+    assert (lower.messages_sent, lower.bytes_sent, upper.bytes_sent) == (1, 5, 0)
