@@ -1,11 +1,12 @@
 # make run    builds .venv, prepares the embedded data set, trains 16 layers on 16 ranks
 # make test   builds .venv, runs the linters and all tests, those under mpirun too
+# make gpu-check PYTHON=...   tests and measures on this machine's GPU with that Python's packages
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RANKS  ?= 16
 
-.PHONY: run test lint install clean check-tools
+.PHONY: run test gpu-check lint install clean check-tools
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -14,6 +15,9 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest
+
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

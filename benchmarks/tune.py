@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+
 from pdadmm import config as configuration
 from pdadmm import run
 from pdadmm.comm.waiting import Waiter

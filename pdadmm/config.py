@@ -19,6 +19,7 @@ from typing import Any
 import tomli_w
 
 from pdadmm.admm.activations import ACTIVATIONS
+from pdadmm.backend import PRECISIONS
 from pdadmm.comm.codec import CODECS
 from pdadmm.errors import InputError
 
@@ -94,6 +95,13 @@ class Run:
 
     backend: str = _option("auto", "array library", ("auto", "numpy", "cupy"))
     transport: str = _option("auto", "how messages travel", ("auto", "mpi", "nccl"))
+    kernels: str = _option(
+        "auto",
+        "the passes between products: compiled (auto: where they are installed) or plain array operations",
+        ("auto", "fused", "reference"),
+    )
+    precision: str = _option("float32", "products on a GPU: float32, tf32, or three of bfloat16", PRECISIONS)
+    cuda_aware_mpi: bool = _option(False, "give GPU buffers to MPI itself; it must have been built for that")
     overlap: bool = _option(True, "send while computing; --no-overlap waits for every message to leave")
     threads: int = _option(
         0, "threads of a rank; default: OMP_NUM_THREADS, or the node's cores over its ranks"
@@ -111,6 +119,10 @@ class Output:
     checkpoint_seconds: float = _option(0.0, "seconds between checkpoints; 0: none")
     max_seconds: float = _option(0.0, "seconds after which the run saves a checkpoint and stops; 0: never")
     resume: bool = _option(False, "go on from the newest intact checkpoint in --out")
+    trace: bool = _option(False, "write a timeline for Perfetto or Chrome, trace.json in --out")
+    measure_links: bool = _option(
+        False, "measure latency and bandwidth between neighbours first; the profile compares with them"
+    )
     quiet: bool = _option(False, "no progress bar and no table")
 
 

@@ -15,6 +15,17 @@ class InputError(Exception):
 class RunError(Exception):
     """The run failed after it started: a diverging iterate, a lost neighbour, a full disk.
 
-    The command prints the message, which names rank, layer and iteration, and aborts every rank
+    The command prints the message after the rank, its layers and the iteration, and aborts every rank
     with code 1.
+
+    Parameters
+    ----------
+    message
+        What went wrong and what to do.
+    everywhere
+        Whether all ranks raise it together; rank 0 then speaks for all.
     """
+
+    def __init__(self, message: str, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere

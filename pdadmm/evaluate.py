@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pdadmm.admm.layer import risk_sum
 from pdadmm.admm.stage import Array, Stage
+from pdadmm.admm.updates import number
 
 __all__ = ["SPLITS", "Split", "evaluate"]
 
@@ -41,18 +43,21 @@ def evaluate(stage: Stage, split: Split, risk: str) -> tuple[float, float]:
     correct, loss
         Zeros on every rank but the output layer's.
     """
-    correct, loss = 0.0, 0.0
+    correct: Any = 0.0
+    loss: Any = 0.0
 
     def count(start: int, stop: int, logits: Array) -> None:
         nonlocal correct, loss
         assert split.y is not None
         y = split.y[start:stop]
-        correct += float((logits.argmax(axis=1) == y).sum())
-        loss += risk_sum(logits, y, risk)
+        # on a GPU both stay there until the pass is over
+        correct = correct + number((logits.argmax(axis=1) == y).sum(dtype=np.float64))
+        loss = loss + risk_sum(logits, y, risk)
 
     def source(start: int, stop: int) -> Array:
         assert split.x is not None
-        return np.ascontiguousarray(split.x[start:stop])
+        return split.x[start:stop]
 
     stage.forward(split.rows, source, output=count)
+    correct, loss = stage.floats([correct, loss])
     return correct, loss

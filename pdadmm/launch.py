@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from pdadmm.comm.waiting import Waiter
 from pdadmm.errors import InputError, RunError
+from pdadmm.where import Where
 
 __all__ = ["agree", "main_under_mpi"]
+
+#: seconds that all ranks wait for rank 0 to speak for them
+_LAST_WORDS = 3.0
+#: seconds that a launcher gets to forward a rank's words before the abort makes it drop them
+_FORWARDING = 0.5
 
 
 def main_under_mpi(command: Callable[[Waiter, list[str]], None], arguments: list[str] | None = None) -> int:
@@ -21,6 +30,15 @@ def main_under_mpi(command: Callable[[Waiter, list[str]], None], arguments: list
     prints it. Anything else that a rank raises aborts all ranks with code 1.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    where = Where()
+    where.watch()
+    try:
+        return _main(command, arguments, where)
+    finally:
+        where.close()
+
+
+def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], where: Where) -> int:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -31,7 +49,10 @@ def main_under_mpi(command: Callable[[Waiter, list[str]], None], arguments: list
         return 2
     comm = MPI.COMM_WORLD
     rank = comm.rank
-    waiter = Waiter(comm)
+    where.set_rank(rank)
+    waiter = Waiter(comm, where=where)
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # a crash in compiled code shows where Python was
     try:
         _require_one_world(comm.size)
         command(waiter, arguments)
@@ -45,20 +66,34 @@ def main_under_mpi(command: Callable[[Waiter, list[str]], None], arguments: list
             print(f"pdadmm: {error}", file=sys.stderr, flush=True)
         waiter.barrier()
         return 2
-    except KeyboardInterrupt:
-        comm.Abort(130)
-    except RunError as error:
-        print(f"pdadmm: rank {rank}: {error}", file=sys.stderr, flush=True)
-        comm.Abort(1)
-    except MemoryError:
-        print(
-            f"pdadmm: rank {rank}: out of memory; use more ranks or fewer nodes", file=sys.stderr, flush=True
-        )
-        comm.Abort(1)
-    except BaseException:
-        print(f"pdadmm: rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        comm.Abort(1)
+    except BaseException as error:
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        where.claim()
+        if isinstance(error, RunError) and error.everywhere:
+            if rank == 0:
+                _say(where, error)
+            # the others would end rank 0 before it has spoken
+            waiter.timeout = _LAST_WORDS
+            with contextlib.suppress(RunError):
+                waiter.barrier()
+        elif code == 1:
+            _say(where, error)
+        time.sleep(_FORWARDING)
+        comm.Abort(code)
     return 1
+
+
+def _say(where: Where, error: BaseException) -> None:
+    """One line on stderr: rank, layers, iteration and why; a traceback before it for the unforeseen."""
+    reason = str(error)
+    if isinstance(error, MemoryError):
+        reason = f"out of memory ({reason or 'no size given'}); use more ranks or hosts, or fewer nodes"
+    elif isinstance(error, OSError):
+        reason = f"{error.strerror or reason}{f': {error.filename}' if error.filename else ''}"
+    elif not isinstance(error, RunError):
+        print("".join(traceback.format_exception(error)), file=sys.stderr)
+        reason = f"{type(error).__name__}: {reason}"
+    print(f"pdadmm: {where}: {' '.join(reason.split())}", file=sys.stderr, flush=True)
 
 
 def agree(waiter: Waiter, work: Callable[[], Any]) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pdadmm.admm.layer import Hyper, Terms
 
-__all__ = ["Monitor", "write_json"]
+__all__ = ["Monitor", "write_json", "write_text"]
 
 _TERMS = [f.name for f in dataclasses.fields(Terms)]
 
@@ -75,8 +75,13 @@ class Monitor:
         return record
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name and rename it, so that no half-written file is ever seen."""
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name and rename, so that no half-written file is ever seen."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as :func:`write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

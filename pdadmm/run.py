@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +18,20 @@ from threadpoolctl import threadpool_limits
 import pdadmm
 from pdadmm import config as configuration
 from pdadmm.admm.growth import default_stages
-from pdadmm.checkpoint import newest
+from pdadmm.bench_links import measure_neighbours
+from pdadmm.checkpoint import newest, put_aside
 from pdadmm.comm.waiting import Waiter, ranks_on_node, usable_cores
 from pdadmm.config import Config
 from pdadmm.control import STOPPED_EARLY, Control
+from pdadmm.devices import choose, describe
 from pdadmm.errors import InputError
+from pdadmm.kernels.select import name_of
 from pdadmm.launch import agree, main_under_mpi
-from pdadmm.metrics import write_json
+from pdadmm.metrics import write_json, write_text
 from pdadmm.model import write_model
+from pdadmm.profiling.clocks import read_offset
+from pdadmm.profiling.collect import write_profile
+from pdadmm.profiling.timeline import write_timeline
 from pdadmm.report import Progress, final_table
 from pdadmm.trainer import Sizes, Trainer
 
@@ -77,27 +85,22 @@ def resolve(config: Config, ranks: int) -> None:
     configuration.check_stages(training.stages, network.layers)
     if config.run.transport == "nccl" and config.run.backend == "numpy":
         raise InputError("--transport nccl needs --backend cupy; use --transport mpi on CPUs")
-    for option, module in (("backend", "cupy"), ("transport", "nccl")):
-        if getattr(config.run, option) == module:
-            raise InputError(
-                f"--{option} {module} is not available in this version; use --backend numpy --transport mpi"
-            )
-    config.run.backend, config.run.transport = "numpy", "mpi"
 
 
-def prepare_folder(config: Config, dataset: str) -> Path:
-    """Make the output folder and see that it can be written to."""
+def prepare_folder(config: Config, dataset: str) -> list[Path]:
+    """Make the output folder and see that it can be written to; returns the folders made, deepest first."""
     out = config.output.out or f"runs/{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     config.output.out = out
     folder = Path(out)
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write to --out {out}: {error.strerror}; choose another folder") from None
-    return folder
+    return made
 
 
 def set_threads(config: Config, comm: Any) -> int:
@@ -115,6 +118,8 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
     started = time.monotonic()
     comm = waiter.comm
 
+    made: list[Path] = []
+
     def check() -> tuple[Config, Sizes] | None:
         if comm.rank:
             return None
@@ -122,11 +127,19 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
         resolve(config, comm.size)
         with open_features(config.features) as features:
             sizes = Sizes.of(features)
-        prepare_folder(config, sizes.dataset)
         return config, sizes
+
+    def prepare() -> str | None:
+        if comm.rank:
+            return None
+        made.extend(prepare_folder(config, sizes.dataset))
+        return config.output.out
 
     config, sizes = waiter.broadcast(agree(waiter, check))
     waiter.timeout = config.run.timeout
+    choice = choose(config.run, waiter)
+    config.run.backend, config.run.transport = choice.backend, choice.transport
+    config.output.out = waiter.broadcast(agree(waiter, prepare))
     threads = set_threads(config, comm)
     folder = Path(config.output.out)
     show = Progress(config, enabled=comm.rank == 0 and not config.output.quiet)
@@ -138,21 +151,44 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
         show.update(values)
 
     o = config.output
-    control = Control(waiter, o.checkpoint_every, o.checkpoint_seconds, o.max_seconds, started)
-    trainer = agree(
-        waiter,
-        lambda: Trainer(config, sizes, lambda: open_features(config.features), waiter, control, record),
-    )
+    control = Control(waiter, o.checkpoint_every, o.checkpoint_seconds, o.max_seconds, started, listen=True)
+    try:
+        trainer = agree(
+            waiter,
+            lambda: Trainer(
+                config,
+                sizes,
+                lambda: open_features(config.features),
+                waiter,
+                control,
+                record,
+                choice,
+                threads,
+            ),
+        )
+    except InputError:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
+    kernels = name_of(trainer.kernels, config.run.kernels)
+    if comm.rank == 0 and not o.quiet:
+        line = describe(choice, config.run, comm.size, kernels, threads)
+        print(f"pdadmm: {line}", file=sys.stderr, flush=True)
     resumed = None
     if o.resume:
-        resumed = newest(folder, waiter, lambda line: print(f"pdadmm: warning: {line}", file=sys.stderr))
+        resumed = newest(folder, waiter, _warn)
+    elif comm.rank == 0 and (old := put_aside(folder)):
+        _warn(f"starting afresh without --resume; the checkpoints of an earlier run are now in {old}")
     if comm.rank == 0:
         records = resumed.state["records"] if resumed else []
-        (folder / "config.toml").write_text(config.to_toml())
+        write_text(folder / "config.toml", config.to_toml())
         (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    baseline = measure_neighbours(waiter) if o.measure_links else None
     with show:
         finished = trainer.run(folder, resumed)
     trainer.close()
+    _write_profile(folder, config, sizes, trainer, threads, baseline)
     if not finished:
         if comm.rank == 0:
             print(
@@ -171,6 +207,8 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
         "backend": config.run.backend,
         "transport": config.run.transport,
         "kernels": trainer.kernels.name,
+        "precision": config.run.precision,
+        "devices": choice.devices,
         "codec": config.messages.codec,
         "bits": config.messages.bits,
         "solver": config.training.solver,
@@ -197,6 +235,45 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
         write_json(folder / "summary.json", summary)
         if not config.output.quiet:
             final_table(summary, folder)
+
+
+def _warn(line: str) -> None:
+    print(f"pdadmm: warning: {line}", file=sys.stderr, flush=True)
+
+
+def _write_profile(
+    folder: Path,
+    config: Config,
+    sizes: Sizes,
+    trainer: Trainer,
+    threads: int,
+    baseline: dict[str, Any] | None,
+) -> None:
+    """Write profile.json, and trace.json when asked for; collective."""
+    waiter = trainer.waiter
+    run = {
+        "dataset": sizes.dataset,
+        "nodes_train": sizes.rows["train"],
+        "widths": trainer.widths,
+        "layers": config.network.layers,
+        "hidden": config.network.hidden,
+        "ranks": waiter.comm.size,
+        "placement": [[block.start, block.stop - 1] for block in trainer.blocks],
+        "codec": config.messages.codec,
+        "bits": config.messages.bits,
+        "solver": config.training.solver,
+        "step": config.training.step,
+        "backend": config.run.backend,
+        "transport": config.run.transport,
+        "kernels": trainer.kernels.name,
+        "overlap": config.run.overlap,
+        "threads": threads,
+    }
+    seconds = {"evaluation": trainer.seconds_evaluation, "checkpoint": trainer.seconds_checkpoints}
+    timeline = partial(write_timeline, folder / "trace.json") if config.output.trace else None
+    write_profile(
+        folder, run, trainer.accounts, read_offset(waiter.comm), waiter, seconds, timeline, baseline
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,15 +2,18 @@
 
 The clock attributes all the time between two laps to the phase named at the second, so that the
 phases of a rank add up to the wall time of its iterations by construction. A lap costs a clock read
-and an addition.
+and an addition; nothing is ever synchronised for it.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter_ns
 from typing import Any
 
-__all__ = ["PHASES", "WARM_UP", "Clock"]
+__all__ = ["PHASES", "WARM_UP", "Clock", "Message", "Step"]
 
 #: what an iteration's time is split into. Encode and decode run inside the fused updates, which are
 #: not interrupted to time them; the reference kernels are timed the same way.
@@ -19,6 +22,47 @@ PHASES = ("products", "updates", "send", "wait", "other")
 #: iterations at the start of a stage that are left out of the phases
 WARM_UP = 3
 
+#: messages of a stage whose times are kept without a timeline; enough for steady means
+_MESSAGES_KEPT = 1000
+
+_NOTHING = (-1, False)  # about no message
+
+#: ``(kind, coupling, upward, sequence, start, end, counted)``: kind ``sent`` or ``received``;
+#: nanoseconds; whether it happened within an iteration after the warm-up
+Message = tuple[str, int, bool, int, int, int, bool]
+
+
+@dataclass
+class Step:
+    """A stretch of computing in an iteration, and the wait or send that ends it.
+
+    The steps of an iteration are always the same, so that each one is a place in the dependency
+    graph between the ranks, from which other networks are predicted.
+    """
+
+    part: str  #: of the layer's iteration: p, W or z (with q and u)
+    layer: int
+    phase: str  #: wait, send, or other where the part ends
+    coupling: int  #: -1 where no message is concerned
+    upward: bool  #: q (up) or p (down)
+    #: of every counted iteration, nanoseconds: computing, of these in updates, and the wait or send
+    times: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def compute(self) -> list[float]:
+        """Seconds of computing in every counted iteration."""
+        return [times[0] * 1e-9 for times in self.times]
+
+    @property
+    def updates(self) -> list[float]:
+        """Of these, seconds in the phase `updates`."""
+        return [times[1] * 1e-9 for times in self.times]
+
+    @property
+    def seconds(self) -> list[float]:
+        """Seconds of the wait or send itself."""
+        return [times[2] * 1e-9 for times in self.times]
+
 
 class Clock:
     """Seconds by layer and phase of the current stage, and the events of a timeline.
@@ -26,61 +70,153 @@ class Clock:
     Parameters
     ----------
     traced
-        Keep every lap and message for the timeline.
+        Keep every lap and message for the timeline, and name ranges for NVIDIA's profilers where
+        CuPy is installed.
 
     Attributes
     ----------
-    seconds
-        ``seconds[layer][phase]`` since :meth:`begin_stage`, warm-up iterations left out.
+    iteration_seconds
+        Of every counted iteration.
     events
-        ``(name, layer, start, end)`` in nanoseconds of :func:`time.perf_counter_ns`; None unless traced.
+        ``(name, layer, start, end)`` in nanoseconds of :func:`time.perf_counter_ns`; None unless
+        traced. Layer 0 is the rank as a whole.
     messages
-        ``(kind, coupling, upward, sequence, time)``, kind ``sent`` or ``received``; None unless traced.
+        Of the current stage.
     """
 
     def __init__(self, traced: bool = False) -> None:
-        self.seconds: dict[int, dict[str, float]] = {}
-        self.iteration_seconds: list[float] = []
         self.events: list[tuple[str, int, int, int]] | None = [] if traced else None
-        self.messages: list[tuple[str, int, bool, int, int]] | None = [] if traced else None
+        self.past: list[list[Message]] = []
+        self._nvtx = _nvtx() if traced else None
+        self._in_range = False
         self._counting = False
-        self._last = self._iteration_start = time.perf_counter_ns()
+        self._last = self._iteration_start = perf_counter_ns()
+        self.begin_stage()
+
+    @property
+    def traced(self) -> bool:
+        """Whether a timeline is kept."""
+        return self.events is not None
 
     def begin_stage(self) -> None:
         """Forget the phases of the stage before."""
-        self.seconds = {}
-        self.iteration_seconds = []
+        self._rows: dict[int, dict[str, int]] = {}
+        self._row_of = 0
+        self._row: dict[str, int] = {}
+        self.iteration_seconds: list[float] = []
+        self.messages: list[Message] = []
+        self._steps: list[Step] = []
+        self._place = 0
+        self._computed = self._updating = 0
+        self._part = ("", 0)
+        self._about: tuple[int, bool] = _NOTHING
+
+    def end_stage(self) -> None:
+        """Keep the stage's messages for the timeline."""
+        if self.traced:
+            self.past.append(self.messages)
+
+    @property
+    def seconds(self) -> dict[int, dict[str, float]]:
+        """``seconds[layer][phase]`` since :meth:`begin_stage`, warm-up iterations left out."""
+        return {
+            layer: {phase: taken * 1e-9 for phase, taken in row.items()} for layer, row in self._rows.items()
+        }
+
+    @property
+    def steps(self) -> list[Step]:
+        """The iteration cut at its waits and sends; only those that every counted iteration had."""
+        times = len(self.iteration_seconds)
+        return [step for step in self._steps if len(step.times) == times]
 
     def begin_iteration(self, iteration: int) -> None:
         """Start the first lap of an iteration, counted from 0 in its stage."""
         self._counting = iteration >= WARM_UP
-        self._last = self._iteration_start = time.perf_counter_ns()
+        self._place = 0
+        self._computed = self._updating = 0
+        self._part = ("", 0)
+        self._last = self._iteration_start = perf_counter_ns()
+
+    def part(self, name: str, layer: int) -> None:
+        """Begin a part of the iteration: p, W or z of a layer."""
+        if self._counting and self._part[1]:
+            self._step("other", 0)
+        self._part = (name, layer)
+        if self._nvtx is not None:
+            self._close_range()
+            self._nvtx.RangePush(f"{name} {layer}")
+            self._in_range = True
+
+    def _close_range(self) -> None:
+        if self._in_range and self._nvtx is not None:
+            self._nvtx.RangePop()
+            self._in_range = False
 
     def lap(self, phase: str, layer: int) -> None:
         """Attribute the time since the last lap to a phase of a layer."""
-        now = time.perf_counter_ns()
+        now = perf_counter_ns()
         if self._counting:
-            phases = self.seconds.get(layer)
-            if phases is None:
-                phases = self.seconds[layer] = dict.fromkeys(PHASES, 0.0)
-            phases[phase] += (now - self._last) * 1e-9
+            took = now - self._last
+            if layer != self._row_of:
+                self._row_of = layer
+                self._row = self._rows.setdefault(layer, dict.fromkeys(PHASES, 0))
+            self._row[phase] += took
+            if phase == "updates":
+                self._computed += took
+                self._updating += took
+            elif phase == "wait" or phase == "send":
+                self._step(phase, took)
+            else:
+                self._computed += took
         if self.events is not None:
             self.events.append((phase, layer, self._last, now))
         self._last = now
 
+    def _step(self, phase: str, took: int) -> None:
+        place = self._place
+        self._place = place + 1
+        if place == len(self._steps):
+            self._steps.append(Step(*self._part, phase, *self._about))
+        self._steps[place].times.append((self._computed, self._updating, took))
+        self._computed = self._updating = 0
+        self._about = _NOTHING
+
     def end_iteration(self, layer: int) -> float:
         """Close the last lap; returns the iteration's seconds."""
         self.lap("other", layer)
+        self._close_range()
         seconds = (self._last - self._iteration_start) * 1e-9
         if self._counting:
             self.iteration_seconds.append(seconds)
+            self._about = _NOTHING
+            self._step("other", 0)
+        self._counting = False
         return seconds
 
-    def message(self, kind: str, coupling: int, upward: bool, sequence: int) -> None:
-        """Note that a message was handed to the transport or taken from it."""
-        if self.messages is not None:
-            self.messages.append((kind, coupling, upward, sequence, time.perf_counter_ns()))
+    def about(self, coupling: int, upward: bool) -> None:
+        """Say which message the wait or send is for that the next lap closes."""
+        self._about = (coupling, upward)
 
-    def state(self) -> dict[str, Any]:
-        """Phases and iteration times of the stage, as plain data."""
-        return {"phases": self.seconds, "iteration_seconds": self.iteration_seconds}
+    def message(self, kind: str, coupling: int, upward: bool, sequence: int, start: int) -> None:
+        """Note that a message was handed to the transport, or waited for since `start` (ns) and taken."""
+        self._about = (coupling, upward)
+        if self.events is not None or len(self.messages) < _MESSAGES_KEPT:
+            end = perf_counter_ns()
+            self.messages.append((kind, coupling, upward, sequence, start, end, self._counting))
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Show work between iterations on the timeline."""
+        start = perf_counter_ns()
+        yield
+        if self.events is not None:
+            self.events.append((name, 0, start, perf_counter_ns()))
+
+
+def _nvtx() -> Any:
+    """CuPy's NVTX module; None where there is none."""
+    try:
+        from cupy.cuda import nvtx
+    except Exception:  # CuPy raises its own errors where there is no driver
+        return None
+    return nvtx

@@ -12,6 +12,7 @@ import numpy as np
 
 from pdadmm import checkpoint
 from pdadmm.admm.activations import make_activation
+from pdadmm.admm.coupling import copy_into
 from pdadmm.admm.growth import identity_layer, random_layer, stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms
 from pdadmm.admm.stage import Array, Plan, Stage
@@ -22,10 +23,13 @@ from pdadmm.comm.placement import layer_cost, place
 from pdadmm.comm.waiting import Waiter
 from pdadmm.config import Config
 from pdadmm.control import CONTINUE, STOP, Control
+from pdadmm.devices import ON_CPUS, Choice, make_backend, make_transport
 from pdadmm.errors import InputError, RunError
 from pdadmm.evaluate import SPLITS, Split, evaluate
-from pdadmm.kernels.reference import ReferenceKernels
+from pdadmm.kernels.select import select_kernels
 from pdadmm.metrics import Monitor
+from pdadmm.profiling.clocks import read_offset
+from pdadmm.profiling.collect import Accounts
 from pdadmm.trace import Clock
 
 if TYPE_CHECKING:  # features imports SciPy and h5py, which only the first and last ranks need
@@ -76,6 +80,10 @@ class Trainer:
         Says when to save and to stop.
     progress
         Called with the record of every evaluated iteration, on all ranks.
+    choice
+        Arrays and way of the messages.
+    threads
+        Of this rank's compiled kernels.
     """
 
     def __init__(
@@ -86,11 +94,15 @@ class Trainer:
         waiter: Waiter,
         control: Control | None = None,
         progress: Callable[[dict[str, Any]], None] | None = None,
+        choice: Choice = ON_CPUS,
+        threads: int = 1,
     ) -> None:
         self.config = config
+        self.choice = choice
         self.waiter = waiter
         self.rank = waiter.comm.rank
         self.layers_total = config.network.layers
+        self.dataset = sizes.dataset
         self.widths = widths_of(config, sizes.inputs, sizes.classes)
         nodes = sizes.rows["train"]
         costs = [
@@ -98,17 +110,20 @@ class Trainer:
             for i in range(self.layers_total)
         ]
         self.blocks = place(costs, waiter.comm.size)
+        waiter.where.set_layers(self.blocks[self.rank].start, self.blocks[self.rank].stop - 1)
         t = config.training
         self.hyper = Hyper(t.nu, t.rho, t.mu, t.solver, t.step, t.refresh, t.risk)
-        self.kernels: Any = ReferenceKernels()
+        self.backend = make_backend(choice, self.rank, config.run.precision)
+        self.kernels: Any = select_kernels(config.run.kernels, threads, self.backend.name)
+        self.transport: Any = None
         self.layers: dict[int, Layer] = {}
         self.splits = self._read(sizes, open_features)
         self.monitor = Monitor(self.layers_total, {name: self.splits[name].rows for name in SPLITS})
         self._progress = progress
         self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
-        self.clock = Clock()
-        overlap = config.run.overlap and waiter.comm.size > 1 and ProgressThread.available()
-        self.progress_thread = ProgressThread(waiter.comm) if overlap else None
+        self.clock = Clock(config.output.trace)
+        self.accounts: Accounts
+        self.progress_thread: ProgressThread | None = None
         self.records: list[dict[str, Any]] = []
         self.iteration = 0
         self.seconds_iterations = 0.0
@@ -123,9 +138,14 @@ class Trainer:
         first, last = 1 in mine, self.layers_total in mine
         if not first and not last:
             return {name: Split(rows, None, None) for name, rows in sizes.rows.items()}
+        device = self.backend.asarray
         with open_features() as features:
             return {
-                name: Split(rows, features.x(name) if first else None, features.y(name) if last else None)
+                name: Split(
+                    rows,
+                    device(np.ascontiguousarray(features.x(name))) if first else None,
+                    device(np.asarray(features.y(name), np.int64)) if last else None,
+                )
                 for name, rows in sizes.rows.items()
             }
 
@@ -152,6 +172,17 @@ class Trainer:
         if resumed is not None:
             first, done = resumed.state["stage"], resumed.state["stage_iteration"]
             self._restore(resumed.state)
+        # collective, so not in the constructor, where one rank may find its data unusable
+        self.accounts = Accounts(self.clock, read_offset(self.waiter.comm))
+        r = self.config.run
+        on_host = not self.backend.on_device
+        if on_host and r.overlap and self.waiter.comm.size > 1 and ProgressThread.available():
+            self.progress_thread = ProgressThread(self.waiter.comm)
+        plans = [Plan(depth, self.layers_total, self.blocks, self.rank) for depth in stages]
+        around = [(plan.previous, plan.next) for plan in plans]
+        self.transport = make_transport(
+            self.choice, self.backend, self.waiter, r, self.progress_thread, around
+        )
         for index in range(first, len(stages)):
             if not self._run_stage(index, done, resumed):
                 return False
@@ -162,44 +193,61 @@ class Trainer:
         """Iterations `done` + 1 to the last of a stage; False when stopped early."""
         t = self.config.training
         plan = Plan(t.stages[index], self.layers_total, self.blocks, self.rank)
-        saved = resumed.arrays(set(plan.mine)) if resumed is not None else {}
+        saved = resumed.layers if resumed is not None else {}
         for position in plan.mine:
             if position not in self.layers:
                 self.layers[position] = self._new_layer(position)
             if position in saved:
-                self.layers[position].W[...] = saved[position]["W"]
-                self.layers[position].b[...] = saved[position]["b"]
+                copy_into(self.layers[position].W, saved[position]["W"])
+                copy_into(self.layers[position].b, saved[position]["b"])
         stage = Stage(
-            plan, [self.layers[p] for p in plan.mine], self.waiter, self.clock, self.progress_thread
+            plan,
+            [self.layers[p] for p in plan.mine],
+            self.waiter,
+            self.clock,
+            transport=self.transport,
+            backend=self.backend,
         )
         self.stage = stage
         train = self.splits["train"]
         stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.kernels, t.seed)
-        for position in saved:
-            self.layers[position].restore(saved[position])
+        if resumed is not None:
+            for layer in stage.layers:
+                place = plan.positions.index(layer.position)
+                around = [0, *plan.positions, 0][place : place + 3]
+                layer.restore(saved[layer.position], saved.get(around[0]), saved.get(around[2]))
         self.clock.begin_stage()
+        self.control.expect(sum(a.nbytes for layer in stage.layers for a in layer.state().values()))
         if not done:
             self._losses = []
         verdict = CONTINUE
         for i in range(done, t.iterations):
             self.iteration += 1
+            self.waiter.where.set_iteration(self.iteration, index + 1)
             measure = (i + 1) % self.config.output.eval_every == 0 or i + 1 == t.iterations
             self.control.before()
             exposed = self.waiter.seconds
             start = time.perf_counter()
             terms = stage.iterate(i, measure)
-            self.seconds_iterations += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.seconds_iterations += seconds
+            self.accounts.iterated(seconds)
             self.seconds_exposed += self.waiter.seconds - exposed
             if measure:
-                self._evaluate(stage, terms, index, i + 1)
+                self.seconds_exposed += self.transport.waited()
+                with self.clock.span("evaluation"):
+                    self._evaluate(stage, terms, index, i + 1)
+                self.transport.waited()  # those of the evaluation are no part of the iterations
             verdict = self.control.after(self.iteration)
             last = i + 1 == t.iterations and index + 1 == len(t.stages)
             if verdict != CONTINUE and not last:
-                self._save(stage, index, i + 1)
+                with self.clock.span("checkpoint"):
+                    self._save(stage, index, i + 1)
                 if verdict == STOP:
                     break
         self._account(stage)
         stage.finish()
+        self.accounts.end_stage(stage, plan.depth)
         return verdict != STOP or self.iteration == t.iterations * len(t.stages)
 
     def _new_layer(self, position: int) -> Layer:
@@ -207,8 +255,10 @@ class Trainer:
         last = position == self.layers_total
         activation = None if last else make_activation(self.config.network.activation)
         if position not in stage_positions(t.stages[0], self.layers_total):
-            return identity_layer(position, n[position], activation, t.anchor == "identity")
-        return random_layer(position, n[position - 1], n[position], activation, t.seed)
+            layer = identity_layer(position, n[position], activation, t.anchor == "identity")
+        else:
+            layer = random_layer(position, n[position - 1], n[position], activation, t.seed)
+        return layer.to(self.backend)
 
     # ---- checkpoints --------------------------------------------------------------------------------
 
@@ -216,6 +266,7 @@ class Trainer:
         if self._folder is None:
             return
         start = time.perf_counter()
+        exposed = self.waiter.sum(np.array([self.seconds_exposed]))[0] / self.waiter.comm.size
         state = {
             "stage": index,
             "stage_iteration": stage_iteration,
@@ -227,6 +278,8 @@ class Trainer:
             "records": self.records,
             "seconds_iterations": self.seconds_iterations,
             "seconds_evaluation": self.seconds_evaluation,
+            "seconds_exposed": float(exposed),
+            "seconds_checkpoints": self.seconds_checkpoints,
             "fingerprint": self.fingerprint(),
         }
         arrays = {layer.position: layer.state() for layer in stage.layers}
@@ -237,9 +290,10 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         for name, value in self.fingerprint().items():
             if state["fingerprint"].get(name) != value:
+                before = state["fingerprint"].get(name)
                 raise InputError(
-                    f"--resume: the checkpoint was made with {name} = {state['fingerprint'].get(name)}, "
-                    f"not {value}; give the options it was started with"
+                    f"--resume: the checkpoint was made with {name} = {before}, not {value}; "
+                    "give the options it was started with, or none but --resume and --out"
                 )
         self.hyper.nu, self.hyper.rho = state["nu"], state["rho"]
         self._losses = state["losses"]
@@ -248,11 +302,14 @@ class Trainer:
         self.iteration = state["iteration"]
         self.seconds_iterations = state["seconds_iterations"]
         self.seconds_evaluation = state["seconds_evaluation"]
+        self.seconds_exposed = state["seconds_exposed"]
+        self.seconds_checkpoints = state["seconds_checkpoints"]
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from."""
         c = self.config
-        data = {"widths": self.widths, "nodes_train": self.splits["train"].rows}
+        rows = {f"nodes_{name}": split.rows for name, split in self.splits.items()}
+        data = {"dataset": self.dataset, "widths": self.widths, **rows}
         return {**data, **asdict(c.network), **asdict(c.training), **asdict(c.messages)}
 
     # ---- measuring ----------------------------------------------------------------------------------
@@ -295,8 +352,9 @@ class Trainer:
         bound = DIVERGED * max(self.splits["train"].rows, 1) * np.log(self.widths[-1] + 1)
         if not record["objective"] < bound:
             raise RunError(
-                f"iteration {self.iteration}: the objective is {record['objective']:.3g}; the run diverges, "
-                "try a larger --rho, a smaller --nu or more --bits"
+                f"the objective is {record['objective']:.3g}, above the bound of {bound:.3g}; the run "
+                "diverges, try a larger --rho, a smaller --nu or more --bits",
+                everywhere=True,
             )
         self.seconds_evaluation += time.perf_counter() - start
         if self._progress is not None:
@@ -314,7 +372,11 @@ class Trainer:
                 self.hyper.rho = max(self.hyper.rho, min(10 * self.hyper.rho, 1.0))
 
     def close(self) -> None:
-        """End the progress thread; collective."""
+        """Copy the weights to the host, end the progress thread, close the transport; collective."""
+        for layer in self.layers.values():
+            layer.W, layer.b = self.backend.to_host(layer.W), self.backend.to_host(layer.b)
+        if self.transport is not None:
+            self.transport.close()
         if self.progress_thread is not None:
             self.progress_thread.close()
 

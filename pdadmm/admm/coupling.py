@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy as np
 from pdadmm.comm.codec import Codec, GridCodec
 from pdadmm.trace import Clock
 
-__all__ = ["CouplingEnd", "Link"]
+__all__ = ["CouplingEnd", "Link", "copy_into"]
 
 Array = Any
 
@@ -22,12 +24,24 @@ class Link(Protocol):
     receive_buffer: Array
     messages_sent: int
     bytes_sent: int
+    messages_received: int
+    bytes_received: int
 
     def post_receive(self) -> None: ...
     def start_send(self) -> None: ...
     def wait_sent(self) -> float: ...
     def wait_received(self) -> float: ...
     def close(self) -> None: ...
+
+
+def copy_into(target: Array, source: np.ndarray) -> None:
+    """Overwrite an array, on the host or on a GPU, with one of the same shape on the host."""
+    if target.shape != source.shape:
+        raise ValueError(f"an array of shape {source.shape} does not fit {target.shape}")
+    if isinstance(target, np.ndarray):
+        target[...] = source
+    else:
+        target.set(np.ascontiguousarray(source, target.dtype))
 
 
 class CouplingEnd:
@@ -78,7 +92,6 @@ class CouplingEnd:
         self._sent = 0
         self._received = 0
         self._awaiting = False
-        self._held = False
 
     def expect(self) -> None:
         """Post the receive of the next message."""
@@ -87,51 +100,54 @@ class CouplingEnd:
 
     def message(self) -> Array | None:
         """Bytes of the next message, waited for; None before the first one was posted."""
-        if self._held:
-            self._held = False
-            return self.link.receive_buffer
         if not self._awaiting:
             return None
         self._awaiting = False
+        start = time.perf_counter_ns()
         self.link.wait_received()
         self._received += 1
-        self._clock.message("received", self.index, self.upper, self._received)
+        self._clock.message("received", self.index, self.upper, self._received, start)
         return self.link.receive_buffer
 
-    def hold(self) -> Array | None:
-        """Wait for the message that is under way and keep it for :meth:`message`; a copy of its bytes."""
-        if self._awaiting:
-            self.message()
-            self._held = True
-        return self.link.receive_buffer.copy() if self._held else None
-
     def state(self) -> dict[str, Array]:
-        """Arrays to save between two iterations; the message under way is waited for."""
-        held = self.hold()
-        found = {"own": self.own, "other_hat": self.other_hat, "u": self.u}
+        """Arrays to save between two iterations.
+
+        The lower end saves what both ends share, since it is an iteration's last to know: the upper
+        end takes in the last q only in its next iteration. The upper end adds what it alone has.
+        """
+        counts = np.array([self._sent, self.link.bytes_sent], np.int64)
+        if self.upper:
+            found = {"below/counts": counts}
+            if not self.codec.lossless:
+                found["below/p"] = self.own
+            return found
+        found = {"above/counts": counts, "above/q": self.own, "above/p_hat": self.other_hat}
+        found["above/u"] = self.u
         if not self.codec.lossless:
-            found["own_hat"] = self.own_hat
-        if held is not None:
-            found["message"] = held
+            found["above/q_hat"] = self.own_hat
         if isinstance(self.codec, GridCodec):
-            found["grid"] = np.array([self.codec.low, self.codec.high])
-        found["counts"] = np.array([self._sent, self._received, self.link.bytes_sent], np.int64)
+            found["above/grid"] = np.array([self.codec.low, self.codec.high])
         return found
 
-    def restore(self, saved: dict[str, Array]) -> None:
-        """Take over the arrays of :meth:`state`."""
-        self.own[...] = saved["own"]
-        self.other_hat[...] = saved["other_hat"]
-        self.u[...] = saved["u"]
-        if not self.codec.lossless:
-            self.own_hat[...] = saved["own_hat"]
-        if "message" in saved:
-            self.link.receive_buffer[...] = saved["message"]
-            self._held = True
+    def restore(self, lower: Mapping[str, Array], upper: Mapping[str, Array]) -> None:
+        """Take over what the two layers saved; no message is under way then."""
+        lossless = self.codec.lossless
+        p_hat, q_hat = "above/p_hat", "above/q" if lossless else "above/q_hat"
+        if self.upper:
+            copy_into(self.own, lower[p_hat] if lossless else upper["below/p"])
+        else:
+            copy_into(self.own, lower["above/q"])
+        if not lossless:
+            copy_into(self.own_hat, lower[p_hat if self.upper else q_hat])
+        copy_into(self.other_hat, lower[q_hat if self.upper else p_hat])
+        copy_into(self.u, lower["above/u"])
         if isinstance(self.codec, GridCodec):
-            self.codec = GridCodec(self.codec.bits, *(float(v) for v in saved["grid"]))
-        self._sent, self._received, self.link.bytes_sent = (int(v) for v in saved["counts"])
-        self.link.messages_sent = self._sent
+            self.codec = GridCodec(self.codec.bits, *(float(v) for v in lower["above/grid"]))
+        counts = [lower["above/counts"], upper["below/counts"]]
+        mine, other = counts[:: -1 if self.upper else 1]
+        self._sent, self.link.bytes_sent = (int(v) for v in mine)
+        self._received, self.link.bytes_received = (int(v) for v in other)
+        self.link.messages_sent, self.link.messages_received = self._sent, self._received
 
     def outgoing(self) -> tuple[Array, int]:
         """The free send buffer and the key of the next message's stochastic rounding."""
@@ -142,5 +158,6 @@ class CouplingEnd:
 
     def send(self) -> None:
         """Send what was encoded into the buffer of :meth:`outgoing`."""
+        start = time.perf_counter_ns()
         self.link.start_send()
-        self._clock.message("sent", self.index, not self.upper, self._sent)
+        self._clock.message("sent", self.index, not self.upper, self._sent, start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from pdadmm.admm import updates
 from pdadmm.admm.activations import Activation
-from pdadmm.admm.coupling import CouplingEnd
+from pdadmm.admm.coupling import CouplingEnd, copy_into
+from pdadmm.backend import NUMPY, label_of
 from pdadmm.comm.codec import NonFiniteError
 from pdadmm.errors import RunError
 from pdadmm.trace import Clock
@@ -48,13 +50,14 @@ class Terms:
 class Workspace:
     """Scratch arrays by name and shape, shared by the layers of a rank, made once a stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: Any = NUMPY) -> None:
+        self._backend = backend
         self._arrays: dict[tuple[str, tuple[int, ...]], Array] = {}
 
     def get(self, name: str, shape: tuple[int, ...]) -> Array:
         key = (name, shape)
         if key not in self._arrays:
-            self._arrays[key] = np.empty(shape, np.float32)
+            self._arrays[key] = self._backend.empty(shape)
         return self._arrays[key]
 
 
@@ -81,6 +84,15 @@ class Layer:
         self.activation = activation
         self.below: CouplingEnd | None = None
         self.above: CouplingEnd | None = None
+        self.backend: Any = NUMPY
+
+    def to(self, backend: Any) -> Layer:
+        """Move the weights to where `backend` computes; returns the layer."""
+        self.backend = backend
+        self.W, self.b = backend.asarray(self.W), backend.asarray(self.b)
+        if not isinstance(self.W_bar, float):
+            self.W_bar = backend.asarray(self.W_bar)
+        return self
 
     @property
     def n_in(self) -> int:
@@ -92,7 +104,7 @@ class Layer:
 
     def linear(self, p: Array) -> Array:
         """``p W^T + b``, (V, n_out)."""
-        z = p @ self.W.T
+        z = self.backend.matmul(p, self.W.T)
         z += self.b
         return z
 
@@ -111,46 +123,57 @@ class Layer:
         `p` is kept, not copied: X in layer 1, the own variable of the coupling below elsewhere.
         """
         self.p, self.z, self.y = p, z, y
-        self.M = np.zeros_like(z)
+        self.M = self.backend.zeros(z.shape)
         self.hyper, self.kernels, self.work, self.clock = hyper, kernels, work, clock
         self._gram: Array | None = None
-        self._change = 0.0
+        self._changes: list[tuple[Any, ...]] = []
 
     def state(self) -> dict[str, Array]:
         """Arrays that make the next iteration the same, by name."""
         found = {"W": self.W, "b": self.b, "z": self.z, "M": self.M}
-        for side, end in (("below", self.below), ("above", self.above)):
+        for end in (self.below, self.above):
             if end is not None:
-                found.update({f"{side}/{name}": array for name, array in end.state().items()})
+                found.update(end.state())
         return found
 
-    def restore(self, saved: dict[str, Array]) -> None:
-        """Take over the arrays of :meth:`state`, in a stage that was started."""
-        for name in ("z", "M"):
-            getattr(self, name)[...] = saved[name]
-        for side, end in (("below", self.below), ("above", self.above)):
-            if end is not None:
-                prefix = side + "/"
-                end.restore({k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix)})
+    def restore(
+        self,
+        saved: Mapping[str, Array],
+        previous: Mapping[str, Array] | None,
+        following: Mapping[str, Array] | None,
+    ) -> None:
+        """Take over the arrays of :meth:`state`, in a stage that was started.
+
+        `previous` and `following` are those of the layers below and above in the stage, since the
+        ends of a coupling save what they share only once.
+        """
+        copy_into(self.z, saved["z"])
+        copy_into(self.M, saved["M"])
+        if self.below is not None:
+            assert previous is not None
+            self.below.restore(previous, saved)
+        if self.above is not None:
+            assert following is not None
+            self.above.restore(saved, following)
 
     # ---- the three parts of an iteration ------------------------------------------------------------
 
     def update_p(self, iteration: int) -> None:
         """p-update; sends p down. Nothing to do in layer 1, whose p is X."""
-        h, k = self.hyper, self.kernels
-        self._change = 0.0
+        h, k, backend = self.hyper, self.kernels, self.backend
+        self._changes = []
         if self.above is not None:
             self.above.expect()
         if iteration and iteration % h.refresh == 0 and h.solver == "gradient":
-            np.matmul(self.p, self.W.T, out=self.M)
-            self.M += self.b
-            self.M -= self.z
+            backend.matmul(self.p, self.W.T, out=self.M)
             self._lap("products")
+            k.residual(self.M, self.b, self.z)
+            self._lap("updates")
         end = self.below
         if end is None:
             return
         G = self.work.get("G", self.p.shape)
-        np.matmul(self.M, self.W, out=G)
+        backend.matmul(self.M, self.W, out=G)
         self._lap("products")
         message = end.message()
         self._lap("wait")
@@ -166,38 +189,38 @@ class Layer:
             elif end.codec.name == "grid":
                 self._projected_p(G, norm, out, key)
             else:
-                H = np.matmul(G, self.W.T, out=self.work.get("H", self.M.shape))
+                H = backend.matmul(G, self.W.T, out=self.work.get("H", self.M.shape))
                 self._lap("products")
-                length = updates.step_length(h.rho, h.nu, k.squared_norm(H), norm, h.step)
+                label = label_of(iteration, self.position, "p")
+                length = backend.step_length(h.rho, h.nu, k.squared_norm(H), norm, h.step, label)
                 k.p_step(self.p, G, length, end.own_hat, end.codec, out, key)
                 self._send(end)
                 k.subtract(self.M, H, length)
                 self._lap("updates")
-                self._change += 0.5 * norm * length
+                self._changes.append((0.5, norm, length))
         except NonFiniteError:
-            raise self._diverged("p", iteration) from None
+            raise self.diverged("p", iteration) from None
 
     def update_weights(self, iteration: int) -> None:
         """W-update, and the mean that the b-update takes off the residual."""
-        h = self.hyper
+        h, k, backend = self.hyper, self.kernels, self.backend
         if h.solver == "exact":
             self._exact_weights()
             return
         G = self.work.get("GW", self.W.shape)
-        np.matmul(self.M.T, self.p, out=G)
+        backend.matmul(self.M.T, self.p, out=G)
         self._lap("products")
-        G *= np.float32(h.nu)
-        if h.mu:
-            G += np.float32(h.mu) * (self.W - self.W_bar)
-        norm = self.kernels.squared_norm(G)
+        norm = k.weight_gradient(G, self.W, self.W_bar, h.nu, h.mu)
+        self._lap("updates")
         self._require_finite(norm, "the gradient of W", iteration)
-        K = np.matmul(self.p, G.T, out=self.work.get("H", self.M.shape))
+        K = backend.matmul(self.p, G.T, out=self.work.get("H", self.M.shape))
         self._lap("products")
-        length = updates.step_length(h.mu, h.nu, self.kernels.squared_norm(K), norm, h.step)
-        self.W -= np.float32(length) * G
-        self.mean = self.kernels.subtract_mean(self.M, K, length)
+        label = label_of(iteration, self.position, "W")
+        length = backend.step_length(h.mu, h.nu, k.squared_norm(K), norm, h.step, label)
+        k.subtract(self.W, G, length)
+        self.mean = k.subtract_mean(self.M, K, length)
         self.b -= self.mean
-        self._change += 0.5 * norm * length + 0.5 * h.nu * updates.squared_norm(self.mean)
+        self._changes.append((0.5, norm, length))
         self._lap("updates")
 
     def update_outputs(self, iteration: int, measure: bool) -> Terms | None:
@@ -206,7 +229,7 @@ class Layer:
         try:
             terms = self._hidden(measure) if self.above is not None else self._output(measure)
         except NonFiniteError:
-            raise self._diverged("q", iteration) from None
+            raise self.diverged("q", iteration) from None
         self._lap("updates")
         if terms is not None:
             terms.weights = self._weight_penalty() if h.mu else 0.0
@@ -231,6 +254,7 @@ class Layer:
         sums = self.kernels.hidden(
             self.M, self.mean, self.z, end.own, end.other_hat, end.own_hat, end.u,
             end.codec, message, out, key, self.activation, h.nu, h.rho, measure,
+            fresh=h.solver == "exact",
         )  # fmt: skip
         self._send(end)
         if sums is None:
@@ -242,31 +266,39 @@ class Layer:
             relaxation=sums.relaxation,
             primal=sums.primal,
             dual=sums.dual,
-            change=self._change + 0.5 * h.nu * sums.dz + dq * sums.dq,
+            change=self._change() + 0.5 * h.nu * sums.dz + dq * sums.dq,
         )
 
     def _output(self, measure: bool) -> Terms | None:
         h = self.hyper
-        dz = self.kernels.output(self.M, self.mean, self.z, self.y, h.nu, h.risk)
+        fresh = h.solver == "exact"
+        dz = self.kernels.output(self.M, self.mean, self.z, self.y, h.nu, h.risk, fresh=fresh)
         if not measure:
             return None
         return Terms(
             risk=risk_sum(self.z, self.y, h.risk),
             residual=updates.squared_norm(self.M),
-            change=self._change + 0.5 * h.nu * dz,
+            change=self._change() + 0.5 * h.nu * dz,
         )
+
+    def _change(self) -> Any:
+        """Weighted squared changes of p, W and b; formed only when measured, since a GPU would sum them."""
+        total = 0.0
+        for weight, *factors in self._changes:
+            for factor in factors:
+                weight = weight * factor
+            total = total + weight
+        return total + 0.5 * self.hyper.nu * updates.squared_norm(self.mean)
 
     def _exact_p(self, G: Array, out: Array, key: int) -> None:
         h, end = self.hyper, self.below
         assert end is not None
-        step = np.matmul(G, updates.inverse_hessian(self.W, h.nu, h.rho), out=self.work.get("S", G.shape))
+        inverse = self.kernels.inverse_hessian(self.W, h.nu, h.rho)
+        step = self.backend.matmul(G, inverse, out=self.work.get("S", G.shape))
         self._lap("products")
-        self._change += 0.5 * h.rho * self.kernels.squared_norm(step)
-        if end.codec.name == "grid":
-            self.p[...] = end.codec.project(self.p - step)  # type: ignore[attr-defined]
-            end.codec.encode(self.p, end.own_hat, out, key)
-        else:
-            self.kernels.p_step(self.p, step, 1.0, end.own_hat, end.codec, out, key)
+        self._changes.append((0.5 * h.rho, self.kernels.squared_norm(step)))
+        # on a grid, where own_hat is p itself, the encoding projects p
+        self.kernels.p_step(self.p, step, 1.0, end.own_hat, end.codec, out, key)
         self._send(end)
 
     def _exact_weights(self) -> None:
@@ -276,60 +308,57 @@ class Layer:
             if self._gram is None:
                 self._gram = updates.centred_gram(self.p)
             gram = self._gram
-        W, b = updates.exact_weights(self.p, self.z, self.W_bar, h.nu, h.mu, gram)
-        self._change += 0.5 * h.mu * updates.squared_norm(W - self.W) + 0.5 * h.nu * updates.squared_norm(
-            b - self.b
-        )
+        W, b = self.kernels.exact_weights(self.p, self.z, self.W_bar, h.nu, h.mu, gram, self.work)
+        self._changes.append((0.5 * h.mu, updates.squared_norm(W - self.W)))
+        self._changes.append((0.5 * h.nu, updates.squared_norm(b - self.b)))
         self.W[...] = W
         self.b[...] = b
         self._lap("updates")
-        np.matmul(self.p, self.W.T, out=self.M)
+        self.backend.matmul(self.p, self.W.T, out=self.M)
         self._lap("products")
-        self.M += self.b
-        self.kernels.subtract(self.M, self.z, 1.0)
-        self.mean = np.zeros_like(self.b)
+        self.mean = -self.b
         self._lap("updates")
 
     def _projected_p(self, G: Array, norm: float, out: Array, key: int) -> None:
         h, end = self.hyper, self.below
         assert end is not None
-        d, image, length = updates.projected_step(
-            self.p,
-            G,
-            norm,
-            self.W,
-            h.nu,
-            h.rho,
-            h.step,
-            end.codec.project,  # type: ignore[attr-defined]
+        k = self.kernels
+        change, image = self.work.get("S", G.shape), self.work.get("H", self.M.shape)
+        change, image, length = k.projected_step(
+            self.p, G, norm, self.W, h.nu, h.rho, h.step, end.codec, change, image
         )
+        self._lap("products")
         if length:
-            self.p += d
-            self.M += image
-            self._change += 0.5 / length * updates.squared_norm(d)
-        end.codec.encode(self.p, end.own_hat, out, key)
+            k.subtract(self.p, change, -1.0)
+            k.subtract(self.M, image, -1.0)
+            self._changes.append((0.5 / length, k.squared_norm(change)))
+        k.encode(end.codec, self.p, end.own_hat, out, key)
         self._send(end)
 
     def _weight_penalty(self) -> float:
         return updates.squared_norm(self.W - self.W_bar)
 
     def _require_finite(self, norm: float, what: str, iteration: int) -> None:
-        if not np.isfinite(norm):
-            raise self._diverged(what, iteration)
+        if self.backend.known_bad(norm):
+            raise self.diverged(what, iteration)
 
-    def _diverged(self, what: str, iteration: int) -> RunError:
+    def diverged(self, what: str, iteration: int) -> RunError:
+        """The error for what turned out NaN or Inf in an iteration, counted from 0 in the stage."""
         return RunError(
-            f"layer {self.position}, iteration {iteration + 1} of the stage: {what} is not finite; "
+            f"layer {self.position}, iteration {iteration + 1} of the stage: {what} is NaN or Inf; "
             "the run diverges, try a larger --rho or a smaller --nu"
         )
 
 
-def risk_sum(z: Array, y: Array, risk: str) -> float:
-    """Risk summed over the nodes, float64: cross-entropy of softmax, or half the squared error."""
+def risk_sum(z: Array, y: Array, risk: str) -> Any:
+    """Risk summed over the nodes, float64: cross-entropy of softmax, or half the squared error.
+
+    A float, or a 0-d array for one on a GPU.
+    """
     z64 = z.astype(np.float64)
-    rows = np.arange(len(z64))
+    rows = updates.namespace(z).arange(len(z64))
     if risk == "cross_entropy":
         top = z64.max(axis=1)
-        return float((np.log(np.exp(z64 - top[:, None]).sum(axis=1)) + top - z64[rows, y]).sum())
+        return updates.number((np.log(np.exp(z64 - top[:, None]).sum(axis=1)) + top - z64[rows, y]).sum())
     z64[rows, y] -= 1
-    return 0.5 * float((z64 * z64).sum())
+    return 0.5 * updates.number((z64 * z64).sum())

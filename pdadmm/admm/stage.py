@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
-
-import numpy as np
 
 from pdadmm.admm.coupling import CouplingEnd
 from pdadmm.admm.growth import stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms, Workspace
-from pdadmm.comm.codec import Codec
+from pdadmm.backend import NUMPY, place_of
+from pdadmm.comm.codec import Codec, NonFiniteError
 from pdadmm.comm.local import local_pair
-from pdadmm.comm.mpi import MPILink, ProgressThread
+from pdadmm.comm.mpi import ProgressThread
+from pdadmm.comm.transport import Edge, MPITransport
 from pdadmm.comm.waiting import Waiter
 from pdadmm.trace import Clock
 
@@ -23,7 +23,6 @@ Array = Any
 
 #: nodes that move through the ranks together in a forward pass
 FORWARD_ROWS = 2048
-_FORWARD_TAG = 20000
 
 
 @dataclass
@@ -81,6 +80,12 @@ class Stage:
         Times the iterations.
     progress
         Keeps large messages moving; None without overlap.
+    overlap
+        Let messages travel while computing.
+    transport
+        How messages travel between ranks; None: over MPI between arrays on the host.
+    backend
+        Of the arrays.
     """
 
     def __init__(
@@ -90,12 +95,16 @@ class Stage:
         waiter: Waiter,
         clock: Clock,
         progress: ProgressThread | None = None,
+        overlap: bool = True,
+        transport: Any = None,
+        backend: Any = NUMPY,
     ) -> None:
+        self.transport = transport or MPITransport(waiter, progress, overlap)
+        self.backend = backend
         self.plan = plan
         self.layers = layers
         self.waiter = waiter
         self.clock = clock
-        self.progress = progress
 
     # ---- forward passes -----------------------------------------------------------------------------
 
@@ -119,25 +128,23 @@ class Stage:
         """
         if not self.layers:
             return
-        pending: list[Any] = []
+        conveyor = self.transport.conveyor(self.plan.previous, self.plan.next)
         for start in range(0, rows, FORWARD_ROWS):
             stop = min(start + FORWARD_ROWS, rows)
             if self.plan.previous is None:
                 x = source(start, stop)
             else:
-                x = np.empty((stop - start, self.layers[0].n_in), np.float32)
-                self.waiter.receive(x, self.plan.previous, _FORWARD_TAG)
+                x = conveyor.receive((stop - start, self.layers[0].n_in))
             for layer in self.layers:
                 z = layer.linear(x)
                 if visit is not None:
                     visit(layer, start, stop, x, z)
                 x = z if layer.activation is None else layer.activation(z)
             if self.plan.next is not None:
-                pending.append((x, self.waiter.send(x, self.plan.next, _FORWARD_TAG)))
+                conveyor.send(x)
             elif output is not None:
                 output(start, stop, x)
-        for _, requests in pending:
-            self.waiter.all(requests, f"activations to reach rank {self.plan.next}")
+        conveyor.finish()
 
     # ---- training -----------------------------------------------------------------------------------
 
@@ -165,13 +172,14 @@ class Stage:
             Codec of a coupling from the activations it starts from; must give the same on both ends.
         """
         p: dict[int, Array] = {}
-        z = {layer.position: np.empty((nodes, layer.n_out), np.float32) for layer in self.layers}
+        empty = self.backend.empty
+        z = {layer.position: empty((nodes, layer.n_out)) for layer in self.layers}
         for layer in self.layers:
             if self.plan.previous is None and layer is self.layers[0]:
                 assert X is not None
                 p[layer.position] = X
             else:
-                p[layer.position] = np.empty((nodes, layer.n_in), np.float32)
+                p[layer.position] = empty((nodes, layer.n_in))
 
         def keep(layer: Layer, start: int, stop: int, x: Array, linear: Array) -> None:
             z[layer.position][start:stop] = linear
@@ -182,7 +190,7 @@ class Stage:
         for layer in self.layers:
             layer.below = layer.above = None
         self._connect(p, z, nodes, make_codec, seed)
-        work = Workspace()
+        work = Workspace(self.backend)
         for layer in self.layers:
             own = p[layer.position] if layer.below is None else layer.below.own
             layer.start(
@@ -207,30 +215,36 @@ class Stage:
             start = p[upper.position]
             codec = make_codec(start)
             size = codec.nbytes(nodes, lower.n_out)
-            ends = local_pair(size, size)
+            ends = local_pair(size, size, self.backend)
             lower.above = CouplingEnd(
                 lower.position, codec, ends[0], start, upper=False, seed=seed, clock=self.clock
             )
             upper.below = CouplingEnd(
                 lower.position, codec, ends[1], start, upper=True, seed=seed, clock=self.clock
             )
+        if not self.layers:
+            return
+        # the links to both neighbours are made together, since NCCL couples them
+        first, last = self.layers[0], self.layers[-1]
+        below = above = None
         if self.plan.previous is not None:
-            layer = self.layers[0]
-            start = p[layer.position]
-            codec = make_codec(start)
-            size = codec.nbytes(nodes, layer.n_in)
-            index = self.plan.positions[self.plan.positions.index(layer.position) - 1]
-            link = MPILink(self.waiter, self.plan.previous, index, True, size, size, self.progress)
-            layer.below = CouplingEnd(index, codec, link, start, upper=True, seed=seed, clock=self.clock)
+            start_below = p[first.position]
+            codec_below = make_codec(start_below)
+            index = self.plan.positions[self.plan.positions.index(first.position) - 1]
+            below = Edge(self.plan.previous, index, codec_below.nbytes(nodes, first.n_in))
         if self.plan.next is not None:
-            layer = self.layers[-1]
-            assert layer.activation is not None
-            start = layer.activation(z[layer.position])
-            codec = make_codec(start)
-            size = codec.nbytes(nodes, layer.n_out)
-            link = MPILink(self.waiter, self.plan.next, layer.position, False, size, size, self.progress)
-            layer.above = CouplingEnd(
-                layer.position, codec, link, start, upper=False, seed=seed, clock=self.clock
+            assert last.activation is not None
+            start_above = last.activation(z[last.position])
+            codec_above = make_codec(start_above)
+            above = Edge(self.plan.next, last.position, codec_above.nbytes(nodes, last.n_out))
+        link_below, link_above = self.transport.links(below, above)
+        if below is not None:
+            first.below = CouplingEnd(
+                below.coupling, codec_below, link_below, start_below, upper=True, seed=seed, clock=self.clock
+            )
+        if above is not None:
+            last.above = CouplingEnd(
+                above.coupling, codec_above, link_above, start_above, upper=False, seed=seed, clock=self.clock
             )
 
     @property
@@ -253,16 +267,45 @@ class Stage:
             return {}
         self.clock.begin_iteration(iteration)
         for layer in reversed(self.layers):
+            self.clock.part("p", layer.position)
             layer.update_p(iteration)
         for layer in self.layers:
+            self.clock.part("W", layer.position)
             layer.update_weights(iteration)
         terms = {}
         for layer in self.layers:
+            self.clock.part("z", layer.position)
             found = layer.update_outputs(iteration, measure)
             if found is not None:
                 terms[layer.position] = found
+        if measure and self.backend.on_device:
+            terms = self._from_device(terms, iteration)
         self.clock.end_iteration(self.layers[-1].position)
         return terms
+
+    def floats(self, values: list[Any]) -> list[float]:
+        """Numbers on the host; waits for the device, which is not a wait for messages."""
+        seconds = self.waiter.seconds if self.waiter is not None else 0.0
+        found = self.backend.floats(values, self.waiter.until if self.waiter is not None else None)
+        if self.waiter is not None:
+            self.waiter.seconds = seconds
+        return found
+
+    def _from_device(self, terms: dict[int, Terms], iteration: int) -> dict[int, Terms]:
+        """Terms as floats, in one copy; RunError when a gradient was NaN or Inf since the last time."""
+        values = self.floats([value for found in terms.values() for value in astuple(found)])
+        bad = self.backend.first_bad()
+        if bad is not None:
+            iteration, position, variable = place_of(bad)
+            layer = next(layer for layer in self.layers if layer.position == position)
+            raise layer.diverged(f"the gradient of {variable}", iteration)
+        if self.layers:
+            try:
+                self.layers[0].kernels.require_finite()
+            except NonFiniteError:
+                raise self.layers[0].diverged("what this rank sends", iteration) from None
+        width = len(values) // max(len(terms), 1)
+        return {position: Terms(*values[i * width : (i + 1) * width]) for i, position in enumerate(terms)}
 
     def finish(self) -> None:
         """Take in the last messages and free the requests."""

@@ -38,6 +38,8 @@ __all__ = [
     "centred_gram",
     "exact_weights",
     "inverse_hessian",
+    "namespace",
+    "number",
     "p_gradient",
     "projected_step",
     "q_update",
@@ -58,10 +60,15 @@ DOUBLING_START = 20.0
 DOUBLING_CEILING = 10
 
 
-def squared_norm(x: Array) -> float:
-    """Sum of squares, accumulated in float64."""
+def number(x: Any) -> Any:
+    """A NumPy scalar as a float; a 0-d array on a GPU as it is, since a float would wait for the device."""
+    return float(x) if isinstance(x, (float, np.generic, np.ndarray)) else x
+
+
+def squared_norm(x: Array) -> Any:
+    """Sum of squares, accumulated in float64: a float, or a 0-d array for one on a GPU."""
     flat = x.ravel()
-    return float((flat * flat).sum(dtype=np.float64)) if flat.dtype != np.float64 else float(flat @ flat)
+    return number((flat * flat).sum(dtype=np.float64) if flat.dtype != np.float64 else flat @ flat)
 
 
 def residual(p: Array, W: Array, b: Array, z: Array) -> Array:
@@ -167,7 +174,7 @@ def z_last_cross_entropy(
         Largest entry of the gradient at which a node is done.
     """
     n = a.shape[0]
-    xp = _namespace(a)
+    xp = namespace(a)
     z = z.copy()
     onehot = xp.zeros_like(a)
     onehot[xp.arange(n), y] = 1
@@ -191,13 +198,13 @@ def z_last_cross_entropy(
 def z_last_least_squares(a: Array, y: Array, nu: float) -> Array:
     """Minimise ``1/2 |z - onehot(y)|^2 + (nu/2) |z - a|^2``: ``(onehot(y) + nu a) / (1 + nu)``."""
     z = nu * a
-    z[_namespace(a).arange(a.shape[0]), y] += 1
+    z[namespace(a).arange(a.shape[0]), y] += 1
     return z / (1 + nu)
 
 
 def inverse_hessian(W: Array, nu: float, rho: float) -> Array:
     """``(nu W^T W + rho I)^-1``, (n_in, n_in): p minus the gradient times it is the minimiser in p."""
-    xp = _namespace(W)
+    xp = namespace(W)
     W64 = W.astype(np.float64)
     hessian = nu * (W64.T @ W64)
     diagonal = xp.arange(len(hessian))
@@ -229,7 +236,7 @@ def exact_weights(
     W, b
         (n_out, n_in) and (n_out,), in the dtype of p.
     """
-    xp = _namespace(p)
+    xp = namespace(p)
     V, n = p.shape
     p_mean, z_mean = p.mean(axis=0, dtype=np.float64), z.mean(axis=0, dtype=np.float64)
     centred = p - p_mean.astype(p.dtype)
@@ -243,7 +250,7 @@ def exact_weights(
     )
     # a floor keeps the system solvable when mu is 0 or vanishes against float32 products
     diagonal = xp.arange(len(gram))
-    gram[diagonal, diagonal] += max(mu / nu, 1e-7 * float(gram.trace()) / len(gram) + 1e-30)
+    gram[diagonal, diagonal] += np.maximum(1e-7 * gram.trace() / len(gram) + 1e-30, mu / nu)
     if n > V:
         delta = xp.linalg.solve(gram, target.astype(np.float64)).astype(p.dtype).T @ centred
     else:
@@ -281,23 +288,25 @@ def projected_step(
         The step (V, n_in), its image ``change W^T`` (V, n_out), and the accepted ``1/tau``: 0 when no
         trial passes, and then p stays.
     """
+    norm = float(norm)  # the search decides on the host
     if norm == 0.0:
         return G, G, 0.0
     tau = DOUBLING_START
     if step == "exact":
-        tau = rho + nu * squared_norm(G @ W.T) / norm
+        tau = rho + nu * float(squared_norm(G @ W.T)) / norm
     change, image = G, G
     for _ in range(DOUBLING_CEILING + 1):
-        change = project(p - G / np.asarray(tau, G.dtype)) - p
+        change = project(p - G / G.dtype.type(tau)) - p
         image = change @ W.T
-        moved = squared_norm(change)
-        if moved == 0.0 or tau * (1 + 1e-6) >= rho + nu * squared_norm(image) / moved:
+        moved = float(squared_norm(change))
+        if moved == 0.0 or tau * (1 + 1e-6) >= rho + nu * float(squared_norm(image)) / moved:
             return change, image, 1.0 / tau
         tau *= 2.0
     return change, image, 0.0
 
 
-def _namespace(x: Array) -> Any:
+def namespace(x: Array) -> Any:
+    """The array module of an array, NumPy or CuPy."""
     if isinstance(x, np.ndarray):
         return np
     import cupy

@@ -32,6 +32,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pdadmm.admm.updates import namespace
 from pdadmm.errors import InputError
 
 __all__ = [
@@ -117,7 +118,7 @@ def pack(codes: Array, bits: int) -> Array:
     rows, cols = codes.shape
     width = row_bytes(cols, bits)
     if cols != width * per_byte:
-        padded = np.zeros((rows, width * per_byte), np.uint8)
+        padded = namespace(codes).zeros((rows, width * per_byte), np.uint8)
         padded[:, :cols] = codes
         codes = padded
     out = codes[:, 0::per_byte].copy()
@@ -132,20 +133,21 @@ def unpack(packed: Array, cols: int, bits: int) -> Array:
         return packed
     per_byte = 8 // bits
     mask = np.uint8((1 << bits) - 1)
-    out = np.empty((packed.shape[0], packed.shape[1] * per_byte), np.uint8)
+    out = namespace(packed).empty((packed.shape[0], packed.shape[1] * per_byte), np.uint8)
     for i in range(per_byte):
         out[:, i::per_byte] = (packed >> np.uint8(i * bits)) & mask
     return out[:, :cols]
 
 
-def uniform_hash(key: int, count: int) -> Array:
+def uniform_hash(key: int, count: int, xp: Any = np) -> Array:
     """`count` float32 numbers in [0, 1) that depend on `key` and their index alone.
 
     A 32-bit integer hash of the index (the two-round xorshift-multiply of Ettinger, *Hash
-    prospector*), so that any number of threads, on host or device, draws the same numbers.
+    prospector*), so that any number of threads, on host or device, draws the same numbers. `xp` is the
+    array module.
     """
     with np.errstate(over="ignore"):
-        x = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B9) + np.uint32(key & 0xFFFFFFFF)
+        x = xp.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B9) + np.uint32(key & 0xFFFFFFFF)
         x ^= x >> np.uint32(16)
         x *= np.uint32(0x7FEB352D)
         x ^= x >> np.uint32(15)
@@ -154,8 +156,15 @@ def uniform_hash(key: int, count: int) -> Array:
     return (x >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
+def _quotient(x: Array, scale: Array) -> Array:
+    """``x / scale``, 0 where the scale is 0."""
+    positive = scale > 0
+    return np.where(positive, x / np.where(positive, scale, np.float32(1)), np.float32(0))
+
+
 def _refuse_nonfinite(x: Array) -> None:
-    if not np.isfinite(x).all():
+    # on a GPU the answer would wait for the device: the norms of the next iteration's gradients tell
+    if isinstance(x, np.ndarray) and not np.isfinite(x).all():
         raise NonFiniteError
 
 
@@ -254,21 +263,22 @@ class AffineCodec:
         _refuse_nonfinite(x)
         rows = len(x)
         head = out[: 4 * rows].view(np.float16).reshape(2, rows)
-        low = np.clip(x.min(axis=1), -_FLOAT16_MAX, _FLOAT16_MAX)
+        # adding 0 turns -0 into +0, whose order in a minimum is not defined
+        low = np.clip(x.min(axis=1), -_FLOAT16_MAX, _FLOAT16_MAX) + np.float32(0)
         half = low.astype(np.float16)
         # rounded down and up, so that the row's range is covered
         half = np.where(half.astype(np.float32) > low, np.nextafter(half, np.float16(-np.inf)), half)
         half = np.maximum(half, -np.float16(_FLOAT16_MAX))
         low = half.astype(np.float32)
         top = np.float32(2**self.bits - 1)
-        wanted = np.minimum((x.max(axis=1) - low) / top, _FLOAT16_MAX)
+        wanted = np.minimum((x.max(axis=1) - low) / top, _FLOAT16_MAX) + np.float32(0)
         scale = wanted.astype(np.float16)
         scale = np.where(scale.astype(np.float32) < wanted, np.nextafter(scale, np.float16(np.inf)), scale)
         scale = np.minimum(scale, np.float16(_FLOAT16_MAX))
         head[0], head[1] = half, scale
         wide = scale.astype(np.float32)[:, None]
-        t = np.divide(x - low[:, None], wide, out=np.zeros_like(x), where=wide > 0)
-        code = np.floor(t + uniform_hash(key, x.size).reshape(x.shape))
+        t = _quotient(x - low[:, None], wide)
+        code = np.floor(t + uniform_hash(key, x.size, namespace(x)).reshape(x.shape))
         codes = np.clip(code, 0, top).astype(np.uint8)
         out[4 * rows :].reshape(rows, -1)[:] = pack(codes, self.bits)
         hat[...] = low[:, None] + codes.astype(np.float32) * wide
@@ -321,16 +331,39 @@ class DeltaCodec:
     def _scales(self, change: Array) -> Array:
         """Float16 scales, (rows, blocks)."""
         cols = change.shape[1]
-        starts = np.arange(0, cols, self.block)
-        size = np.abs(change)
-        largest = np.maximum.reduceat(size, starts, axis=1)
+        size = self._in_blocks(np.abs(change))
+        largest = size.max(axis=2)
         if self.bits > 2:
             scale = largest
         else:
-            counts = np.diff(np.append(starts, cols))
-            mean = np.add.reduceat(size, starts, axis=1, dtype=np.float64) / counts
-            scale = mean if self.bits == 1 else np.minimum(largest, 3.0 * mean)
+            mean = self._means(size, largest, cols)
+            scale = mean if self.bits == 1 else np.minimum(largest, np.float32(3) * mean)
         return np.minimum(scale, _FLOAT16_MAX).astype(np.float16)
+
+    def _in_blocks(self, size: Array) -> Array:
+        """(rows, blocks, block), the last block filled up with zeros."""
+        rows, cols = size.shape
+        blocks = self._blocks(cols)
+        if cols != blocks * self.block:
+            padded = namespace(size).zeros((rows, blocks * self.block), size.dtype)
+            padded[:, :cols] = size
+            size = padded
+        return size.reshape(rows, blocks, self.block)
+
+    def _means(self, size: Array, largest: Array, cols: int) -> Array:
+        """Mean of every block, float32, (rows, blocks).
+
+        Taken over the sizes in units of 2^(e-23), 2^e the power of two above the largest: sums of such
+        integers are exact, so that any order of summation, on host or device, gives the same scale.
+        """
+        blocks = largest.shape[1]
+        counts = namespace(size).full(blocks, self.block)
+        counts[-1] = cols - (blocks - 1) * self.block
+        exponent = np.maximum(np.frexp(largest)[1], -40)
+        unit_inverse = np.ldexp(np.float32(1), 23 - exponent)
+        units = np.floor(size * unit_inverse[:, :, None] + np.float32(0.5))
+        total = units.sum(axis=2, dtype=np.float64)
+        return (total / counts * np.ldexp(1.0, exponent - 23)).astype(np.float32)
 
     def _wide(self, scales: Array, cols: int) -> Array:
         return np.repeat(scales.astype(np.float32), self.block, axis=1)[:, :cols]
@@ -349,7 +382,7 @@ class DeltaCodec:
         """Unsigned codes of the nearest levels, saturating."""
         if self.bits == 1:
             return (change >= 0).astype(np.uint8)
-        t = np.divide(change, scale, out=np.zeros_like(change), where=scale > 0)
+        t = _quotient(change, scale)
         if self.bits == 2:
             return np.clip(np.floor(t * np.float32(1.5) + np.float32(2)), 0, 3).astype(np.uint8)
         top = 2 ** (self.bits - 1) - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from pdadmm.backend import NUMPY
 
 __all__ = ["LocalLink", "local_pair"]
 
@@ -20,6 +20,8 @@ class LocalLink:
         self.peer: LocalLink | None = None
         self.messages_sent = 0
         self.bytes_sent = 0
+        self.messages_received = 0
+        self.bytes_received = 0
         self._arrived = False
 
     def post_receive(self) -> None:
@@ -40,15 +42,17 @@ class LocalLink:
         if not self._arrived:
             raise AssertionError("a local message was read before it was written")
         self._arrived = False
+        self.messages_received += 1
+        self.bytes_received += self.receive_buffer.nbytes
         return 0.0
 
     def close(self) -> None:
         """Nothing to free."""
 
 
-def local_pair(up_bytes: int, down_bytes: int) -> tuple[LocalLink, LocalLink]:
+def local_pair(up_bytes: int, down_bytes: int, backend: Any = NUMPY) -> tuple[LocalLink, LocalLink]:
     """The lower and the upper end of a coupling within one rank."""
-    up, down = np.zeros(up_bytes, np.uint8), np.zeros(down_bytes, np.uint8)
+    up, down = backend.zeros(up_bytes, "uint8"), backend.zeros(down_bytes, "uint8")
     lower, upper = LocalLink(up, down), LocalLink(down, up)
     lower.peer, upper.peer = upper, lower
     return lower, upper

@@ -15,11 +15,15 @@ Events order it against the compute stream, and the host never waits.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from pdadmm.comm.idle import IdleTime
+from pdadmm.comm.waiting import Waiter
 from pdadmm.errors import InputError
 
-__all__ = ["CupyNccl", "Device", "NCCLExchange", "NCCLLink", "connect", "require_nccl"]
+__all__ = ["CupyNccl", "Device", "NCCLExchange", "NCCLLink", "Watch", "connect", "require_nccl"]
 
 Buffer = Any
 
@@ -138,6 +142,8 @@ class NCCLLink:
         self.receive_buffer = device.buffer(nbytes)
         self.messages_sent = 0
         self.bytes_sent = 0
+        self.messages_received = 0
+        self.bytes_received = 0
         self._exchange = exchange
         self._device = device
         self._sends, self._receives = sends, receives
@@ -165,6 +171,8 @@ class NCCLLink:
         if event is None:
             raise AssertionError("a message was awaited before its round was enqueued")
         self._device.compute_after(event)
+        self.messages_received += 1
+        self.bytes_received += self.receive_buffer.nbytes
         return 0.0
 
     def close(self) -> None:
@@ -193,27 +201,68 @@ def require_nccl() -> Any:
     return nccl
 
 
-def connect(waiter: Any) -> CupyNccl:
+def connect(waiter: Waiter, neighbours: Sequence[tuple[int | None, int | None]]) -> CupyNccl:
     """Make the NCCL communicator of a run; collective.
 
-    Rank 0 makes the id, MPI broadcasts it, and a message crosses every edge of the chain once so that
-    no iteration pays for setting connections up.
+    Rank 0 makes the id and MPI broadcasts it. Then a message crosses every edge in both directions, so
+    that no iteration pays for setting connections up.
+
+    Parameters
+    ----------
+    neighbours
+        Ranks below and above this one (or None) in every stage, in the order of the stages.
     """
     nccl = require_nccl()
     comm = waiter.comm
     identity = waiter.broadcast(nccl.get_unique_id() if comm.rank == 0 else None)
     device = CupyNccl(nccl, nccl.NcclCommunicator(comm.size, identity, comm.rank))
-    below = comm.rank - 1 if comm.rank else None
-    above = comm.rank + 1 if comm.rank + 1 < comm.size else None
-    exchange = NCCLExchange(device, below, above, 1, 1)
+    for below, above in neighbours:
+        warm_up(NCCLExchange(device, below, above, 1, 1))
+    device.synchronize()
+    return device
+
+
+def warm_up(exchange: NCCLExchange) -> None:
+    """Send one message over every edge in both directions, in the order of an iteration: p down first."""
     for link in exchange.links.values():
         link.post_receive()
-    # in the order of an iteration: p down first
     for name in ("below", "above"):
         if name in exchange.links:
             exchange.links[name].start_send()
-    device.synchronize()
-    return device
+
+
+class Watch:
+    """A thread that ends the job when NCCL meets an error that no call of this rank reports.
+
+    The host may be waiting for the device, and the device for a neighbour that is gone.
+
+    Parameters
+    ----------
+    problem
+        What NCCL met, in words, or None; called every `period` seconds.
+    end
+        Called once with the problem.
+    """
+
+    def __init__(
+        self, problem: Callable[[], str | None], end: Callable[[str], None], period: float = 0.5
+    ) -> None:
+        self._problem, self._end, self._period = problem, end, period
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="nccl-watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period):
+            problem = self._problem()
+            if problem is not None and not self._stop.is_set():
+                self._end(problem)
+                return
 
 
 class CupyNccl:
@@ -228,6 +277,9 @@ class CupyNccl:
         self._cupy, self._nccl = cupy, nccl
         self.communicator = communicator
         self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.idle = IdleTime()
+        #: of the stage under way, whose links an error is about
+        self.exchange: NCCLExchange | None = None
 
     def buffer(self, nbytes: int) -> Buffer:
         return self._cupy.zeros(nbytes, self._cupy.uint8)
@@ -242,7 +294,9 @@ class CupyNccl:
         self.stream.wait_event(event)
 
     def compute_after(self, event: Any) -> None:
+        begun = self.idle.begin()
         self._cupy.cuda.get_current_stream().wait_event(event)
+        self.idle.end(begun)
 
     def group(self, sends: list[tuple[Buffer, int]], receives: list[tuple[Buffer, int]]) -> None:
         self._nccl.groupStart()
@@ -262,11 +316,13 @@ class CupyNccl:
         self._cupy.cuda.get_current_stream().synchronize()
 
     def problem(self) -> str | None:
-        """What NCCL met asynchronously, or None."""
+        """What NCCL met asynchronously and the links it is about, or None."""
         try:
             self.communicator.check_async_error()
         except self._nccl.NcclError as error:
-            return str(error)
+            peers = [] if self.exchange is None else [self.exchange.below, self.exchange.above]
+            links = " and ".join(f"rank {peer}" for peer in peers if peer is not None)
+            return f"{error} on the link to {links or 'no rank'}"
         return None
 
     def close(self) -> None:

@@ -1,0 +1,151 @@
+// Arguments of the passes, as pdadmm/kernels/host.py packs them: eight bytes a field.
+#pragma once
+
+#include <cstdint>
+
+enum Kind : int64_t { FLOAT32 = 0, GRID = 1, AFFINE = 2, DELTA = 3 };
+
+// A codec of pdadmm.comm.codec; `low` and `step` belong to the grid, `block` to delta.
+struct Coding {
+  int64_t kind, bits, block;
+  double low, step;
+};
+
+struct Shape {
+  int64_t rows, cols;
+};
+
+struct SquaredNorm {
+  Shape shape;
+  const float *x;
+};
+
+struct WeightGradient {
+  Shape shape;
+  float *G;
+  const float *W, *W_bar;  // W_bar may be null: zero
+  double nu, mu;
+};
+
+struct Subtract {
+  Shape shape;
+  float *M;
+  const float *H;
+  double length;
+};
+
+struct SubtractMean {
+  Shape shape;
+  float *M;
+  const float *K;
+  double length;
+  float *mean;  // (cols)
+};
+
+struct ColumnSums {
+  Shape shape;
+  const float *x;
+  double *sums;  // (cols)
+};
+
+struct Residual {
+  Shape shape;
+  float *M;
+  const float *b, *z;
+};
+
+struct PGradient {
+  Shape shape;
+  float *G;
+  const float *p, *p_hat;
+  float *q_hat, *u;
+  const uint8_t *message;  // may be null
+  double nu, rho;
+  Coding coding;
+};
+
+struct PStep {
+  Shape shape;
+  float *p;
+  const float *G;
+  float *p_hat;
+  uint8_t *out;
+  double length;
+  int64_t key;
+  Coding coding;
+};
+
+struct ProjectedChange {
+  Shape shape;
+  float *change;
+  const float *p, *G;
+  double length;
+  Coding coding;
+};
+
+struct Hidden {
+  Shape shape;
+  float *M;
+  const float *mean;
+  float *z, *q, *p_hat, *q_hat, *u;
+  const uint8_t *message;
+  uint8_t *out;
+  double nu, rho, slope;
+  int64_t key, measure, fresh;
+  double *sums;  // residual, relaxation, primal, dual, dz, dq
+  Coding coding;
+};
+
+struct Output {
+  Shape shape;
+  float *M;
+  const float *mean;
+  float *z;
+  const int64_t *y;
+  double nu;
+  int64_t cross_entropy, fresh;
+};
+
+struct Encode {
+  Shape shape;
+  const float *x;
+  float *hat;
+  uint8_t *out;
+  int64_t key;
+  Coding coding;
+};
+
+struct Decode {
+  Shape shape;
+  const uint8_t *message;
+  float *hat;
+  Coding coding;
+};
+
+// What the rows [first, last) of a pass add to its sums, and whether they met NaN or Inf.
+struct Partial {
+  double sum[6];
+  int64_t bad;
+};
+
+// A pass over the rows [first, last). `columns` is room for sums over the rows, one a column.
+template <class Arguments>
+using RowPass = void (*)(const Arguments &, int64_t first, int64_t last, Partial &, double *columns);
+
+// The passes of one instruction set.
+struct Passes {
+  const char *name;
+  RowPass<SquaredNorm> squared_norm;
+  RowPass<WeightGradient> weight_gradient;
+  RowPass<Subtract> subtract;
+  RowPass<SubtractMean> subtract_mean;
+  RowPass<ColumnSums> column_sums;
+  RowPass<Residual> residual;
+  RowPass<PGradient> p_gradient;
+  RowPass<PStep> p_step;
+  RowPass<ProjectedChange> projected_change;
+  RowPass<Hidden> hidden;
+  RowPass<Output> output;
+  RowPass<Encode> encode;
+  RowPass<Decode> decode;
+};

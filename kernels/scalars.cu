@@ -1,0 +1,47 @@
+// What an iteration decides by a number, decided on the device, and the splitting of float32 for
+// products in bfloat16.
+
+#define EXTERN extern "C" __global__ void
+
+// Length of a gradient step (pdadmm/admm/updates.py, step_length); one thread.
+//
+// `image` and `norm` are the squared norms of the direction's image and of the gradient. A norm that is
+// not finite leaves the smallest `label` in `first_bad`: the host reads it when it next looks.
+EXTERN step_length(const double *image, const double *norm, double curvature, double weight, int doubling,
+                   long long label, double *length, long long *first_bad) {
+  double n = *norm, i = *image;
+  // x - x is NaN for Inf and NaN
+  if (!(n - n == 0.0 && i - i == 0.0) && label < *first_bad) *first_bad = label;
+  if (n == 0.0) {
+    *length = 0.0;
+    return;
+  }
+  double tau = curvature + weight * i / n;
+  if (!doubling) {
+    *length = 1.0 / tau;
+    return;
+  }
+  double trial = 20.0;
+  *length = 0.0;
+  for (int k = 0; k <= 10; ++k, trial *= 2.0) {
+    if (trial >= tau) {
+      *length = 1.0 / trial;
+      return;
+    }
+  }
+}
+
+__device__ __forceinline__ unsigned bfloat16_nearest(float x) {
+  unsigned b = __float_as_uint(x);
+  return (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+}
+
+// x = high + low + a remainder below 2^-16 |x|, high and low in bfloat16.
+EXTERN split_bfloat16(const float *x, unsigned short *high, unsigned short *low, long long size) {
+  long long stride = (long long)gridDim.x * blockDim.x;
+  for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < size; i += stride) {
+    unsigned top = bfloat16_nearest(x[i]);
+    high[i] = (unsigned short)top;
+    low[i] = (unsigned short)bfloat16_nearest(x[i] - __uint_as_float(top << 16));
+  }
+}

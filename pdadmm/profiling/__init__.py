@@ -1,0 +1,1 @@
+"""Measuring a run and explaining it: what is kept, reports, plots, predictions."""

@@ -1,0 +1,92 @@
+"""The ways to run the fused passes that this machine has, all called with NumPy arrays."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import cuda_on_cpu
+import numpy as np
+import pytest
+
+from pdadmm.kernels.reference import HiddenSums
+
+
+def gpu() -> bool:
+    """Whether CuPy is installed and finds a GPU."""
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    import cupy
+
+    try:
+        return bool(cupy.cuda.runtime.getDeviceCount())
+    except Exception:  # CuPy has its own error for a missing driver
+        return False
+
+
+def sides() -> list[str]:
+    """The host with 1 and 2 threads, the CUDA sources run on the CPU, and a GPU where there is one."""
+    return ["1thread", "2threads", "cuda-on-cpu", *(["cuda"] if gpu() else [])]
+
+
+class OnDevice:
+    """Moves the arrays of a call to the device and back, and raises for NaN or Inf."""
+
+    def __init__(self, kernels: Any, cupy: Any) -> None:
+        self.kernels, self.cupy = kernels, cupy
+        self.name = kernels.name
+
+    @property
+    def calls(self) -> int:
+        return int(self.kernels.calls)
+
+    def __getattr__(self, method: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            moved: dict[int, tuple[Any, Any]] = {}
+
+            def move(a: Any) -> Any:
+                if not isinstance(a, np.ndarray):
+                    return a
+                return moved.setdefault(id(a), (a, self.cupy.asarray(a)))[1]
+
+            result = getattr(self.kernels, method)(*map(move, arguments))
+            for here, there in moved.values():
+                here[...] = self.cupy.asnumpy(there)
+            self.kernels.require_finite()
+            return self._back(result)
+
+        return call
+
+    def _back(self, result: Any) -> Any:
+        if isinstance(result, HiddenSums):
+            return HiddenSums(*(float(value) for value in vars(result).values()))
+        if result is None or isinstance(result, float):
+            return result
+        result = self.cupy.asnumpy(result)
+        return float(result) if result.ndim == 0 else result
+
+
+def make(side: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
+    """Kernels of a side; skips the test where the machine has none."""
+    if side.endswith(("thread", "threads")):
+        from pdadmm.kernels import library
+
+        if library.find(library.HOST_LIBRARY) is None:
+            pytest.skip(f"{library.HOST_LIBRARY} is not built; run: pip install .")
+        from pdadmm.kernels.host import HostKernels
+
+        return HostKernels(int(side[0]))
+    from pdadmm.kernels import cuda
+
+    if side == "cuda-on-cpu":
+        cupy: Any = cuda_on_cpu.stand_in(folder)
+        if cupy is None:
+            pytest.skip("g++ is missing, with which the CUDA sources run on the CPU")
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        monkeypatch.setattr(cuda, "_module", lambda name, device: cupy.RawModule(cuda.source(name), cuda.OPTIONS))
+        return OnDevice(cuda.CudaKernels(), cupy)
+    import cupy
+
+    return OnDevice(cuda.CudaKernels(), cupy)

@@ -1,0 +1,1 @@
+CUDA_R_32F, CUDA_R_16BF = 0, 14

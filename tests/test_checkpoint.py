@@ -1,0 +1,341 @@
+"""Checkpoints: the same iterates after a resume, damage always noticed, the disk full."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+from support import (
+    CODECS,
+    PROGRAMS,
+    Finished,
+    python,
+    records_of,
+    succeed,
+    summary_of,
+    weights_of,
+    without_times,
+)
+
+from pdadmm import checkpoint
+from pdadmm.checkpoint import KEPT, newest, put_aside, write
+from pdadmm.comm.waiting import Waiter
+from pdadmm.errors import InputError, RunError
+
+MPIRun = Callable[..., Finished]
+Arrays = dict[int, dict[str, np.ndarray]]
+
+WAITER = Waiter(MPI.COMM_SELF)
+
+
+def arrays_of(seed: int, rows: int = 40) -> Arrays:
+    rng = np.random.default_rng(seed)
+    return {
+        position: {
+            "W": rng.standard_normal((5, 7)).astype(np.float32),
+            "z": rng.standard_normal((rows, 5)).astype(np.float32),
+            "above/counts": np.array([seed, 1 << 40]),
+            "above/empty": np.zeros((0, 3), np.float32),
+        }
+        for position in (1, 2, 5)
+    }
+
+
+def assert_same(found: checkpoint.Checkpoint, arrays: Arrays) -> None:
+    assert set(found.layers) == set(arrays)
+    for position, named in arrays.items():
+        assert set(found.layers[position]) == set(named)
+        for name, array in named.items():
+            read = found.layers[position][name]
+            assert read.dtype == array.dtype
+            np.testing.assert_array_equal(read, array)
+
+
+def no_warning(line: str) -> None:
+    raise AssertionError(line)
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+# ---- writing and reading ----------------------------------------------------------------------------
+
+
+def test_reads_what_was_written(tmp_path: Path) -> None:
+    state = {"losses": [0.1, 1 / 3], "smallest_change": float("inf"), "records": [{"a": 1e-300}]}
+    write(tmp_path, 12, state, arrays_of(3), WAITER)
+    found = newest(tmp_path, WAITER, no_warning)
+    assert (found.iteration, found.state) == (12, state)
+    assert_same(found, arrays_of(3))
+
+
+def test_keeps_the_newest_and_removes_leftovers(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "iteration-00000099.tmp").mkdir(parents=True)
+    for iteration in (8, 9, 10, 11):
+        write(tmp_path, iteration, {}, arrays_of(iteration), WAITER)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["iteration-00000010", "iteration-00000011"]
+    assert len(names) == KEPT
+
+
+def test_is_little_more_than_the_state(tmp_path: Path) -> None:
+    arrays = arrays_of(0, rows=20000)
+    write(tmp_path, 1, {}, arrays, WAITER)
+    state = sum(array.nbytes for named in arrays.values() for array in named.values())
+    assert size_of(tmp_path) < 1.01 * state
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_never_saves_nan(tmp_path: Path, value: float) -> None:
+    write(tmp_path, 1, {}, arrays_of(1), WAITER)
+    poisoned = arrays_of(2)
+    poisoned[2]["z"][3, 3] = value
+    with pytest.raises(RunError, match="layer 2, z: NaN or Inf"):
+        write(tmp_path, 2, {}, poisoned, WAITER)
+    assert_same(newest(tmp_path, WAITER, no_warning), arrays_of(1))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_fresh_start_moves_old_checkpoints_away(tmp_path: Path) -> None:
+    assert put_aside(tmp_path) is None
+    write(tmp_path, 7, {}, arrays_of(1), WAITER)
+    assert put_aside(tmp_path) == tmp_path / "checkpoints.old"
+    with pytest.raises(InputError, match="no intact checkpoint"):
+        newest(tmp_path, WAITER, no_warning)
+
+
+# ---- damage -----------------------------------------------------------------------------------------
+
+
+def damage(folder: Path, rng: random.Random, kind: str) -> str:
+    """Truncate a file of a checkpoint or flip a bit, anywhere in its bytes; says what it did."""
+    files = sorted(p for p in folder.iterdir())
+    # every other time the index, which is much smaller than the arrays
+    path = rng.choice(files)
+    data = bytearray(path.read_bytes())
+    place = rng.randrange(len(data))
+    if kind == "truncate":
+        del data[place:]
+    else:
+        data[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+    return f"{kind} {path.name} at {place}"
+
+
+def test_damage_at_a_hundred_places_is_noticed_and_recovered_from(tmp_path: Path) -> None:
+    template = tmp_path / "template"
+    write(template, 10, {"stage": 0}, arrays_of(10), WAITER)
+    write(template, 20, {"stage": 1}, arrays_of(20), WAITER)
+    rng = random.Random(0)
+    for number in range(100):
+        folder = tmp_path / str(number)
+        shutil.copytree(template, folder)
+        done = damage(folder / "checkpoints" / "iteration-00000020", rng, ("truncate", "flip")[number % 2])
+        lines: list[str] = []
+        found = newest(folder, WAITER, lines.append)
+        assert (found.iteration, found.state) == (10, {"stage": 0}), done
+        assert_same(found, arrays_of(10))
+        assert len(lines) == 1, done
+        assert "going back to the checkpoint before" in lines[0]
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("gone", ["index.json", "rank-0000.bin"])
+def test_missing_file_is_noticed(tmp_path: Path, gone: str) -> None:
+    for iteration in (1, 2):
+        write(tmp_path, iteration, {}, arrays_of(iteration), WAITER)
+    (tmp_path / "checkpoints" / "iteration-00000002" / gone).unlink()
+    lines: list[str] = []
+    assert newest(tmp_path, WAITER, lines.append).iteration == 1
+    assert gone in lines[0]
+
+
+def test_damaged_checkpoint_does_not_crowd_out_good_ones(tmp_path: Path) -> None:
+    for iteration in (10, 20):
+        write(tmp_path, iteration, {}, arrays_of(iteration), WAITER)
+    damage(tmp_path / "checkpoints" / "iteration-00000020", random.Random(1), "flip")
+    lines: list[str] = []
+    newest(tmp_path, WAITER, lines.append)
+    write(tmp_path, 12, {}, arrays_of(12), WAITER)
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["iteration-00000010", "iteration-00000012"]
+
+
+def test_all_damaged_is_bad_input(tmp_path: Path) -> None:
+    write(tmp_path, 1, {}, arrays_of(1), WAITER)
+    damage(tmp_path / "checkpoints" / "iteration-00000001", random.Random(2), "truncate")
+    lines: list[str] = []
+    with pytest.raises(InputError, match="start without --resume"):
+        newest(tmp_path, WAITER, lines.append)
+
+
+def test_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 1, {}, arrays_of(1), WAITER)
+    path = tmp_path / "checkpoints" / "iteration-00000001" / "index.json"
+    body = json.loads(path.read_bytes().partition(b"\n")[2])
+    path.write_bytes(checkpoint._sealed({**body, "version": 999}))
+    with pytest.raises(InputError, match="checkpoint version 999"):
+        newest(tmp_path, WAITER, no_warning)
+
+
+# ---- a full disk ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_full_disk_leaves_the_checkpoints_before(tiny_disk: Path) -> None:
+    write(tiny_disk, 1, {}, arrays_of(1), WAITER)
+    big = {1: {"z": np.ones((1 << 20,), np.float32)}}
+    with pytest.raises(RunError, match=r"could not be written \(No space left on device\)") as caught:
+        write(tiny_disk, 2, {}, big, WAITER)
+    assert caught.value.everywhere
+    assert [p.name for p in (tiny_disk / "checkpoints").iterdir()] == ["iteration-00000001"]
+    assert_same(newest(tiny_disk, WAITER, no_warning), arrays_of(1))
+    write(tiny_disk, 3, {}, arrays_of(3), WAITER)
+
+
+def test_full_disk_while_the_index_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 1, {}, arrays_of(1), WAITER)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, hard))
+    try:
+        with pytest.raises(RunError, match="could not be written"):
+            write(tmp_path, 2, {"records": ["x" * 30000]}, arrays_of(2), WAITER)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["iteration-00000001"]
+
+
+def test_full_disk_ends_a_run_with_one_line(mpirun: MPIRun, small: Path, tiny_disk: Path) -> None:
+    given = ["--layers", "4", "--hidden", "100", "--stages", "2,4", "--quiet", "--checkpoint-every", "50"]
+    found = mpirun(2, "-m", "pdadmm.run", small, *given, "--out", tiny_disk / "o")
+    assert found.code == 1
+    lines = [line for line in found.err.splitlines() if line.startswith("pdadmm: ")]
+    assert len(lines) == 1
+    assert "No space left on device" in lines[0]
+    assert not list((tiny_disk / "o" / "checkpoints").glob("*.tmp"))
+    newest(tiny_disk / "o", WAITER, no_warning)
+
+
+# ---- runs -------------------------------------------------------------------------------------------
+
+FORMS = [
+    "--codec delta --bits 4",
+    "--codec grid --bits 8 --step doubling",
+    "--codec affine --bits 2 --solver exact",
+    "--codec float32 --schedule authors --refresh 4",
+]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for a, b in zip(records_of(one), records_of(other), strict=True):
+        assert without_times(a) == without_times(b)
+    for (W, b), (V, c) in zip(weights_of(one / "model.h5"), weights_of(other / "model.h5"), strict=True):
+        np.testing.assert_array_equal(W, V)
+        np.testing.assert_array_equal(b, c)
+    a, b = summary_of(one), summary_of(other)
+    for name in ("objective", "test_accuracy", "bytes_per_iteration", "iterations"):
+        assert a[name] == b[name]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_resumed_run_has_the_same_iterates_on_any_number_of_ranks(
+    mpirun: MPIRun, small: Path, tmp_path: Path, form: str
+) -> None:
+    common = [small, "--layers", "5", "--stages", "2,5", "--hidden", "20", "--iterations", "11"]
+    common += ["--eval-every", "3", "--quiet", *form.split()]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    succeed(mpirun(3, "-m", "pdadmm.run", *common, "--out", whole))
+    succeed(mpirun(3, "-m", "pdadmm.run", *common, "--out", part, "--checkpoint-every", "8"))
+    assert_same_run(whole, part)
+    # from iteration 16, in the second stage; then from 8, in the first, on one rank
+    succeed(mpirun(3, "-m", "pdadmm.run", "--out", part, "--resume", "--quiet"))
+    assert_same_run(whole, part)
+    shutil.rmtree(part / "checkpoints" / "iteration-00000016")
+    succeed(python("-m", "pdadmm.run", "--out", part, "--resume", "--quiet"))
+    assert_same_run(whole, part)
+
+
+@pytest.fixture(scope="module")
+def saved(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of 10 iterations with checkpoints after 4 and 8."""
+    folder = tmp_path_factory.mktemp("saved") / "o"
+    given = ["--layers", "3", "--stages", "3", "--iterations", "10", "--checkpoint-every", "4", "--quiet"]
+    succeed(python("-m", "pdadmm.run", small, *given, "--out", folder))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["truncate", "flip"])
+def test_run_resumes_from_the_checkpoint_before_a_damaged_one(saved: Path, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "o"
+    shutil.copytree(saved, folder)
+    damage(folder / "checkpoints" / "iteration-00000008", random.Random(5), kind)
+    found = succeed(python("-m", "pdadmm.run", "--out", folder, "--resume", "--quiet"))
+    assert found.err.startswith("pdadmm: warning: ")
+    assert "iteration-00000008" in found.err
+    assert "going back to the checkpoint before" in found.err
+    assert_same_run(saved, folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--nu 3", "--resume: the checkpoint was made with nu = "),
+        ("--layers 4 --stages 4", "made with widths = "),
+        ("--codec float32 --bits 32", "made with codec = delta, not float32"),
+    ],
+)
+def test_resume_with_other_options_is_refused(
+    saved: Path, tmp_path: Path, options: str, message: str
+) -> None:
+    folder = tmp_path / "o"
+    shutil.copytree(saved, folder)
+    found = python("-m", "pdadmm.run", "--out", folder, "--resume", *options.split())
+    assert found.code == 2
+    assert message in found.err
+    assert len(found.err.splitlines()) == 1
+
+
+def test_resume_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    found = python("-m", "pdadmm.run", "--out", tmp_path / "o", "--resume")
+    assert (found.code, len(found.err.splitlines())) == (2, 1)
+    assert "there is no intact checkpoint" in found.err
+
+
+def test_starting_afresh_keeps_the_old_checkpoints_apart(saved: Path, small: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "o"
+    shutil.copytree(saved, folder)
+    given: list[Any] = [small, "--layers", "3", "--stages", "3", "--iterations", "3", "--quiet"]
+    found = succeed(python("-m", "pdadmm.run", *given, "--out", folder, "--checkpoint-every", "2"))
+    assert "starting afresh without --resume" in found.err
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["iteration-00000002"]
+    assert len(list((folder / "checkpoints.old").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_killed_runs_resume_bit_for_bit(small: Path) -> None:
+    assert len(CODECS) == 11
+    given = ["--rounds", "2", "--seed", str(random.SystemRandom().randrange(1 << 20))]
+    found = succeed(python(PROGRAMS / "kill_resume.py", small, *given, timeout=250))
+    assert "2 of 2 rounds equal the uninterrupted run" in found.out

@@ -1,0 +1,287 @@
+"""The GPU code path without a GPU: CuPy and NCCL replaced by tests/standin.
+
+The stand-in refuses hidden copies as CuPy does, runs streams as threads that lag, counts how often the
+host waits, and moves NCCL's messages over MPI. What CUDA computes it cannot show: tests/test_gpu.py does,
+on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import PROGRAMS, Finished, records_of, succeed, summary_of, weights_of, without_times
+
+from pdadmm.backend import label_of, place_of
+from pdadmm.config import Run
+from pdadmm.devices import Place, decide
+from pdadmm.errors import InputError, RunError
+
+STANDIN = Path(__file__).parent / "standin"
+SHAPE = "--layers 5 --hidden 24 --iterations 12 --eval-every 6 --stages 2,5 --kernels reference --quiet"
+
+#: options that take different ways through a layer, and the transport they are tried with
+WAYS = {
+    "delta4": ("--codec delta --bits 4", "mpi"),
+    "delta2": ("--codec delta --bits 2 --refresh 5", "nccl"),
+    "delta1": ("--codec delta --bits 1 --activation leaky_relu --step doubling --no-overlap", "mpi"),
+    "grid8": ("--codec grid --bits 8", "nccl"),
+    "affine4": ("--codec affine --bits 4 --risk least_squares", "nccl"),
+    "exact": ("--codec float32 --solver exact --no-overlap", "nccl"),
+    "tanh": ("--codec delta --bits 8 --activation tanh --checkpoint-every 7", "mpi"),
+}
+
+
+def environment(devices: int = 4, **others: str) -> dict[str, str]:
+    path = os.pathsep.join([str(STANDIN), str(Path(__file__).parents[1])])
+    return {"PYTHONPATH": path, "STANDIN_DEVICES": str(devices), **others}
+
+
+def runs(backend: str, out: Path, small: Path) -> list[list[str]]:
+    found = []
+    for name, (options, transport) in WAYS.items():
+        way = f"--backend {backend} --transport {transport if backend == 'cupy' else 'mpi'}"
+        found.append([str(small), *f"{SHAPE} {options} {way}".split(), "--out", str(out / name)])
+    return found
+
+
+@pytest.fixture(scope="module")
+def on_numpy(mpirun: Callable[..., Finished], small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of WAYS with NumPy on one rank."""
+    out = tmp_path_factory.mktemp("numpy")
+    (out / "runs.json").write_text(json.dumps(runs("numpy", out, small)))
+    succeed(mpirun(1, PROGRAMS / "run_many.py", out / "runs.json", timeout=120))
+    return out
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_iterates_are_those_of_numpy(
+    ranks: int, on_numpy: Path, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    (tmp_path / "runs.json").write_text(json.dumps(runs("cupy", tmp_path, small)))
+    succeed(mpirun(ranks, PROGRAMS / "run_many.py", tmp_path / "runs.json", timeout=200, env=environment()))
+    for name, (_, transport) in WAYS.items():
+        for a, b in zip(records_of(on_numpy / name), records_of(tmp_path / name), strict=True):
+            assert without_times(a) == without_times(b), name
+        for a, b in zip(weights_of(on_numpy / name / "model.h5"), weights_of(tmp_path / name / "model.h5"),
+                        strict=True):  # fmt: skip
+            assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]), name
+        summary = summary_of(tmp_path / name)
+        assert summary["backend"] == "cupy"
+        assert summary["transport"] == (transport if ranks > 1 else "mpi")
+        assert len(set(summary["devices"])) == ranks and "GPU-" in summary["devices"][0]
+        assert summary["bytes_per_iteration"] == summary_of(on_numpy / name)["bytes_per_iteration"]
+
+
+def test_a_checkpoint_of_gpu_ranks_is_gone_on_from(
+    on_numpy: Path, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    options = f"{SHAPE} --codec delta --bits 4 --backend cupy --checkpoint-every 7".split()
+    first = [str(small), *options, "--out", str(tmp_path), "--transport", "nccl"]
+    again = [*first[:-1], "mpi", "--resume"]
+    (tmp_path / "runs.json").write_text(json.dumps([first, again]))
+    succeed(mpirun(2, PROGRAMS / "run_many.py", tmp_path / "runs.json", timeout=120, env=environment()))
+    records = [without_times(r) for r in records_of(tmp_path)]
+    assert records == [without_times(r) for r in records_of(on_numpy / "delta4")]
+
+
+@pytest.mark.parametrize("transport", ["mpi", "nccl"], ids=["staged", "over_nccl"])
+def test_no_iteration_waits_for_the_device(transport: str, mpirun: Callable[..., Finished]) -> None:
+    finished = succeed(mpirun(2, PROGRAMS / "gpu_waits.py", transport, env=environment()))
+    lines = [line.split() for line in finished.out.splitlines()]
+    assert [unmeasured for unmeasured, _ in lines] == ["0", "0"]
+    assert all(0 < int(measured) <= 2 for _, measured in lines)
+
+
+def test_an_error_of_nccl_ends_the_job_and_names_rank_and_link(
+    small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    (tmp_path / "failed").touch()
+    env = environment(STANDIN_NCCL_FAILS=str(tmp_path / "failed"))
+    options = f"{SHAPE} --backend cupy --transport nccl --iterations 100000".split()
+    finished = mpirun(3, "-m", "pdadmm.run", small, *options, "--out", tmp_path / "out", env=env, timeout=60)
+    assert finished.code not in (0, 2)
+    line = next(line for line in finished.err.splitlines() if "NCCL" in line)
+    assert line.startswith("pdadmm: rank ") and "on the link to rank" in line
+
+
+@pytest.mark.parametrize(
+    ("devices", "options", "words"),
+    [
+        (0, "--backend cupy", ["--backend cupy", "no CUDA-capable device"]),
+        (0, "--transport nccl", ["--transport nccl", "no CUDA-capable device"]),
+        (1, "--transport nccl", ["share a GPU", "NCCL_MULTI_RANK_GPU_ENABLE"]),
+    ],
+)
+def test_what_is_missing_is_named_in_one_line(
+    devices: int, options: str, words: list[str], small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    finished = mpirun(
+        2, "-m", "pdadmm.run", small, *f"{SHAPE} {options}".split(), "--out", tmp_path / "out",
+        env=environment(devices),
+    )  # fmt: skip
+    assert finished.code == 2
+    assert finished.err.count("\n") == 1 and all(word in finished.err for word in words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_cupy_the_line_says_how_to_install_it(
+    small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    if importlib.util.find_spec("cupy"):
+        pytest.skip("CuPy is installed here")
+    for options in ("--backend cupy", "--transport nccl"):
+        finished = mpirun(2, "-m", "pdadmm.run", small, *options.split(), "--out", tmp_path / "out")
+        assert finished.code == 2 and finished.err.count("\n") == 1
+        assert "CuPy is not installed" in finished.err and "pip install" in finished.err
+
+
+# ---- the choice at the start ----------------------------------------------------------------------
+
+GPU = Place("node1", None, 0, "H200", "GPU-0", None, 23007)
+OTHER = replace(GPU, device=1, uuid="GPU-1")
+NONE = Place("node2", "CuPy is not installed; install it")
+
+
+@pytest.mark.parametrize(
+    ("run", "places", "backend", "transport"),
+    [
+        (Run(), [NONE, NONE], "numpy", "mpi"),
+        (Run(), [GPU, OTHER], "cupy", "nccl"),
+        (Run(transport="mpi"), [GPU, OTHER], "cupy", "mpi"),
+        (Run(cuda_aware_mpi=True), [GPU, OTHER], "cupy", "mpi"),
+        (Run(backend="numpy"), [GPU, OTHER], "numpy", "mpi"),
+        (Run(), [GPU, GPU], "cupy", "mpi"),
+        (Run(), [replace(GPU, shares=True)] * 2, "cupy", "nccl"),
+        (Run(), [replace(GPU, shares=True, nccl_version=22907)] * 2, "cupy", "mpi"),
+        (Run(), [GPU, replace(OTHER, nccl_version=22907)], "cupy", "mpi"),
+        (Run(), [replace(GPU, nccl_problem="CuPy found no NCCL library")], "cupy", "mpi"),
+    ],
+)
+def test_choice(run: Run, places: list[Place], backend: str, transport: str) -> None:
+    choice = decide(run, places)
+    assert (choice.backend, choice.transport) == (backend, transport)
+    fell_back = backend == "cupy" and transport == "mpi" and run == Run() and len(places) > 1
+    assert bool(choice.why_not_nccl) == fell_back
+
+
+@pytest.mark.parametrize(
+    ("run", "places", "words"),
+    [
+        (Run(backend="cupy"), [NONE, NONE], "CuPy is not installed"),
+        (Run(), [GPU, NONE], "1 ranks have a GPU and 1 have none (rank 1 on node2"),
+        (Run(backend="cupy"), [GPU, NONE, OTHER], "2 ranks have a GPU and 1 have none"),
+        (Run(transport="nccl"), [GPU, GPU], "NCCL_MULTI_RANK_GPU_ENABLE=1"),
+        (Run(transport="nccl"), [replace(GPU, nccl_version=22907)] * 2, "NCCL 2.29.7 does not allow"),
+        (Run(transport="nccl"), [NONE], "CuPy is not installed"),
+        (Run(transport="nccl", cuda_aware_mpi=True), [GPU, OTHER], "--cuda-aware-mpi"),
+    ],
+)
+def test_refusals_name_what_is_missing(run: Run, places: list[Place], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        decide(run, places)
+    assert words in str(caught.value)
+
+
+# ---- numbers on the device ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The stand-in as ``cupy`` within this process; an installed CuPy comes back afterwards."""
+
+    def ours() -> list[str]:
+        return [name for name in sys.modules if name.split(".")[0] in ("cupy", "cupy_backends")]
+
+    before = {name: sys.modules.pop(name) for name in ours()}
+    monkeypatch.syspath_prepend(str(STANDIN))
+    yield importlib.import_module("cupy")
+    for name in ours():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16x3"])
+def test_products_in_every_layout(precision: str, cupy: Any) -> None:
+    from pdadmm.backend import CupyBackend
+
+    backend = CupyBackend(0, precision)
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal(shape, dtype=np.float32) for shape in ((7, 5), (5, 3)))
+    expected = x.astype(np.float64) @ y
+    device = backend.asarray
+    for a in (device(x), device(np.ascontiguousarray(x.T)).T):
+        for b in (device(y), device(np.ascontiguousarray(y.T)).T):
+            out = backend.empty((7, 3))
+            assert backend.matmul(a, b, out=out) is out
+            np.testing.assert_allclose(backend.to_host(out), expected, rtol=3e-5, atol=3e-5)
+    if precision != "float32":  # CuPy itself takes any strides
+        with pytest.raises(ValueError, match="C-contiguous"):
+            backend.matmul(device(x)[:, ::2], device(y)[::2])
+
+
+@pytest.mark.parametrize("step", ["exact", "doubling"])
+def test_step_lengths_are_those_of_the_host(step: str, cupy: Any) -> None:
+    from pdadmm.admm import updates
+    from pdadmm.backend import CupyBackend
+
+    backend = CupyBackend()
+    for norm, image in ((3.0, 5.0), (0.0, 0.0), (1e-30, 1.0), (1.0, 1e6), (2.0, 0.0)):
+        on_device = backend.step_length(
+            0.3, 0.7, backend.asarray(np.float64(image)), backend.asarray(np.float64(norm)), step, 5
+        )
+        assert float(on_device) == updates.step_length(0.3, 0.7, image, norm, step)
+    assert backend.first_bad() is None
+
+
+def test_the_first_step_that_is_not_finite_is_named(cupy: Any) -> None:
+    from pdadmm.backend import CupyBackend
+
+    backend = CupyBackend()
+    one, bad = backend.asarray(np.float64(1)), backend.asarray(np.float64("nan"))
+    for iteration, position, norm in ((3, 2, one), (4, 7, bad), (4, 6, bad), (5, 1, bad)):
+        backend.step_length(1.0, 1.0, one, norm, "exact", label_of(iteration, position, "W"))
+    assert place_of(backend.first_bad() or 0) == (4, 6, "W")
+
+
+def test_nan_on_the_device_ends_the_run_with_layer_and_iteration(cupy: Any) -> None:
+    from pdadmm.admm.activations import ReLU
+    from pdadmm.admm.growth import random_layer
+    from pdadmm.admm.layer import Hyper
+    from pdadmm.admm.stage import Plan, Stage
+    from pdadmm.backend import CupyBackend
+    from pdadmm.comm.codec import DeltaCodec
+    from pdadmm.comm.transport import MPITransport
+    from pdadmm.kernels.reference import ReferenceKernels
+    from pdadmm.trace import Clock
+
+    class Waiter:
+        seconds = 0.0
+
+        def until(self, done: Callable[[], bool], what: str) -> None:
+            assert done()
+
+    backend, waiter = CupyBackend(), Waiter()
+    widths = [4, 4, 4, 2]
+    layers = [
+        random_layer(i, widths[i - 1], widths[i], ReLU() if i < 3 else None, 0).to(backend) for i in (1, 2, 3)
+    ]
+    transport = MPITransport(waiter)  # type: ignore[arg-type]
+    stage = Stage(Plan(3, 3, [range(1, 4)], 0), layers, waiter, Clock(), transport=transport, backend=backend)  # type: ignore[arg-type]
+    rng = np.random.default_rng(1)
+    X, y = backend.asarray(rng.random((9, 4), np.float32)), backend.asarray(rng.integers(0, 2, 9))
+    hyper = Hyper(0.1, 1.0, 0.01, "gradient", "exact", 25, "least_squares")
+    stage.start(X, y, 9, lambda start: DeltaCodec(8), hyper, ReferenceKernels(), 0)
+    stage.iterate(0, measure=True)
+    layers[1].M[0, 0] = float("nan")
+    stage.iterate(1, measure=False)
+    with pytest.raises(RunError, match="layer 2, iteration 2 of the stage: the gradient of p is NaN or Inf"):
+        stage.iterate(2, measure=True)

@@ -1,0 +1,230 @@
+"""The job scripts on a real SLURM of one node: results, requeue and resume, arrays, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from slurm import Cluster, missing
+from support import find_mpirun, summary_of
+
+import pdadmm
+from pdadmm.control import STOPPED_EARLY
+from pdadmm.features import FeatureFile
+
+JOBS = Path(__file__).parents[1] / "jobs"
+SCRIPTS = sorted(JOBS.glob("*.sh"))
+
+OPTIONS = ["--layers", "4", "--iterations", "30", "--eval-every", "10", "--quiet"]
+#: long enough to be interrupted, evaluated seldom
+LONG = ["--layers", "4", "--stages", "4", "--iterations", "1500", "--eval-every", "1500", "--quiet"]
+
+
+@dataclass
+class Bench:
+    """A cluster and where jobs run on it."""
+
+    cluster: Cluster
+    folder: Path
+    features: Path
+
+    def submit(self, script: str, *arguments: str, ranks: int = 2, options: str = "", **env: str) -> str:
+        # one job at a time: MPI spins while it starts, and the machine may have fewer cores than ranks
+        given = [f"--ntasks={ranks}", "--exclusive", *options.split()]
+        return self.cluster.sbatch(*given, JOBS / script, *arguments, env=env, cwd=self.folder)
+
+    def out(self, job: str) -> Path:
+        text = self.cluster.run("scontrol", "show", "job", job).stdout
+        return Path(re.findall(r"^ +StdOut=(.*)$", text, re.MULTILINE)[-1])
+
+    def succeed(self, job: str, seconds: float = 250) -> str:
+        """Wait for the job and return what it printed."""
+        states = self.cluster.wait(job, seconds)
+        text = self.out(job).read_text()
+        assert set(states) == {"COMPLETED"}, f"{states}\n{text[-5000:]}"
+        return text
+
+    def hurry(self, job: str) -> None:
+        """Start a requeued job in seconds: SLURM lets two minutes pass, so that the old one is gone."""
+        limit = time.monotonic() + 100
+        while (found := self.cluster.job(job)).get("JobState") != "PENDING" or found["Restarts"] == "0":
+            assert time.monotonic() < limit, f"{found}\n{self.out(job).read_text()[-5000:]}"
+            time.sleep(0.2)
+        self.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+3", check=True)
+
+    def until(self, job: str, pattern: str, seconds: float = 150) -> None:
+        """Wait until files of that pattern are there."""
+        limit = time.monotonic() + seconds
+        while not list(self.folder.glob(pattern)):
+            assert time.monotonic() < limit, f"no {pattern}\n{self.out(job).read_text()[-5000:]}"
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def bench(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    if reason := missing():
+        pytest.skip(reason)
+    if find_mpirun() is None:
+        pytest.skip("there is no mpirun: pip install 'pdadmm[mpich]' or load an MPI library")
+    folder = tmp_path_factory.mktemp("slurm")
+    # sockets have short paths, and munged wants no folder that others could write to
+    cluster = Cluster(folder)
+    source = str(Path(pdadmm.__file__).resolve().parents[1])
+    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    cluster.env.update(PYTHONPATH=path, PYTHON=sys.executable)
+    for name in ("OMP_NUM_THREADS", "LAUNCH", "OUT"):
+        cluster.env.pop(name, None)
+    work = folder / "some where"
+    work.mkdir()
+    try:
+        cluster.__enter__()
+    except RuntimeError as error:
+        pytest.skip(f"SLURM does not start on this machine: {str(error).splitlines()[0]}")
+    try:
+        yield Bench(cluster, work, small)
+    finally:
+        cluster.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def jobs(bench: Bench) -> dict[str, str]:
+    """Ids of jobs that run side by side, by name."""
+    features = str(bench.features)
+    return {
+        "prepare": bench.submit("prepare.sh", "synthetic", "--synthetic-nodes", "200", "--out", "made.h5"),
+        "srun": bench.submit("train_cpu.sh", features, *OPTIONS, OUT="srun", LAUNCH="srun-pmi2"),
+        "mpirun": bench.submit("train_cpu.sh", features, *OPTIONS, OUT="mpirun", LAUNCH="mpirun"),
+        "bad": bench.submit("train_cpu.sh", features, "--nu", "-1"),
+        "sweep": bench.submit(
+            "sweep.sh", features, *OPTIONS, options="--array=0-1%1", OUT="sweep",
+            SETTINGS="--codec float32\n--codec grid --bits 8",
+        ),
+        "profile": bench.submit("profile.sh", features, "--layers", "4", OUT="profile"),
+    }  # fmt: skip
+
+
+def test_job_scripts_pass_shellcheck() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed; Debian: apt install shellcheck")
+    ci = JOBS.parent / ".ci" / "run"
+    found = subprocess.run(
+        ["shellcheck", "-x", "-P", str(JOBS.parent), *SCRIPTS, *([ci] if ci.exists() else [])],
+        capture_output=True,
+        text=True,
+        cwd=JOBS.parent,
+    )
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("script", [s.name for s in SCRIPTS if s.name != "common.sh"])
+def test_slurm_would_run_every_script_as_it_is(bench: Bench, script: str) -> None:
+    partition = ["--partition=gpu"] if script == "train_gpu.sh" else []
+    found = bench.cluster.run("sbatch", "--test-only", *partition, str(JOBS / script))
+    assert found.returncode == 0, found.stderr
+    assert "to start at" in found.stderr
+
+
+def test_prepare_job_writes_features(bench: Bench, jobs: dict[str, str]) -> None:
+    bench.succeed(jobs["prepare"])
+    with FeatureFile(bench.folder / "made.h5") as features:
+        assert features.dataset == "synthetic"
+
+
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+def test_training_job_trains_on_all_ranks_and_says_where(
+    bench: Bench, jobs: dict[str, str], launcher: str
+) -> None:
+    text = bench.succeed(jobs[launcher])
+    s = summary_of(bench.folder / launcher)
+    assert (s["ranks"], s["layers"], s["iterations"]) == (2, 4, 60)
+    for word in ("pdadmm ", "numpy ", "MPI: ", "hosts: ", "rank 0 of 2 on ", "rank 1 of 2 on ", "GPUs "):
+        assert word in text
+
+
+def test_launchers_train_the_same_network(bench: Bench, jobs: dict[str, str]) -> None:
+    for launcher in ("srun", "mpirun"):
+        bench.succeed(jobs[launcher])
+    a, b = (summary_of(bench.folder / launcher) for launcher in ("srun", "mpirun"))
+    assert a["objective"] == b["objective"]
+
+
+def test_job_ends_with_the_exit_code_of_the_run(bench: Bench, jobs: dict[str, str]) -> None:
+    assert bench.cluster.wait(jobs["bad"], 250) == ["FAILED"]
+    assert bench.cluster.job(jobs["bad"])["ExitCode"] == "2:0"
+    assert "--nu is -1" in bench.out(jobs["bad"]).read_text()
+
+
+def test_sweep_runs_a_setting_a_task_and_no_more_at_a_time_than_allowed(
+    bench: Bench, jobs: dict[str, str]
+) -> None:
+    assert bench.cluster.wait(jobs["sweep"], 250) == ["COMPLETED"] * 2
+    found = [summary_of(bench.folder / "sweep" / str(task)) for task in range(2)]
+    assert [(s["codec"], s["bits"]) for s in found] == [("float32", 32), ("grid", 8)]
+    text = bench.cluster.run("scontrol", "show", "job", "-o", jobs["sweep"]).stdout
+    times = sorted(re.findall(r"StartTime=(\S+) EndTime=(\S+)", text))
+    (_, first_end), (second_start, _) = times
+    assert first_end <= second_start
+
+
+def test_sweep_refuses_a_task_without_a_setting(bench: Bench) -> None:
+    job = bench.submit("sweep.sh", options="--array=5", SETTINGS="--codec delta")
+    assert bench.cluster.wait(job, 250) == ["FAILED"]
+    assert "give --array=0-0" in bench.out(job).read_text()
+
+
+def test_profile_job_prints_a_report(bench: Bench, jobs: dict[str, str]) -> None:
+    text = bench.succeed(jobs["profile"])
+    assert "wait" in text.partition("rank 1 of 2 on ")[2]
+    trace = json.loads((bench.folder / "profile" / "trace.json").read_text())
+    assert trace["traceEvents"]
+
+
+@pytest.mark.slow
+def test_chain_saves_before_the_limit_requeues_itself_and_finishes(bench: Bench) -> None:
+    features = str(bench.features)
+    whole = bench.submit("train_cpu.sh", features, *LONG, OUT="whole")
+    job = bench.submit("chain.sh", features, *LONG, OUT="chained", CHECKPOINT_SECONDS="1")
+    bench.until(job, "chained/checkpoints/iteration-*/index.json")
+    bench.cluster.run("scancel", "--batch", "--signal=USR1", job, check=True)
+    bench.hurry(job)
+    text = bench.succeed(job, 250)
+    assert "the time limit is near" in text
+    assert "stopped after iteration" in text
+    assert f"job {job}, restart 1" in text
+    assert bench.cluster.job(job)["Restarts"] == "1"
+    bench.succeed(whole)
+    a, b = (summary_of(bench.folder / name) for name in ("whole", "chained"))
+    assert a["objective"] == b["objective"]
+
+
+@pytest.mark.slow
+def test_requeued_training_job_goes_on_from_its_checkpoint(bench: Bench) -> None:
+    job = bench.submit("train_cpu.sh", str(bench.features), *LONG, OUT="again", CHECKPOINT_SECONDS="1")
+    bench.until(job, "again/checkpoints/iteration-*/index.json")
+    bench.cluster.run("scontrol", "requeue", job, check=True)
+    bench.hurry(job)
+    text = bench.succeed(job, 250)
+    assert f"job {job}, restart 1" in text
+    s = summary_of(bench.folder / "again")
+    assert s["iterations"] == 1500
+    assert s["seconds_checkpoints"] > 0
+
+
+@pytest.mark.slow
+def test_chain_gives_up_after_its_restarts(bench: Bench) -> None:
+    options = {"OUT": "short", "CHECKPOINT_SECONDS": "1", "MAX_RESTARTS": "0"}
+    job = bench.submit("chain.sh", str(bench.features), *LONG, **options)
+    bench.until(job, "short/checkpoints/iteration-*/index.json")
+    bench.cluster.run("scancel", "--batch", "--signal=USR1", job, check=True)
+    assert bench.cluster.wait(job, 250) == ["FAILED"]
+    assert bench.cluster.job(job)["ExitCode"] == f"{STOPPED_EARLY}:0"
+    assert "go on with OUT=short" in bench.out(job).read_text()

@@ -1,0 +1,161 @@
+"""The clock's accounts and the timeline: what they promise of times, messages and clocks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PROGRAMS, Finished, message_bytes, succeed
+
+from pdadmm.profiling.clocks import Alignment, Reading
+from pdadmm.profiling.messages import flights
+from pdadmm.profiling.timeline import timeline
+
+LAYERS, HIDDEN, ITERATIONS = 5, 20, 12
+
+
+@pytest.fixture(scope="module")
+def traced(mpirun: Callable[..., Finished], small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of 4 ranks with a timeline; two layers share a rank, and it grows once."""
+    folder = tmp_path_factory.mktemp("traced")
+    options = f"--layers {LAYERS} --stages 3,{LAYERS} --hidden {HIDDEN} --iterations {ITERATIONS} --trace"
+    succeed(mpirun(4, "-m", "pdadmm.run", small, *options.split(), "--quiet", "--out", folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def events(traced: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((traced / "trace.json").read_text())["traceEvents"]
+    return found
+
+
+def profile_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "profile.json").read_text())
+    return found
+
+
+def test_phases_add_up_to_the_wall_time_of_the_iterations_on_every_rank(traced: Path) -> None:
+    for rank in profile_of(traced)["ranks"]:
+        stage = rank["stages"][-1]
+        phases = sum(sum(layer.values()) for layer in stage["phases"].values())
+        # the iterations are short: another process may come in between the two clocks' readings
+        assert phases == pytest.approx(stage["wall_seconds"], rel=0.03, abs=0.02)
+        steps = sum(step["compute"]["mean"] + step["seconds"]["mean"] for step in stage["steps"])
+        assert steps * stage["iterations"] == pytest.approx(phases, rel=1e-6)
+
+
+def test_timeline_has_a_process_a_rank_and_two_tracks(events: list[dict[str, Any]]) -> None:
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert {rank: name.split(" on ")[0] for rank, name in names.items()} == {i: f"rank {i}" for i in range(4)}
+    tracks = {(event["pid"], event["args"]["name"]) for event in events if event["name"] == "thread_name"}
+    assert tracks == {(rank, track) for rank in range(4) for track in ("compute", "communication")}
+
+
+def test_no_duration_is_negative_and_slices_of_a_track_do_not_overlap(events: list[dict[str, Any]]) -> None:
+    tracks = defaultdict(list)
+    for event in events:
+        if event["ph"] == "X":
+            assert event["dur"] >= 0 and event["ts"] >= -1e-3
+            tracks[event["pid"], event["tid"]].append((event["ts"], event["dur"]))
+    assert len(tracks) == 8
+    for slices in tracks.values():
+        slices.sort()
+        for (start, duration), (following, _) in itertools.pairwise(slices):
+            assert start + duration <= following + 0.01
+
+
+def test_every_send_has_its_receive(events: list[dict[str, Any]]) -> None:
+    starts = {event["id"]: event for event in events if event["ph"] == "s"}
+    ends = {event["id"]: event for event in events if event["ph"] == "f"}
+    assert starts.keys() == ends.keys()
+    # two messages a coupling and iteration, in a stage of 3 layers and one of 5
+    assert len(starts) == ITERATIONS * 2 * (2 + 4)
+    kinds = Counter(event["name"].split()[0] for event in events if event["ph"] == "X" and event["tid"] == 1)
+    assert kinds == {"send": len(starts), "receive": len(starts)}
+    for identifier, start in starts.items():
+        assert ends[identifier]["ts"] >= start["ts"]
+
+
+def test_arrows_begin_and_end_inside_slices(events: list[dict[str, Any]]) -> None:
+    slices = defaultdict(list)
+    for event in events:
+        if event["ph"] == "X" and event["tid"] == 1:
+            slices[event["pid"]].append((event["ts"], event["ts"] + event["dur"]))
+    for event in events:
+        if event["ph"] in "sf":
+            assert any(a - 1000 <= event["ts"] <= b + 1000 for a, b in slices[event["pid"]])
+
+
+def test_clocks_of_one_machine_are_aligned_within_a_millisecond(traced: Path) -> None:
+    for rank in profile_of(traced)["ranks"]:
+        for reading in rank["clock"].values():  # the ranks share a clock: the true offset is 0
+            assert abs(reading["offset"]) < 1e6
+
+
+def test_clocks_that_differ_and_drift_are_aligned_within_a_millisecond(
+    mpirun: Callable[..., Finished],
+) -> None:
+    assert float(succeed(mpirun(3, PROGRAMS / "skewed_clocks.py")).out) < 1e-3
+
+
+def test_alignment_is_linear_between_two_readings() -> None:
+    align = Alignment(Reading(10**9, 500, 10), Reading(11 * 10**9, 1500, 10))
+    assert align(10**9) == 10**9 + 500
+    assert align(6 * 10**9) == 6 * 10**9 + 1000
+    assert align(11 * 10**9) == 11 * 10**9 + 1500
+
+
+def kept(rank: int, messages: list[list[Any]], offset: int = 0) -> dict[str, Any]:
+    reading = {"at": 0, "offset": offset, "round_trip": 10}
+    clock = {"start": reading, "end": reading}
+    return {
+        "rank": rank, "host": "h", "clock": clock, "events": [],
+        "messages": messages, "traced_messages": messages,
+    }  # fmt: skip
+
+
+def test_a_wait_is_split_where_the_message_was_sent() -> None:
+    second = 10**9
+    sender = kept(0, [[("sent", 1, True, 1, 5 * second, 5 * second, True)]])
+    # this rank's clock is 2 s behind; it waited from 1 to 8, by the sender's clock from 3 to 10
+    receiver = kept(1, [[("received", 1, True, 1, 1 * second, 8 * second, True)]], offset=2 * second)
+    found = flights([sender, receiver])[1][0][1, True]
+    assert found["wait_seconds"] == pytest.approx(7)
+    assert found["late_sender_seconds"] == pytest.approx(2)
+    assert found["exposed_seconds"] == pytest.approx(5)
+    assert found["flight_seconds"] == pytest.approx(5)
+
+
+def test_a_message_without_receive_gets_no_arrow() -> None:
+    found = timeline([kept(0, [[("sent", 1, True, 1, 5, 6, True)]])])["traceEvents"]
+    assert [event["ph"] for event in found if event["ph"] in "sf"] == []
+
+
+@pytest.mark.parametrize(("codec", "bits"), [("delta", 2), ("float32", 32)])
+def test_bytes_of_every_link_equal_a_count_of_the_mpi_traffic(
+    mpirun: Callable[..., Finished], small: Path, tmp_path: Path, codec: str, bits: int
+) -> None:
+    ranks, iterations, nodes = 16, 5, 63
+    options = f"--layers {ranks} --stages {ranks} --hidden 19 --iterations {iterations} --quiet"
+    options += f" --codec {codec} --bits {bits} --eval-every 100"
+    arguments = [PROGRAMS / "count_links.py", small, *options.split(), "--out", tmp_path]
+    counted = json.loads(succeed(mpirun(ranks, *arguments, timeout=120)).out.splitlines()[-1])
+    profile = profile_of(tmp_path)
+    assert profile["run"]["nodes_train"] == nodes
+    size = message_bytes(codec, bits, nodes, 19)
+    for rank, links in zip(profile["ranks"], counted, strict=True):
+        told = {
+            (link["peer"], 2 * link["coupling"] + link["upward"]): [link["messages"], link["bytes"]]
+            for link in rank["stages"][-1]["links"]
+            if link["kind"] == "sent" and link["between_ranks"]
+        }
+        assert told == {(peer, tag): [messages, size] for peer, tag, messages, size in links}
+        assert all(counts == [iterations, iterations * size] for counts in told.values())
+        for link in rank["stages"][-1]["links"]:  # what one end sent, the other received
+            assert (link["messages"], link["bytes"]) == (iterations, iterations * size)
+            assert link["float32_bytes"] == iterations * 4 * nodes * 19
