@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+
 from pdadmm import checkpoint, config
 from pdadmm.admm.activations import make_activation
 from pdadmm.admm.growth import random_layer

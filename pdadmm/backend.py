@@ -7,6 +7,7 @@ only when an iteration is evaluated.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -295,9 +296,18 @@ def device_name(device: int) -> tuple[str, str]:
     import cupy
 
     found = cupy.cuda.runtime.getDeviceProperties(device)
-    name = found["name"].decode()
-    raw = bytes(found["uuid"]).hex() if "uuid" in found else cupy.cuda.Device(device).pci_bus_id
-    if "uuid" in found:
-        parts = (raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:32])
-        return name, "GPU-" + "-".join(parts)
-    return name, raw
+    raw = (_uuid_of_driver(device) or bytes(found["uuid"])).ljust(16, b"\0").hex()
+    parts = (raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:32])
+    return found["name"].decode(), "GPU-" + "-".join(parts)
+
+
+def _uuid_of_driver(device: int) -> bytes | None:
+    """UUID from the driver, since CuPy's properties cut it at its first zero byte; None without one."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        get = getattr(driver, "cuDeviceGetUuid_v2", None) or driver.cuDeviceGetUuid
+    except (OSError, AttributeError):
+        return None
+    handle, raw = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(handle), device) or get(raw, handle)
+    return None if failed else bytes(raw)

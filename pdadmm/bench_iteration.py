@@ -9,6 +9,8 @@ so that both see the same machine.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import gc
 import json
 import resource
@@ -29,6 +31,7 @@ from pdadmm.admm.activations import ReLU
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
 from pdadmm.admm.stage import Plan, Stage
+from pdadmm.backend import NUMPY, CupyBackend
 from pdadmm.comm.codec import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
 from pdadmm.comm.waiting import usable_cores
 from pdadmm.errors import InputError
@@ -69,9 +72,18 @@ DEFAULT = [
 
 
 def measure(
-    variant: Variant, nodes: int, hidden: int, layers: int, threads: int, iterations: int, inputs: int = 0
+    variant: Variant,
+    nodes: int,
+    hidden: int,
+    layers: int,
+    threads: int,
+    iterations: int,
+    inputs: int = 0,
+    backend: Any = NUMPY,
 ) -> dict[str, Any]:
     """Time one variant.
+
+    On a GPU the parts of the inner layers are waited for, which a run does not do.
 
     Parameters
     ----------
@@ -84,9 +96,11 @@ def measure(
         An entry of the JSON file's ``results``; seconds and bytes.
     """
     rng = np.random.default_rng(0)
-    stage = make_stage(variant, nodes, hidden, layers, threads, inputs or hidden, rng)
-    a, b = (rng.standard_normal((rows, hidden), dtype=np.float32) for rows in (nodes, hidden))
-    out = np.empty_like(a)
+    stage = make_stage(variant, nodes, hidden, layers, threads, inputs or hidden, rng, backend)
+    a, b = (
+        backend.asarray(rng.standard_normal((rows, hidden), dtype=np.float32)) for rows in (nodes, hidden)
+    )
+    out = backend.empty((nodes, hidden))
     inner = [layer.position for layer in stage.layers[1:-1]]
     whole, inside, product = [], [], []
     parts: dict[str, list[float]] = {name: [] for name in _PARTS}
@@ -99,10 +113,14 @@ def measure(
         for part, layer, call in _calls(stage, i):
             before = time.perf_counter()
             call()
+            if layer in inner:  # what a middle layer costs on a device is only found by waiting
+                _wait(backend)
             took[part, layer] = time.perf_counter() - before
+        _wait(backend)
         stage.clock.end_iteration(0)
         end = time.perf_counter()
-        np.matmul(a, b.T, out=out)
+        backend.matmul(a, b.T, out=out)
+        _wait(backend)
         after = time.perf_counter()
         if i >= WARM_UP:
             whole.append(end - start)
@@ -115,7 +133,7 @@ def measure(
     phases = [stage.clock.seconds[position] for position in inner]
     products = sum(p["products"] for p in phases) / sum(sum(p.values()) for p in phases)
     return {
-        "backend": "numpy",
+        "backend": backend.name,
         "kernels": variant.kernels,
         "codec": variant.codec,
         "bits": variant.bits,
@@ -137,22 +155,37 @@ def measure(
     }
 
 
+def _wait(backend: Any) -> None:
+    """Until the device is done."""
+    if backend.on_device:
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
+
+
 def make_stage(
-    variant: Variant, nodes: int, hidden: int, layers: int, threads: int, inputs: int, rng: Any
+    variant: Variant,
+    nodes: int,
+    hidden: int,
+    layers: int,
+    threads: int,
+    inputs: int,
+    rng: Any,
+    backend: Any = NUMPY,
 ) -> Stage:
     """A stage of random data on one rank, started."""
     widths = [inputs, *[hidden] * (layers - 1), CLASSES]
     network = [
-        random_layer(i, widths[i - 1], widths[i], ReLU() if i < layers else None, seed=0)
+        random_layer(i, widths[i - 1], widths[i], ReLU() if i < layers else None, seed=0).to(backend)
         for i in range(1, layers + 1)
     ]
     plan = Plan(layers, layers, [range(1, layers + 1)], 0)
     no_waiter: Any = None  # one rank has nobody to wait for
-    stage = Stage(plan, network, no_waiter, Clock())
-    X = rng.standard_normal((nodes, inputs), dtype=np.float32)
-    y = rng.integers(0, CLASSES, nodes)
+    stage = Stage(plan, network, no_waiter, Clock(), backend=backend)
+    X = backend.asarray(rng.standard_normal((nodes, inputs), dtype=np.float32))
+    y = backend.asarray(rng.integers(0, CLASSES, nodes))
     hyper = Hyper(0.01, 0.1, 0.01, variant.solver, "exact", 10**9, "cross_entropy")
-    kernels = make_kernels(variant.kernels, threads)
+    kernels = make_kernels(variant.kernels, threads, backend.name)
     stage.start(X, y, nodes, _codec_maker(variant), hyper, kernels, 0)
     return stage
 
@@ -170,19 +203,17 @@ def _codec_maker(variant: Variant) -> Callable[[Array], Codec]:
 def _calls(stage: Stage, iteration: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """The parts of an iteration in the order of :meth:`Stage.iterate`."""
     for layer in reversed(stage.layers):
-        yield "p", layer.position, lambda layer=layer: layer.update_p(iteration)
+        yield "p", layer.position, functools.partial(layer.update_p, iteration)
     for layer in stage.layers:
-        yield "W", layer.position, lambda layer=layer: layer.update_weights(iteration)
+        yield "W", layer.position, functools.partial(layer.update_weights, iteration)
     for layer in stage.layers:
-        yield "z_q_u", layer.position, lambda layer=layer: layer.update_outputs(iteration, False)
+        yield "z_q_u", layer.position, functools.partial(layer.update_outputs, iteration, False)
 
 
 def _reset_peak() -> None:
     """Let the kernel forget the peak of the variants before, where it can."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _peak() -> int:
@@ -192,6 +223,15 @@ def _peak() -> int:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _backend(name: str) -> Any:
+    if name == "numpy":
+        return NUMPY
+    try:
+        return CupyBackend()
+    except ImportError:
+        raise InputError("--backend cupy needs CuPy; pip install 'pdadmm[cuda13]'") from None
 
 
 def _table(results: list[dict[str, Any]], threads: int) -> Table:
@@ -226,6 +266,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--inputs", type=int, default=0, help="columns of X; default: n")
     parser.add_argument("--iterations", type=int, default=10, help="measured iterations (10)")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
+    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
     parser.add_argument("--codec", choices=("float32", "grid", "affine", "delta"), help="only this codec")
     parser.add_argument("--bits", type=int, help="only this width")
     parser.add_argument("--solver", choices=("gradient", "exact"), help="only this solver")
@@ -255,13 +296,14 @@ def main(arguments: list[str]) -> int:
         if not variants:
             raise InputError("none of the measured variants has these --codec, --bits, --solver, --kernels")
         threads = options.threads or usable_cores()
+        backend = _backend(options.backend)
         results = []
         with threadpool_limits(threads):
             for variant in variants:
                 results.append(
                     measure(
                         variant, options.nodes, options.hidden, options.layers, threads,
-                        options.iterations, options.inputs,
+                        options.iterations, options.inputs, backend,
                     )
                 )  # fmt: skip
     except InputError as error:

@@ -180,7 +180,9 @@ def _table(results: list[dict[str, Any]], title: str) -> Table:
 def main(arguments: list[str]) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m pdadmm.bench kernels", description="Bandwidth of the fused passes.", allow_abbrev=False
+        prog="python -m pdadmm.bench kernels",
+        description="Bandwidth of the fused passes.",
+        allow_abbrev=False,
     )
     parser.add_argument("--nodes", type=int, default=20000, help="rows of the matrices (20000)")
     parser.add_argument("--hidden", type=int, default=500, help="columns of the matrices (500)")

@@ -151,6 +151,7 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
         show.update(values)
 
     o = config.output
+    resumed = None
     control = Control(waiter, o.checkpoint_every, o.checkpoint_seconds, o.max_seconds, started, listen=True)
     try:
         trainer = agree(
@@ -166,6 +167,9 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
                 threads,
             ),
         )
+        if o.resume:
+            resumed = newest(folder, waiter, _warn)
+            trainer.require_same(resumed.state)
     except InputError:
         with contextlib.suppress(OSError):
             for path in made:
@@ -175,10 +179,7 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
     if comm.rank == 0 and not o.quiet:
         line = describe(choice, config.run, comm.size, kernels, threads)
         print(f"pdadmm: {line}", file=sys.stderr, flush=True)
-    resumed = None
-    if o.resume:
-        resumed = newest(folder, waiter, _warn)
-    elif comm.rank == 0 and (old := put_aside(folder)):
+    if comm.rank == 0 and resumed is None and (old := put_aside(folder)):
         _warn(f"starting afresh without --resume; the checkpoints of an earlier run are now in {old}")
     if comm.rank == 0:
         records = resumed.state["records"] if resumed else []

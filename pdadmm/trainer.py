@@ -287,7 +287,13 @@ class Trainer:
         self.control.saved()
         self.seconds_checkpoints += time.perf_counter() - start
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def require_same(self, state: dict[str, Any]) -> None:
+        """Refuse to go on from the state of a run whose iterates this configuration would change.
+
+        Raises
+        ------
+        InputError
+        """
         for name, value in self.fingerprint().items():
             if state["fingerprint"].get(name) != value:
                 before = state["fingerprint"].get(name)
@@ -295,6 +301,9 @@ class Trainer:
                     f"--resume: the checkpoint was made with {name} = {before}, not {value}; "
                     "give the options it was started with, or none but --resume and --out"
                 )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.require_same(state)
         self.hyper.nu, self.hyper.rho = state["nu"], state["rho"]
         self._losses = state["losses"]
         self.monitor.smallest_change = state["smallest_change"]

@@ -85,7 +85,9 @@ def make(side: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
         if cupy is None:
             pytest.skip("g++ is missing, with which the CUDA sources run on the CPU")
         monkeypatch.setitem(sys.modules, "cupy", cupy)
-        monkeypatch.setattr(cuda, "_module", lambda name, device: cupy.RawModule(cuda.source(name), cuda.OPTIONS))
+        monkeypatch.setattr(
+            cuda, "_module", lambda name, device: cupy.RawModule(cuda.source(name), cuda.OPTIONS)
+        )
         return OnDevice(cuda.CudaKernels(), cupy)
     import cupy
 

@@ -315,12 +315,15 @@ def test_resume_with_other_options_is_refused(
     assert found.code == 2
     assert message in found.err
     assert len(found.err.splitlines()) == 1
+    succeed(python("-m", "pdadmm.run", "--out", folder, "--resume", "--quiet"))  # nothing was touched
+    assert_same_run(saved, folder)
 
 
 def test_resume_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     found = python("-m", "pdadmm.run", "--out", tmp_path / "o", "--resume")
     assert (found.code, len(found.err.splitlines())) == (2, 1)
     assert "there is no intact checkpoint" in found.err
+    assert not (tmp_path / "o").exists()
 
 
 def test_starting_afresh_keeps_the_old_checkpoints_apart(saved: Path, small: Path, tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ from pdadmm.admm import updates
 from pdadmm.admm.activations import LeakyReLU, ReLU, Tanh
 from pdadmm.comm.codec import AffineCodec, DeltaCodec, Float32Codec, GridCodec, NonFiniteError
 from pdadmm.kernels import library
-from pdadmm.kernels.reference import ReferenceKernels
-
 from pdadmm.kernels.host import HostKernels
+from pdadmm.kernels.reference import ReferenceKernels
 
 needs_library = pytest.mark.skipif(
     library.find(library.HOST_LIBRARY) is None, reason="the library is not built; run: pip install ."
@@ -385,9 +384,7 @@ def test_results_do_not_depend_on_the_number_of_threads(rng):
         kernels = HostKernels(threads)
         M, z, q, p_hat, q_hat, u = (x.copy() for x in start)
         out = np.zeros(codec.nbytes(*shape), np.uint8)
-        sums = kernels.hidden(
-            M, mean, z, q, p_hat, q_hat, u, codec, message, out, 1, ReLU(), NU, RHO, True
-        )
+        sums = kernels.hidden(M, mean, z, q, p_hat, q_hat, u, codec, message, out, 1, ReLU(), NU, RHO, True)
         results.append((vars(sums), kernels.squared_norm(M), kernels.subtract_mean(M, z, 0.1).tobytes()))
     assert all(result == results[0] for result in results)
 

@@ -114,7 +114,9 @@ class HostKernels:
     def _register(self, x: Array) -> int:
         if not isinstance(x, np.ndarray) or x.dtype not in _DTYPES or not x.flags.c_contiguous:
             kind = f"{x.dtype}, strides {x.strides}" if isinstance(x, np.ndarray) else type(x).__name__
-            raise TypeError(f"the compiled kernels take C-contiguous float32 arrays (uint8 messages), not {kind}")
+            raise TypeError(
+                f"the compiled kernels take C-contiguous float32 arrays (uint8 messages), not {kind}"
+            )
         key, addresses = id(x), self._addresses
         address: int = x.ctypes.data
         # the id may be another array's once this one is gone
