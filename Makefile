@@ -26,14 +26,21 @@ lint: $(VENV)/.installed-test
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml $(wildcard CMakeLists.txt kernels/*) | check-tools
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mpich]'
+SOURCES := pyproject.toml $(wildcard CMakeLists.txt kernels/*)
+
+$(VENV)/.installed: $(SOURCES) | check-tools
+	$(call install,mpich)
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mpich,test,lint]'
-	touch $@
+$(VENV)/.installed-test: $(SOURCES) | check-tools
+	$(call install,mpich$(comma)test$(comma)lint)
+	touch $@ $(VENV)/.installed
+
+comma := ,
+define install
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(1)]'
+endef
 
 check-tools:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; install Python 3.10 or newer (Debian: apt install python3)" >&2; exit 2; }

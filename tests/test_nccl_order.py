@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdadmm.backend import NUMPY
+from pdadmm.comm.conveyor import NCCLConveyor
 from pdadmm.comm.nccl import NCCLExchange
 
 
@@ -45,7 +47,9 @@ class Recorder:
         self.communication.append(("group", transfers))
 
 
-def iterate(exchange: NCCLExchange, device: Recorder, rounds: int, order: random.Random) -> None:
+def iterate(
+    exchange: NCCLExchange, device: Recorder, rounds: int, order: random.Random, forward: int = 0
+) -> None:
     """The calls of `rounds` iterations in the order of Layer.update_p, update_weights and update_outputs."""
     below, above = exchange.links.get("below"), exchange.links.get("above")
     for k in range(rounds):
@@ -68,8 +72,20 @@ def iterate(exchange: NCCLExchange, device: Recorder, rounds: int, order: random
             above.wait_sent()
             device.compute.append("z q u")
             above.start_send()
+        evaluate(exchange, device, forward)
     if below:
         below.wait_received()
+
+
+def evaluate(exchange: NCCLExchange, device: Recorder, chunks: int) -> None:
+    """A forward pass between two iterations, while the last q is still on its way."""
+    conveyor = NCCLConveyor(device, NUMPY, exchange.below, exchange.above)
+    for rows in range(1, chunks + 1):
+        x = conveyor.receive((rows, 3)) if exchange.below is not None else NUMPY.empty((rows, 3))
+        device.compute.append("forward")
+        if exchange.above is not None:
+            conveyor.send(x)
+    conveyor.finish()
 
 
 def completes(devices: list[Recorder]) -> bool:
@@ -118,14 +134,14 @@ def completes(devices: list[Recorder]) -> bool:
     )
 
 
-def chain(ranks: int, seed: int = 0) -> tuple[list[Recorder], list[NCCLExchange]]:
+def chain(ranks: int, seed: int = 0, forward: int = 0) -> tuple[list[Recorder], list[NCCLExchange]]:
     devices = [Recorder() for _ in range(ranks)]
     exchanges = [
         NCCLExchange(devices[r], r - 1 if r else None, r + 1 if r + 1 < ranks else None, 100 + r, 101 + r)
         for r in range(ranks)
     ]
     for r in range(ranks):
-        iterate(exchanges[r], devices[r], 5, random.Random(seed * 100 + r))
+        iterate(exchanges[r], devices[r], 5, random.Random(seed * 100 + r), forward)
     return devices, exchanges
 
 
@@ -133,6 +149,14 @@ def chain(ranks: int, seed: int = 0) -> tuple[list[Recorder], list[NCCLExchange]
 @pytest.mark.parametrize("seed", range(3))
 def test_the_rounds_never_deadlock(ranks: int, seed: int) -> None:
     devices, _ = chain(ranks, seed)
+    assert completes(devices)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7, 16])
+def test_forward_passes_between_iterations_never_deadlock(ranks: int) -> None:
+    devices, _ = chain(ranks, forward=4)
+    groups = [entry for entry in devices[0].communication if entry[0] == "group"]
+    assert len(groups) == 5 * (2 + 4)
     assert completes(devices)
 
 
