@@ -47,7 +47,7 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1
-KillWait=5
+KillWait=2
 MessageTimeout=30
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,requeue_delay=1,bf_interval=1
 GresTypes=gpu
@@ -127,8 +127,11 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if len(self._daemons) > 1:
-            self.run("scancel", "--user=root", check=False)
-            time.sleep(0.5)
+            # daemons that end before their jobs would leave the ranks behind
+            self.run("scancel", "--user=root")
+            limit = time.monotonic() + 15
+            while self.run("squeue", "-h").stdout.strip() and time.monotonic() < limit:
+                time.sleep(0.2)
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in reversed(self._daemons):
