@@ -35,16 +35,32 @@ def mpirun() -> Callable[..., Finished]:
 
 
 @pytest.fixture(scope="session")
-def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``prepared(name)`` is the feature file of a data set of the shared folder, made once a session."""
+def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``prepared(name, seed=0)`` is the feature file of a data set of the shared folder, made once a session.
+
+    The seed draws the split of data sets that have no public one.
+    """
     folder = tmp_path_factory.mktemp("prepared")
     raw = {"cora": "planetoid", "citeseer": "planetoid"}
 
-    def file(name: str) -> Path:
-        path = folder / f"{name}.h5"
+    def file(name: str, seed: int = 0) -> Path:
+        path = folder / f"{name}-{seed}.h5"
         if not path.exists():
             source = shared / "data" / raw.get(name, "npz")
-            succeed(python("-m", "pdadmm.prepare", name, "--raw", source, "--out", path, timeout=120))
+            succeed(
+                python(
+                    "-m",
+                    "pdadmm.prepare",
+                    name,
+                    "--raw",
+                    source,
+                    "--seed",
+                    str(seed),
+                    "--out",
+                    path,
+                    timeout=120,
+                )
+            )
         return path
 
     return file
