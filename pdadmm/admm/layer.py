@@ -288,7 +288,9 @@ class Layer:
             for factor in factors:
                 weight = weight * factor
             total = total + weight
-        return total + 0.5 * self.hyper.nu * updates.squared_norm(self.mean)
+        if self.hyper.solver == "gradient":  # the exact solver has noted the change of b already
+            total = total + 0.5 * self.hyper.nu * updates.squared_norm(self.mean)
+        return total
 
     def _exact_p(self, G: Array, out: Array, key: int) -> None:
         h, end = self.hyper, self.below

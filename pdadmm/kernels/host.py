@@ -92,7 +92,6 @@ class HostKernels:
         self._addresses: dict[int, tuple[int, Any]] = {}
         self._codecs: dict[int, tuple[Codec, tuple[Any, ...]]] = {}
         self._labels: dict[int, tuple[Array, Any]] = {}
-        self._means: dict[int, Array] = {}
         self._reference = ReferenceKernels()
 
     @property
