@@ -44,7 +44,7 @@ class Terms:
     weights: float = 0.0  #: |W - W_bar|^2
     primal: float = 0.0  #: |p_{l+1} - q_l|^2
     dual: float = 0.0  #: <u_l, p_{l+1} - q_l>
-    change: float = 0.0  #: weighted squared successive differences, see Layer.iterate_*
+    change: float = 0.0  #: squared successive differences, weighted as in the paper's descent lemma
 
 
 class Workspace:
