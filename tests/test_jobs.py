@@ -25,8 +25,8 @@ JOBS = Path(__file__).parents[1] / "jobs"
 SCRIPTS = sorted(JOBS.glob("*.sh"))
 
 OPTIONS = ["--layers", "4", "--iterations", "30", "--eval-every", "10", "--quiet"]
-#: long enough to be interrupted, evaluated seldom
-LONG = ["--layers", "4", "--stages", "4", "--iterations", "1500", "--eval-every", "1500", "--quiet"]
+#: seconds that a run goes on which is to be interrupted
+LONG = 8.0
 
 
 @dataclass
@@ -112,6 +112,16 @@ def jobs(bench: Bench) -> dict[str, str]:
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def long(bench: Bench, jobs: dict[str, str]) -> list[str]:
+    """Options of a run that goes on for `LONG` seconds, however fast this machine is."""
+    bench.succeed(jobs["srun"])
+    s = summary_of(bench.folder / "srun")
+    iterations = str(round(LONG / (s["seconds_iterations"] / s["iterations"])))
+    options = f"--layers 4 --stages 4 --iterations {iterations} --eval-every {iterations} --quiet"
+    return options.split()
+
+
 def test_job_scripts_pass_shellcheck() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed; Debian: apt install shellcheck")
@@ -189,10 +199,10 @@ def test_profile_job_prints_a_report(bench: Bench, jobs: dict[str, str]) -> None
 
 
 @pytest.mark.slow
-def test_chain_saves_before_the_limit_requeues_itself_and_finishes(bench: Bench) -> None:
+def test_chain_saves_before_the_limit_requeues_itself_and_finishes(bench: Bench, long: list[str]) -> None:
     features = str(bench.features)
-    whole = bench.submit("train_cpu.sh", features, *LONG, OUT="whole")
-    job = bench.submit("chain.sh", features, *LONG, OUT="chained", CHECKPOINT_SECONDS="1")
+    whole = bench.submit("train_cpu.sh", features, *long, OUT="whole")
+    job = bench.submit("chain.sh", features, *long, OUT="chained", CHECKPOINT_SECONDS="0.5")
     bench.until(job, "chained/checkpoints/iteration-*/index.json")
     bench.cluster.run("scancel", "--batch", "--signal=USR1", job, check=True)
     bench.hurry(job)
@@ -207,22 +217,22 @@ def test_chain_saves_before_the_limit_requeues_itself_and_finishes(bench: Bench)
 
 
 @pytest.mark.slow
-def test_requeued_training_job_goes_on_from_its_checkpoint(bench: Bench) -> None:
-    job = bench.submit("train_cpu.sh", str(bench.features), *LONG, OUT="again", CHECKPOINT_SECONDS="1")
+def test_requeued_training_job_goes_on_from_its_checkpoint(bench: Bench, long: list[str]) -> None:
+    job = bench.submit("train_cpu.sh", str(bench.features), *long, OUT="again", CHECKPOINT_SECONDS="0.5")
     bench.until(job, "again/checkpoints/iteration-*/index.json")
     bench.cluster.run("scontrol", "requeue", job, check=True)
     bench.hurry(job)
     text = bench.succeed(job, 250)
     assert f"job {job}, restart 1" in text
     s = summary_of(bench.folder / "again")
-    assert s["iterations"] == 1500
+    assert str(s["iterations"]) == long[long.index("--iterations") + 1]
     assert s["seconds_checkpoints"] > 0
 
 
 @pytest.mark.slow
-def test_chain_gives_up_after_its_restarts(bench: Bench) -> None:
-    options = {"OUT": "short", "CHECKPOINT_SECONDS": "1", "MAX_RESTARTS": "0"}
-    job = bench.submit("chain.sh", str(bench.features), *LONG, **options)
+def test_chain_gives_up_after_its_restarts(bench: Bench, long: list[str]) -> None:
+    options = {"OUT": "short", "CHECKPOINT_SECONDS": "0.5", "MAX_RESTARTS": "0"}
+    job = bench.submit("chain.sh", str(bench.features), *long, **options)
     bench.until(job, "short/checkpoints/iteration-*/index.json")
     bench.cluster.run("scancel", "--batch", "--signal=USR1", job, check=True)
     assert bench.cluster.wait(job, 250) == ["FAILED"]

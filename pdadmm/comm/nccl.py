@@ -216,6 +216,7 @@ def connect(waiter: Waiter, neighbours: Sequence[tuple[int | None, int | None]])
     comm = waiter.comm
     identity = waiter.broadcast(nccl.get_unique_id() if comm.rank == 0 else None)
     device = CupyNccl(nccl, nccl.NcclCommunicator(comm.size, identity, comm.rank))
+    device.peers = sorted({peer for pair in neighbours for peer in pair if peer is not None})
     for below, above in neighbours:
         warm_up(NCCLExchange(device, below, above, 1, 1))
     device.synchronize()
@@ -280,6 +281,8 @@ class CupyNccl:
         self.idle = IdleTime()
         #: of the stage under way, whose links an error is about
         self.exchange: NCCLExchange | None = None
+        #: neighbours in any stage: an error may come in a stage that gives this rank no link
+        self.peers: list[int] = []
 
     def buffer(self, nbytes: int) -> Buffer:
         return self._cupy.zeros(nbytes, self._cupy.uint8)
@@ -320,9 +323,10 @@ class CupyNccl:
         try:
             self.communicator.check_async_error()
         except self._nccl.NcclError as error:
-            peers = [] if self.exchange is None else [self.exchange.below, self.exchange.above]
-            links = " and ".join(f"rank {peer}" for peer in peers if peer is not None)
-            return f"{error} on the link to {links or 'no rank'}"
+            now = [] if self.exchange is None else [self.exchange.below, self.exchange.above]
+            peers = [peer for peer in now if peer is not None] or self.peers
+            links = " or ".join(f"rank {peer}" for peer in peers)
+            return f"{error} on the link to {links}" if peers else str(error)
         return None
 
     def close(self) -> None:
