@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pdadmm.inputs import normalise_inputs
+
 __all__ = ["GRIDS", "OPTIMISERS", "train_torch"]
 
 OPTIMISERS = {
@@ -56,7 +58,14 @@ def _grown(network: nn.Sequential, depth: int) -> nn.Sequential:
 
 
 def train_torch(
-    data: Any, hidden: int, stages: list[int], epochs: int, optimiser: str, rate: float, seed: int
+    data: Any,
+    hidden: int,
+    stages: list[int],
+    epochs: int,
+    optimiser: str,
+    rate: float,
+    seed: int,
+    norm: str = "none",
 ) -> dict[str, float]:
     """Full-batch training; accuracies of the last iterate and of the best one on validation.
 
@@ -64,13 +73,19 @@ def train_torch(
     ----------
     data
         With `x(split)` (V, n_0) float32, `y(split)` (V,) and `sizes`.
+    norm
+        Scaling of the inputs, as --input-norm of pdadmm.run.
     stages
         Depths to grow through; one depth trains directly.
     epochs
         Of every stage.
     """
     torch.manual_seed(seed)
-    x = {name: torch.from_numpy(np.ascontiguousarray(data.x(name))) for name in ("train", "val", "test")}
+
+    def scaled(X: np.ndarray) -> np.ndarray:
+        return normalise_inputs(np.array(X), data.sizes.features_per_hop, norm)
+
+    x = {name: torch.from_numpy(scaled(data.x(name))) for name in ("train", "val", "test")}
     y = {name: torch.from_numpy(data.y(name)) for name in x}
     widths = [data.sizes.inputs, *[hidden] * (stages[0] - 1), data.sizes.classes]
     network = _network(widths)

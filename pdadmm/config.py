@@ -22,6 +22,7 @@ from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.backend import PRECISIONS
 from pdadmm.comm.codec import CODECS
 from pdadmm.errors import InputError
+from pdadmm.inputs import INPUT_NORMS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,6 +50,11 @@ class Network:
     )
     hidden: int = _option(100, "neurons of a hidden layer")
     activation: str = _option("relu", "activation of the hidden layers", tuple(ACTIVATIONS))
+    input_norm: str = _option(
+        "none",
+        "scaling of every hop of the features: none, or the square root of its share of the row's sum",
+        INPUT_NORMS,
+    )
 
 
 @dataclass
@@ -264,7 +270,8 @@ def parse(arguments: list[str], preset: typing.Callable[[str], dict[str, Any]] |
     arguments
         As in ``sys.argv[1:]``.
     preset
-        Training options that the data set at a path asks for; weaker than file and command line.
+        Options of network and training that the data set at a path asks for; weaker than file and
+        command line.
 
     Raises
     ------
@@ -277,7 +284,7 @@ def parse(arguments: list[str], preset: typing.Callable[[str], dict[str, Any]] |
     config.features = given.pop("features", from_file.pop("features", {}).get("features", ""))
     if preset is not None:
         for key, value in preset(config.features).items():
-            setattr(config.training, key, value)
+            setattr(config.network if hasattr(config.network, key) else config.training, key, value)
     for section, table in from_file.items():
         for key, value in table.items():
             setattr(getattr(config, section), key, value)

@@ -13,6 +13,7 @@ from pdadmm.admm.activations import ACTIVATIONS, make_activation
 from pdadmm.admm.layer import Layer
 from pdadmm.comm.waiting import Waiter
 from pdadmm.errors import InputError
+from pdadmm.inputs import normalise_inputs
 
 __all__ = ["Model", "write_model"]
 
@@ -31,7 +32,8 @@ class Model:
     activation
         Name of the hidden layers' activation.
     attributes
-        What the run recorded: dataset, hops, feature_norm and the like.
+        What the run recorded: dataset, test_accuracy, and how it scaled its inputs (input_norm,
+        features_per_hop), which `forward` and the network of `to_torch` do too.
 
     Examples
     --------
@@ -79,25 +81,33 @@ class Model:
         return cls(weights, biases, attributes["activation"], attributes)
 
     def forward(self, X: np.ndarray) -> np.ndarray:
-        """Linear outputs (V, classes) of augmented features (V, n_0).
+        """Linear outputs (V, classes) of augmented features (V, n_0) as they are in a feature file.
 
         Raises
         ------
         ValueError
             When X has not n_0 columns.
+        InputError
+            When the model scales its inputs, and not in a way that X allows.
         """
         if X.ndim != 2 or X.shape[1] != self.weights[0].shape[1]:
             raise ValueError(
                 f"features of shape {X.shape} do not fit a model of {self.weights[0].shape[1]} inputs"
             )
         f = make_activation(self.activation)
-        x = np.asarray(X, np.float32)
+        x = self._scaled(X)
         last = len(self.weights) - 1
         for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = x @ W.T + b
             if i < last:
                 x = f(x)
         return x
+
+    def _scaled(self, X: np.ndarray) -> np.ndarray:
+        norm = self.attributes.get("input_norm", "none")
+        if norm == "none":
+            return np.asarray(X, np.float32)
+        return normalise_inputs(np.array(X, np.float32), self.attributes["features_per_hop"], norm)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Class of every node, (V,) int64."""
@@ -123,7 +133,8 @@ class Model:
         return state
 
     def to_torch(self) -> Any:
-        """A ``torch.nn.Sequential`` that computes the same."""
+        """A ``torch.nn.Sequential`` that computes the same; a forward hook scales the inputs if need be."""
+        import torch
         from torch import nn
 
         modules = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
@@ -132,6 +143,12 @@ class Model:
             parts += [nn.Linear(W.shape[1], W.shape[0]), modules[self.activation]()]
         network = nn.Sequential(*parts[:-1])
         network.load_state_dict(self.state_dict())
+        if self.attributes.get("input_norm", "none") != "none":
+            network.register_forward_pre_hook(
+                lambda _, inputs: torch.from_numpy(self._scaled(inputs[0].numpy(force=True))).to(
+                    inputs[0].device
+                )
+            )
         return network
 
 

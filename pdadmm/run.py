@@ -54,7 +54,7 @@ def open_features(path: str) -> Features:
 
 
 def preset(path: str) -> dict[str, Any]:
-    """Training options that the registry recommends for the data set in a prepared file."""
+    """Options that the registry recommends for the data set in a prepared file."""
     from pdadmm.datasets.registry import REGISTRY
     from pdadmm.features import FeatureFile
 
@@ -227,6 +227,8 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
     }
     attributes = {
         "activation": config.network.activation,
+        "input_norm": config.network.input_norm,
+        "features_per_hop": sizes.features_per_hop,
         "dataset": sizes.dataset,
         "test_accuracy": summary["test_accuracy"],
     }

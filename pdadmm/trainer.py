@@ -26,6 +26,7 @@ from pdadmm.control import CONTINUE, STOP, Control
 from pdadmm.devices import ON_CPUS, Choice, make_backend, make_transport
 from pdadmm.errors import InputError, RunError
 from pdadmm.evaluate import SPLITS, Split, evaluate
+from pdadmm.inputs import normalise_inputs
 from pdadmm.kernels.select import select_kernels
 from pdadmm.metrics import Monitor
 from pdadmm.profiling.clocks import read_offset
@@ -48,6 +49,7 @@ class Sizes:
 
     dataset: str
     inputs: int  #: columns of X
+    features_per_hop: int  #: of which a hop has that many
     classes: int
     rows: dict[str, int]  #: nodes of each split
 
@@ -55,7 +57,8 @@ class Sizes:
     def of(cls, features: Features) -> Sizes:
         """Sizes of opened features."""
         rows = dict(zip(SPLITS, (features.n_train, features.n_val, features.n_test), strict=True))
-        return cls(features.dataset, features.num_features, features.num_classes, rows)
+        per_hop = int(features.attrs["features_per_hop"])
+        return cls(features.dataset, features.num_features, per_hop, features.num_classes, rows)
 
 
 def widths_of(config: Config, inputs: int, classes: int) -> list[int]:
@@ -139,11 +142,14 @@ class Trainer:
         if not first and not last:
             return {name: Split(rows, None, None) for name, rows in sizes.rows.items()}
         device = self.backend.asarray
+        norm = self.config.network.input_norm
         with open_features() as features:
             return {
                 name: Split(
                     rows,
-                    device(np.ascontiguousarray(features.x(name))) if first else None,
+                    device(normalise_inputs(features.x(name), sizes.features_per_hop, norm))
+                    if first
+                    else None,
                     device(np.asarray(features.y(name), np.int64)) if last else None,
                 )
                 for name, rows in sizes.rows.items()

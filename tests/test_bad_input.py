@@ -24,6 +24,10 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "another schema": ("foreign.h5", ["foreign.h5", "schema"]),
     "schema version": ("version.h5", ["version.h5", "version 99"]),
     "NaN in features": ("nan.h5", ["nan.h5", "NaN"]),
+    "features without a square root": (
+        "negative.h5 --input-norm hellinger",
+        ["negative", "--input-norm none"],
+    ),
     "label out of range": ("label.h5", ["label.h5", "label"]),
     "folder": (".", ["."]),
     "unknown codec": ("F --codec gzip", ["gzip", "delta"]),
@@ -60,6 +64,8 @@ def places(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.attrs["schema_version"] = 99
     with changed("nan.h5") as file:
         file["x"][3, 5] = np.nan
+    with changed("negative.h5") as file:
+        file["x"][3, 5] = -1
     with changed("label.h5") as file:
         file["y"][0] = 1000
     (folder / "syntax.toml").write_text("[network\n")

@@ -1,0 +1,51 @@
+"""Scaling of the augmented features before they enter the first layer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pdadmm.errors import InputError
+
+__all__ = ["INPUT_NORMS", "normalise_inputs"]
+
+INPUT_NORMS = ("none", "hellinger")
+
+
+def normalise_inputs(X: np.ndarray, features_per_hop: int, norm: str) -> np.ndarray:
+    """Scale every hop of every node.
+
+    ``hellinger`` takes the square root of a hop divided by its sum: rows of length 1 whose scalar
+    products are the Bhattacharyya coefficients of the nodes' distributions over words. It keeps frequent
+    words from drowning the others (P. Legendre, E. Gallagher: Ecologically meaningful transformations
+    for ordination of species data, Oecologia 129, 2001).
+
+    Parameters
+    ----------
+    X : ndarray (V, (K + 1) features_per_hop) float32
+        Augmented features; overwritten where it may be.
+    norm : {"none", "hellinger"}
+
+    Returns
+    -------
+    ndarray (V, (K + 1) features_per_hop) float32
+        Contiguous; a hop that is zero stays zero.
+
+    Raises
+    ------
+    InputError
+        When a feature is negative and has no square root.
+    """
+    if norm == "none":
+        return np.ascontiguousarray(X)
+    X = np.require(X, np.float32, ["C", "W", "O"])
+    for first in range(0, X.shape[1], features_per_hop):
+        hop = X[:, first : first + features_per_hop]
+        if hop.size and hop.min() < 0:
+            raise InputError(
+                "--input-norm hellinger takes square roots, and features are negative; give --input-norm none"
+            )
+        sums = hop.sum(axis=1, dtype=np.float64)
+        scale = np.divide(1.0, np.sqrt(sums), out=np.zeros_like(sums), where=sums > 0)
+        np.sqrt(hop, out=hop)
+        hop *= scale[:, None].astype(np.float32)
+    return X

@@ -1,0 +1,103 @@
+"""Scaling of the features: against float64, through a run, and back through the model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support import python, records_of, succeed, without_times, words
+
+import pdadmm
+from pdadmm.errors import InputError
+from pdadmm.features import FeatureFile
+from pdadmm.inputs import normalise_inputs
+
+
+def hellinger(X: np.ndarray, per_hop: int) -> np.ndarray:
+    """Square root of every hop's shares, in float64."""
+    hops = X.astype(np.float64).reshape(len(X), -1, per_hop)
+    sums = hops.sum(axis=2, keepdims=True)
+    shares = np.where(sums > 0, hops / np.where(sums > 0, sums, 1), 0)
+    return np.asarray(np.sqrt(shares).reshape(X.shape))
+
+
+def test_hellinger_is_the_root_of_every_hops_shares() -> None:
+    X = np.random.default_rng(0).gamma(0.3, size=(40, 3 * 17)).astype(np.float32)
+    X[3, 17:34] = 0  # a node without words in its neighbourhood
+    found = normalise_inputs(X.copy(), 17, "hellinger")
+    np.testing.assert_allclose(found, hellinger(X, 17), rtol=1e-6, atol=0)
+    lengths = np.linalg.norm(found.reshape(40, 3, 17), axis=2)
+    np.testing.assert_allclose(np.delete(lengths.ravel(), 3 * 3 + 1), 1, rtol=1e-5)
+    assert lengths[3, 1] == 0
+
+
+def test_what_others_hold_is_not_overwritten() -> None:
+    whole = np.ones((10, 6), np.float32)
+    normalise_inputs(whole[2:5], 3, "hellinger")
+    np.testing.assert_array_equal(whole, 1)
+
+
+def test_none_leaves_the_features_alone() -> None:
+    X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    np.testing.assert_array_equal(normalise_inputs(X, 3, "none"), X)
+
+
+def test_negative_features_are_refused() -> None:
+    X = np.ones((4, 6), np.float32)
+    X[3, 5] = -1e-3
+    with pytest.raises(InputError, match="--input-norm none"):
+        normalise_inputs(X, 3, "hellinger")
+
+
+@pytest.fixture(scope="module")
+def counts(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A feature file without negative features."""
+    path = tmp_path_factory.mktemp("counts") / "counts.h5"
+    shutil.copy(small, path)
+    with h5py.File(path, "r+") as file:
+        file["x"][...] = np.abs(file["x"][...])
+    return path
+
+
+OPTIONS = words("--layers 3 --hidden 16 --iterations 10 --quiet")
+
+
+def test_a_run_trains_on_scaled_features_and_its_model_scales_what_it_is_given(
+    counts: Path, tmp_path: Path
+) -> None:
+    scaled = tmp_path / "scaled.h5"
+    shutil.copy(counts, scaled)
+    with FeatureFile(counts) as features:
+        per_hop, X = int(features.attrs["features_per_hop"]), features.x("test")
+    with h5py.File(scaled, "r+") as file:
+        file["x"][...] = normalise_inputs(file["x"][...], per_hop, "hellinger")
+    norm = ["--input-norm", "hellinger"]
+    succeed(python("-m", "pdadmm.run", counts, *OPTIONS, *norm, "--out", tmp_path / "a"))
+    succeed(python("-m", "pdadmm.run", scaled, *OPTIONS, "--out", tmp_path / "b"))
+    a, b = ([*map(without_times, records_of(tmp_path / name))] for name in "ab")
+    assert a == b
+    model, other = (pdadmm.Model.load(tmp_path / name / "model.h5") for name in "ab")
+    before = X.copy()
+    np.testing.assert_array_equal(
+        model.forward(X), other.forward(normalise_inputs(X.copy(), per_hop, norm[1]))
+    )
+    np.testing.assert_array_equal(X, before)
+    with FeatureFile(counts) as features:
+        accuracy = float((model.predict(X) == features.y("test")).mean())
+    assert accuracy == pytest.approx(a[-1]["test_accuracy"])
+
+
+def test_the_torch_network_scales_too(counts: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    succeed(
+        python("-m", "pdadmm.run", counts, *OPTIONS, "--input-norm", "hellinger", "--out", tmp_path / "out")
+    )
+    model = pdadmm.Model.load(tmp_path / "out" / "model.h5")
+    with FeatureFile(counts) as features:
+        X = features.x("test")
+    with torch.no_grad():
+        found = model.to_torch()(torch.from_numpy(X.copy())).numpy()
+    np.testing.assert_allclose(found, model.forward(X), rtol=1e-4, atol=1e-4)
