@@ -83,7 +83,7 @@ def train_torch(
     torch.manual_seed(seed)
 
     def scaled(X: np.ndarray) -> np.ndarray:
-        return normalise_inputs(np.array(X), data.sizes.features_per_hop, norm)
+        return normalise_inputs(X, data.sizes.features_per_hop, norm)
 
     x = {name: torch.from_numpy(scaled(data.x(name))) for name in ("train", "val", "test")}
     y = {name: torch.from_numpy(data.y(name)) for name in x}

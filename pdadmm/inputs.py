@@ -22,13 +22,13 @@ def normalise_inputs(X: np.ndarray, features_per_hop: int, norm: str) -> np.ndar
     Parameters
     ----------
     X : ndarray (V, (K + 1) features_per_hop) float32
-        Augmented features; overwritten where it may be.
+        Augmented features.
     norm : {"none", "hellinger"}
 
     Returns
     -------
     ndarray (V, (K + 1) features_per_hop) float32
-        Contiguous; a hop that is zero stays zero.
+        Contiguous, a copy but for ``none``; a hop that is zero stays zero.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def normalise_inputs(X: np.ndarray, features_per_hop: int, norm: str) -> np.ndar
     """
     if norm == "none":
         return np.ascontiguousarray(X)
-    X = np.require(X, np.float32, ["C", "W", "O"])
+    X = np.array(X, np.float32, order="C")
     for first in range(0, X.shape[1], features_per_hop):
         hop = X[:, first : first + features_per_hop]
         if hop.size and hop.min() < 0:

@@ -104,10 +104,8 @@ class Model:
         return x
 
     def _scaled(self, X: np.ndarray) -> np.ndarray:
-        norm = self.attributes.get("input_norm", "none")
-        if norm == "none":
-            return np.asarray(X, np.float32)
-        return normalise_inputs(np.array(X, np.float32), self.attributes["features_per_hop"], norm)
+        norm, per_hop = (self.attributes.get(name) for name in ("input_norm", "features_per_hop"))
+        return normalise_inputs(np.asarray(X, np.float32), per_hop or X.shape[1], norm or "none")
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Class of every node, (V,) int64."""
