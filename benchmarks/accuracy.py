@@ -8,7 +8,8 @@ DIR holds prepared files: NAME.h5 for data sets with a public split, NAME-sS.h5 
 ``--seed S``) for the others; seed S then trains on split S. Results are appended to FILE.jsonl and
 runs already there are not repeated. The figures are those of the **final** iterate.
 
-pdADMM runs use the data set's preset; codecs are not tuned apart. The learning rate of each
+pdADMM runs use the data set's preset; codecs are not tuned apart. All methods get the preset's scaling of
+the inputs. The learning rate of each
 gradient method is chosen per data set and width by the validation accuracy of seed 0, over the grid
 in benchmarks/baselines.py; test accuracy has no say in it.
 """
@@ -23,6 +24,8 @@ from typing import Any
 
 from baselines import GRIDS, train_torch
 from tune import Cached, train
+
+from pdadmm.datasets.registry import REGISTRY
 
 ADMM = ["float32", "grid8", "delta8", "delta4", "delta2", "delta1"]
 GRADIENT = [name + kind for kind in ("", "+growth") for name in GRIDS]
@@ -42,6 +45,12 @@ def prepared(folder: Path, dataset: str, seed: int) -> Path:
     """The file of a data set's split; the public one where there is no seeded one."""
     seeded = folder / f"{dataset}-s{seed}.h5"
     return seeded if seeded.exists() else folder / f"{dataset}.h5"
+
+
+def scaling(dataset: str) -> tuple[str, float]:
+    """How the data set's preset scales the inputs, for the gradient methods too."""
+    preset = REGISTRY[dataset].preset
+    return preset.get("input_norm", "none"), preset.get("hop_decay", 1.0)
 
 
 class Results:
@@ -81,7 +90,8 @@ def run_gradient(results: Results, data: Any, dataset: str, hidden: int, method:
     def run(rate: float, of_seed: int) -> dict[str, Any]:
         key = (dataset, hidden, method, rate, of_seed)
         return results.get(
-            key, lambda: train_torch(data(of_seed), hidden, stages, epochs, name, rate, of_seed)
+            key,
+            lambda: train_torch(data(of_seed), hidden, stages, epochs, name, rate, of_seed, scaling(dataset)),
         )
 
     best = max(GRIDS[name], key=lambda rate: run(rate, 0)["val_accuracy"])

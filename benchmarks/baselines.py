@@ -65,7 +65,7 @@ def train_torch(
     optimiser: str,
     rate: float,
     seed: int,
-    norm: str = "none",
+    scaling: tuple[str, float] = ("none", 1.0),
 ) -> dict[str, float]:
     """Full-batch training; accuracies of the last iterate and of the best one on validation.
 
@@ -73,8 +73,8 @@ def train_torch(
     ----------
     data
         With `x(split)` (V, n_0) float32, `y(split)` (V,) and `sizes`.
-    norm
-        Scaling of the inputs, as --input-norm of pdadmm.run.
+    scaling
+        Of the inputs: --input-norm and --hop-decay of pdadmm.run.
     stages
         Depths to grow through; one depth trains directly.
     epochs
@@ -83,7 +83,7 @@ def train_torch(
     torch.manual_seed(seed)
 
     def scaled(X: np.ndarray) -> np.ndarray:
-        return normalise_inputs(X, data.sizes.features_per_hop, norm)
+        return normalise_inputs(X, data.sizes.features_per_hop, *scaling)
 
     x = {name: torch.from_numpy(scaled(data.x(name))) for name in ("train", "val", "test")}
     y = {name: torch.from_numpy(data.y(name)) for name in x}

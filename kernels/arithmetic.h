@@ -98,6 +98,10 @@ PDADMM_FN float grid_code(float x, float low, float inverse, float top) {
 }
 PDADMM_FN float grid_value(float code, float low, float step) { return low + code * step; }
 
+// Levels by the unit; 0 for a scale of 0, which says that all entries are equal. One division a scale, where
+// one an entry would cost as much as the rest of the coding.
+PDADMM_FN float inverse_scale(float scale, float levels) { return scale > 0.0f ? levels / scale : 0.0f; }
+
 // ---- codec: affine --------------------------------------------------------------------------------
 
 // Largest float16 not above the row's minimum. Adding 0 turns -0 into +0.
@@ -124,10 +128,9 @@ PDADMM_FN float uniform(u32 key, u32 index) {
   x ^= x >> 16;
   return (float)(int)(x >> 8) * 5.9604644775390625e-8f;
 }
-// floor((x - low) / scale + r), r uniform: unbiased
-PDADMM_FN int affine_code(float x, float low, float scale, float top, float r) {
-  float t = scale > 0.0f ? (x - low) / scale : 0.0f;
-  return (int)clamp(t + r, 0.0f, top);
+// floor((x - low) inverse + r), r uniform: unbiased. Inverse: of a scale, below, with levels = 1.
+PDADMM_FN int affine_code(float x, float low, float inverse, float top, float r) {
+  return (int)clamp((x - low) * inverse + r, 0.0f, top);
 }
 PDADMM_FN float affine_value(float code, float low, float scale) { return low + code * scale; }
 
@@ -154,18 +157,19 @@ PDADMM_FN u16 delta_scale(int bits, float largest, float mean) {
 }
 PDADMM_FN float delta_top(int bits) { return (float)((1 << (bits - 1)) - 1); }
 
+// Levels by the scale at more than 1 bit, as inverse_scale wants them
+PDADMM_FN float delta_levels(int bits) { return bits == 2 ? 1.5f : delta_top(bits); }
+
 // 8 and 4 bits: levels -top/top ... top/top of the scale
-PDADMM_FN float delta_code(float change, float scale, float top) {
-  float t = scale > 0.0f ? change / scale : 0.0f;
-  return round_even(clamp(t * top, -top, top)) + top;
+PDADMM_FN float delta_code(float change, float inverse, float top) {
+  return round_even(clamp(change * inverse, -top, top)) + top;
 }
 PDADMM_FN float delta_value(float code, float scale, float top, float inverse) {
   return scale * ((code - top) * inverse);
 }
 // 2 bits: levels -1, -1/3, 1/3, 1
-PDADMM_FN int delta_code2(float change, float scale) {
-  float t = scale > 0.0f ? change / scale : 0.0f;
-  return (int)clamp(t * 1.5f + 2.0f, 0.0f, 3.0f);
+PDADMM_FN int delta_code2(float change, float inverse) {
+  return (int)clamp(change * inverse + 2.0f, 0.0f, 3.0f);
 }
 PDADMM_FN float delta_value2(float code, float scale) {
   return scale * ((code * 2.0f - 3.0f) * (1.0f / 3.0f));

@@ -175,19 +175,21 @@ struct RowCodec {
       const u16 half = delta_scale(BITS, float_of((u32)largest), mean);
       if (j % TILE == 0) reinterpret_cast<u16 *>(out)[row * blocks() + j / TILE] = half;
       scale = half_value(half);
+      const float inverse = inverse_scale(scale, delta_levels(BITS));
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         if (BITS == 1) code[k] = (u32)delta_code1(change[k]);
-        if (BITS == 2) code[k] = (u32)delta_code2(change[k], scale);
-        if (BITS > 2) code[k] = (u32)(int)delta_code(change[k], scale, top());
+        if (BITS == 2) code[k] = (u32)delta_code2(change[k], inverse);
+        if (BITS > 2) code[k] = (u32)(int)delta_code(change[k], inverse, top());
       }
     } else {
+      const float inverse = KIND == AFFINE ? inverse_scale(scale, 1.0f) : 0.0f;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         if (KIND == GRID) code[k] = (u32)(int)grid_code(x[k], low, 1.0f / step, top());
         if (KIND == AFFINE) {
           const float r = uniform(key, (u32)(row * cols) + (u32)(j + k));
-          code[k] = (u32)affine_code(x[k], base, scale, top(), r);
+          code[k] = (u32)affine_code(x[k], base, inverse, top(), r);
         }
       }
     }

@@ -12,6 +12,7 @@
 
 // Arrays of a pass are the same array or do not overlap at all.
 #define PDADMM_ELEMENTWISE _Pragma("GCC ivdep")
+#define PDADMM_INLINE inline __attribute__((always_inline))
 
 namespace PDADMM_NAMESPACE {
 namespace {
@@ -192,8 +193,7 @@ class RowCodec {
     } else if (kind_ == AFFINE) {
       affine_values(codes, hat, half_value(scales[row]), half_value(scales[rows_ + row]));
     } else {
-      for (int64_t b = 0; b < blocks_; ++b)
-        delta_add(codes + b * block_, hat + b * block_, half_value(scales[row * blocks_ + b]), width(b));
+      delta_add_row(codes, hat, scales + row * blocks_);
     }
   }
 
@@ -214,10 +214,7 @@ class RowCodec {
     } else if (kind_ == AFFINE) {
       affine_row(x, codes, hat, row, scales);
     } else {
-      for (int64_t b = 0; b < blocks_; ++b) {
-        int64_t start = b * block_;
-        scales[row * blocks_ + b] = delta_block(x + start, codes + start, hat + start, width(b));
-      }
+      delta_row(x, codes, hat, scales + row * blocks_);
     }
     if (bits_ != 8) pack_row(codes, packed, cols_, bits_);
     return finite;
@@ -263,12 +260,12 @@ class RowCodec {
     heads[row] = affine_low(from_ordered(least));
     const float low = half_value(heads[row]);
     heads[rows_ + row] = affine_scale(from_ordered(greatest), low, top);
-    const float scale = half_value(heads[rows_ + row]);
+    const float scale = half_value(heads[rows_ + row]), inverse = inverse_scale(scale, 1.0f);
     const u32 first = (u32)(row * cols_), key = key_;
     const int count = (int)cols_;
     PDADMM_ELEMENTWISE
     for (int j = 0; j < count; ++j)
-      codes[j] = (u8)affine_code(x[j], low, scale, top, uniform(key, first + (u32)j));
+      codes[j] = (u8)affine_code(x[j], low, inverse, top, uniform(key, first + (u32)j));
     affine_values(codes, hat, low, scale);
   }
 
@@ -277,54 +274,78 @@ class RowCodec {
     for (int64_t j = 0; j < cols_; ++j) hat[j] = affine_value((float)codes[j], low, scale);
   }
 
-  u16 delta_block(const float *x, u8 *codes, float *hat, int64_t n) {
+  void delta_row(const float *x, u8 *codes, float *hat, u16 *scales) {
+    if (bits_ == 1) delta_blocks<1>(x, codes, hat, scales);
+    if (bits_ == 2) delta_blocks<2>(x, codes, hat, scales);
+    if (bits_ == 4) delta_blocks<4>(x, codes, hat, scales);
+    if (bits_ == 8) delta_blocks<8>(x, codes, hat, scales);
+  }
+
+  void delta_add_row(const u8 *codes, float *hat, const u16 *scales) {
+    for (int64_t b = 0; b < blocks_; ++b) {
+      const int64_t start = b * block_;
+      const float scale = half_value(scales[b]);
+      if (bits_ == 1) delta_add<1>(codes + start, hat + start, scale, width(b));
+      if (bits_ == 2) delta_add<2>(codes + start, hat + start, scale, width(b));
+      if (bits_ == 4) delta_add<4>(codes + start, hat + start, scale, width(b));
+      if (bits_ == 8) delta_add<8>(codes + start, hat + start, scale, width(b));
+    }
+  }
+
+  // A whole block's loops have a length that the compiler knows: no tails, which cost as much as the rest.
+  static const int64_t WHOLE = 128;
+
+  template <int BITS>
+  void delta_blocks(const float *x, u8 *codes, float *hat, u16 *scales) {
+    for (int64_t b = 0; b < blocks_; ++b) {
+      const int64_t start = b * block_, n = width(b);
+      scales[b] = n == WHOLE ? delta_block<BITS>(x + start, codes + start, hat + start, WHOLE)
+                             : delta_block<BITS>(x + start, codes + start, hat + start, n);
+    }
+  }
+
+  template <int BITS>
+  PDADMM_INLINE static u16 delta_block(const float *x, u8 *codes, float *hat, int64_t n) {
     int largest = 0;
     for (int64_t j = 0; j < n; ++j) {
       int m = magnitude(x[j] - hat[j]);
       largest = m > largest ? m : largest;
     }
     float mean = 0.0f;
-    if (bits_ <= 2) {
+    if (BITS <= 2) {
       const int e = delta_exponent(largest);
       const float unit_inverse = delta_unit_inverse(e);
       long long units = 0;
-      for (int64_t j = 0; j < n; j += 128) {  // 128 sizes of up to 2^23 units fit an int
+      for (int64_t j = 0; j < n; j += WHOLE) {  // 128 sizes of up to 2^23 units fit an int
         int part = 0;
-        const int64_t stop = j + 128 < n ? j + 128 : n;
+        const int64_t stop = j + WHOLE < n ? j + WHOLE : n;
         for (int64_t i = j; i < stop; ++i) part += delta_units(x[i] - hat[i], unit_inverse);
         units += part;
       }
       mean = delta_mean(units, n, e);
     }
-    const u16 half = delta_scale(bits_, float_of((u32)largest), mean);
-    const float scale = half_value(half);
-    if (bits_ == 1) {
-      PDADMM_ELEMENTWISE
-      for (int64_t j = 0; j < n; ++j) codes[j] = (u8)delta_code1(x[j] - hat[j]);
-    } else if (bits_ == 2) {
-      PDADMM_ELEMENTWISE
-      for (int64_t j = 0; j < n; ++j) codes[j] = (u8)delta_code2(x[j] - hat[j], scale);
-    } else {
-      const float top = delta_top(bits_);
-      PDADMM_ELEMENTWISE
-      for (int64_t j = 0; j < n; ++j) codes[j] = (u8)(int)delta_code(x[j] - hat[j], scale, top);
+    const u16 half = delta_scale(BITS, float_of((u32)largest), mean);
+    const float scale = half_value(half), top = delta_top(BITS);
+    const float inverse = inverse_scale(scale, delta_levels(BITS));
+    PDADMM_ELEMENTWISE
+    for (int64_t j = 0; j < n; ++j) {
+      const float change = x[j] - hat[j];
+      codes[j] = (u8)(BITS == 1   ? delta_code1(change)
+                      : BITS == 2 ? delta_code2(change, inverse)
+                                  : (int)delta_code(change, inverse, top));
     }
-    delta_add(codes, hat, scale, n);
+    delta_add<BITS>(codes, hat, scale, n);
     return half;
   }
 
-  void delta_add(const u8 *codes, float *hat, float scale, int64_t n) {
-    if (bits_ == 1) {
-      PDADMM_ELEMENTWISE
-      for (int64_t j = 0; j < n; ++j) hat[j] += delta_value1(codes[j], scale);
-    } else if (bits_ == 2) {
-      PDADMM_ELEMENTWISE
-      for (int64_t j = 0; j < n; ++j) hat[j] += delta_value2((float)codes[j], scale);
-    } else {
-      const float top = delta_top(bits_), inverse = 1.0f / top;
-      PDADMM_ELEMENTWISE
-      for (int64_t j = 0; j < n; ++j) hat[j] += delta_value((float)codes[j], scale, top, inverse);
-    }
+  template <int BITS>
+  PDADMM_INLINE static void delta_add(const u8 *codes, float *hat, float scale, int64_t n) {
+    const float top = delta_top(BITS), per_level = 1.0f / top;
+    PDADMM_ELEMENTWISE
+    for (int64_t j = 0; j < n; ++j)
+      hat[j] += BITS == 1   ? delta_value1(codes[j], scale)
+                : BITS == 2 ? delta_value2((float)codes[j], scale)
+                            : delta_value((float)codes[j], scale, top, per_level);
   }
 
   const int64_t kind_;

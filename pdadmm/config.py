@@ -55,6 +55,7 @@ class Network:
         "scaling of every hop of the features: none, or the square root of its share of the row's sum",
         INPUT_NORMS,
     )
+    hop_decay: float = _option(1.0, "scale of a hop of the features against that of the hop before")
 
 
 @dataclass
@@ -318,6 +319,8 @@ def check(config: Config) -> None:
     for name, value in (("nu", t.nu), ("rho", t.rho)):
         if not 0 < value < float("inf"):
             raise InputError(f"--{name} is {value:g}; it must be positive")
+    if not 0 < config.network.hop_decay < float("inf"):
+        raise InputError(f"--hop-decay is {config.network.hop_decay:g}; it must be positive")
     if not 0 <= t.mu < float("inf"):
         raise InputError(f"--mu is {t.mu:g}; it must not be negative")
     for name, value, least in (

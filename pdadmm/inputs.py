@@ -11,7 +11,7 @@ __all__ = ["INPUT_NORMS", "normalise_inputs"]
 INPUT_NORMS = ("none", "hellinger")
 
 
-def normalise_inputs(X: np.ndarray, features_per_hop: int, norm: str) -> np.ndarray:
+def normalise_inputs(X: np.ndarray, features_per_hop: int, norm: str, hop_decay: float = 1.0) -> np.ndarray:
     """Scale every hop of every node.
 
     ``hellinger`` takes the square root of a hop divided by its sum: rows of length 1 whose scalar
@@ -24,22 +24,28 @@ def normalise_inputs(X: np.ndarray, features_per_hop: int, norm: str) -> np.ndar
     X : ndarray (V, (K + 1) features_per_hop) float32
         Augmented features.
     norm : {"none", "hellinger"}
+    hop_decay
+        Hop k is multiplied by its k-th power.
 
     Returns
     -------
     ndarray (V, (K + 1) features_per_hop) float32
-        Contiguous, a copy but for ``none``; a hop that is zero stays zero.
+        Contiguous, a copy unless there is nothing to do; a hop that is zero stays zero.
 
     Raises
     ------
     InputError
         When a feature is negative and has no square root.
     """
-    if norm == "none":
+    if norm == "none" and hop_decay == 1:
         return np.ascontiguousarray(X)
     X = np.array(X, np.float32, order="C")
-    for first in range(0, X.shape[1], features_per_hop):
+    for k, first in enumerate(range(0, X.shape[1], features_per_hop)):
         hop = X[:, first : first + features_per_hop]
+        hop_scale = np.float32(hop_decay**k)
+        if norm == "none":
+            hop *= hop_scale
+            continue
         if hop.size and hop.min() < 0:
             raise InputError(
                 "--input-norm hellinger takes square roots, and features are negative; give --input-norm none"
@@ -47,5 +53,5 @@ def normalise_inputs(X: np.ndarray, features_per_hop: int, norm: str) -> np.ndar
         sums = hop.sum(axis=1, dtype=np.float64)
         scale = np.divide(1.0, np.sqrt(sums), out=np.zeros_like(sums), where=sums > 0)
         np.sqrt(hop, out=hop)
-        hop *= scale[:, None].astype(np.float32)
+        hop *= scale[:, None].astype(np.float32) * hop_scale
     return X

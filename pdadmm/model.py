@@ -33,7 +33,7 @@ class Model:
         Name of the hidden layers' activation.
     attributes
         What the run recorded: dataset, test_accuracy, and how it scaled its inputs (input_norm,
-        features_per_hop), which `forward` and the network of `to_torch` do too.
+        hop_decay, features_per_hop), which `forward` and the network of `to_torch` do too.
 
     Examples
     --------
@@ -104,8 +104,11 @@ class Model:
         return x
 
     def _scaled(self, X: np.ndarray) -> np.ndarray:
-        norm, per_hop = (self.attributes.get(name) for name in ("input_norm", "features_per_hop"))
-        return normalise_inputs(np.asarray(X, np.float32), per_hop or X.shape[1], norm or "none")
+        # a model of before these attributes was trained on the features as they were
+        a = {"features_per_hop": X.shape[1], "input_norm": "none", "hop_decay": 1.0, **self.attributes}
+        return normalise_inputs(
+            np.asarray(X, np.float32), a["features_per_hop"], a["input_norm"], a["hop_decay"]
+        )
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Class of every node, (V,) int64."""
@@ -141,7 +144,8 @@ class Model:
             parts += [nn.Linear(W.shape[1], W.shape[0]), modules[self.activation]()]
         network = nn.Sequential(*parts[:-1])
         network.load_state_dict(self.state_dict())
-        if self.attributes.get("input_norm", "none") != "none":
+        plain = self.attributes.get("input_norm", "none") == "none"
+        if not plain or self.attributes.get("hop_decay", 1.0) != 1:
             network.register_forward_pre_hook(
                 lambda _, inputs: torch.from_numpy(self._scaled(inputs[0].numpy(force=True))).to(
                     inputs[0].device

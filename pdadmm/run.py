@@ -228,6 +228,7 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
     attributes = {
         "activation": config.network.activation,
         "input_norm": config.network.input_norm,
+        "hop_decay": config.network.hop_decay,
         "features_per_hop": sizes.features_per_hop,
         "dataset": sizes.dataset,
         "test_accuracy": summary["test_accuracy"],

@@ -142,14 +142,16 @@ class Trainer:
         if not first and not last:
             return {name: Split(rows, None, None) for name, rows in sizes.rows.items()}
         device = self.backend.asarray
-        norm = self.config.network.input_norm
+        n = self.config.network
+
+        def scaled(X: np.ndarray) -> np.ndarray:
+            return normalise_inputs(X, sizes.features_per_hop, n.input_norm, n.hop_decay)
+
         with open_features() as features:
             return {
                 name: Split(
                     rows,
-                    device(normalise_inputs(features.x(name), sizes.features_per_hop, norm))
-                    if first
-                    else None,
+                    device(scaled(features.x(name))) if first else None,
                     device(np.asarray(features.y(name), np.int64)) if last else None,
                 )
                 for name, rows in sizes.rows.items()

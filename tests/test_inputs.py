@@ -45,6 +45,14 @@ def test_none_leaves_the_features_alone() -> None:
     np.testing.assert_array_equal(normalise_inputs(X, 3, "none"), X)
 
 
+@pytest.mark.parametrize("norm", ["none", "hellinger"])
+def test_hops_decay(norm: str) -> None:
+    X = np.random.default_rng(0).gamma(0.3, size=(9, 3 * 17)).astype(np.float32)
+    plain, found = normalise_inputs(X, 17, norm), normalise_inputs(X, 17, norm, 0.7)
+    factors = np.repeat([1, 0.7, 0.49], 17)
+    np.testing.assert_allclose(found, plain * factors, rtol=1e-6)
+
+
 def test_negative_features_are_refused() -> None:
     X = np.ones((4, 6), np.float32)
     X[3, 5] = -1e-3
@@ -73,15 +81,17 @@ def test_a_run_trains_on_scaled_features_and_its_model_scales_what_it_is_given(
     with FeatureFile(counts) as features:
         per_hop, X = int(features.attrs["features_per_hop"]), features.x("test")
     with h5py.File(scaled, "r+") as file:
-        file["x"][...] = normalise_inputs(file["x"][...], per_hop, "hellinger")
-    norm = ["--input-norm", "hellinger"]
+        file["x"][...] = normalise_inputs(file["x"][...], per_hop, "hellinger", 0.5)
+    norm = words("--input-norm hellinger --hop-decay 0.5")
     succeed(python("-m", "pdadmm.run", counts, *OPTIONS, *norm, "--out", tmp_path / "a"))
     succeed(python("-m", "pdadmm.run", scaled, *OPTIONS, "--out", tmp_path / "b"))
     a, b = ([*map(without_times, records_of(tmp_path / name))] for name in "ab")
     assert a == b
     model, other = (pdadmm.Model.load(tmp_path / name / "model.h5") for name in "ab")
     before = X.copy()
-    np.testing.assert_array_equal(model.forward(X), other.forward(normalise_inputs(X, per_hop, norm[1])))
+    np.testing.assert_array_equal(
+        model.forward(X), other.forward(normalise_inputs(X, per_hop, "hellinger", 0.5))
+    )
     np.testing.assert_array_equal(X, before)
     with FeatureFile(counts) as features:
         accuracy = float((model.predict(X) == features.y("test")).mean())

@@ -156,10 +156,10 @@ def uniform_hash(key: int, count: int, xp: Any = np) -> Array:
     return (x >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def _quotient(x: Array, scale: Array) -> Array:
-    """``x / scale``, 0 where the scale is 0."""
+def _inverse(scale: Array, levels: float) -> Array:
+    """``levels / scale``, 0 where the scale is 0."""
     positive = scale > 0
-    return np.where(positive, x / np.where(positive, scale, np.float32(1)), np.float32(0))
+    return np.where(positive, np.float32(levels) / np.where(positive, scale, np.float32(1)), np.float32(0))
 
 
 def _refuse_nonfinite(x: Array) -> None:
@@ -277,7 +277,7 @@ class AffineCodec:
         scale = np.minimum(scale, np.float16(_FLOAT16_MAX))
         head[0], head[1] = half, scale
         wide = scale.astype(np.float32)[:, None]
-        t = _quotient(x - low[:, None], wide)
+        t = (x - low[:, None]) * _inverse(wide, 1)
         code = np.floor(t + uniform_hash(key, x.size, namespace(x)).reshape(x.shape))
         codes = np.clip(code, 0, top).astype(np.uint8)
         out[4 * rows :].reshape(rows, -1)[:] = pack(codes, self.bits)
@@ -382,11 +382,12 @@ class DeltaCodec:
         """Unsigned codes of the nearest levels, saturating."""
         if self.bits == 1:
             return (change >= 0).astype(np.uint8)
-        t = _quotient(change, scale)
         if self.bits == 2:
-            return np.clip(np.floor(t * np.float32(1.5) + np.float32(2)), 0, 3).astype(np.uint8)
+            t = change * _inverse(scale, 1.5)
+            return np.clip(np.floor(t + np.float32(2)), 0, 3).astype(np.uint8)
         top = 2 ** (self.bits - 1) - 1
-        return (np.clip(np.rint(t * np.float32(top)), -top, top) + top).astype(np.uint8)
+        t = change * _inverse(scale, top)
+        return (np.clip(np.rint(t), -top, top) + top).astype(np.uint8)
 
     def encode(self, x: Array, hat: Array, out: Array, key: int = 0) -> None:
         _refuse_nonfinite(x)
