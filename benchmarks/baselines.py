@@ -66,6 +66,7 @@ def train_torch(
     rate: float,
     seed: int,
     scaling: tuple[str, float] = ("none", 1.0),
+    history: list[list[float]] | None = None,
 ) -> dict[str, float]:
     """Full-batch training; accuracies of the last iterate and of the best one on validation.
 
@@ -75,6 +76,8 @@ def train_torch(
         With `x(split)` (V, n_0) float32, `y(split)` (V,) and `sizes`.
     scaling
         Of the inputs: --input-norm and --hop-decay of pdadmm.run.
+    history
+        Gets seconds of training, without evaluation, and validation accuracy at every evaluation.
     stages
         Depths to grow through; one depth trains directly.
     epochs
@@ -92,7 +95,7 @@ def train_torch(
     widths = [data.sizes.inputs, *[hidden] * (stages[0] - 1), data.sizes.classes]
     network = _network(widths)
     best = (0.0, 0.0)
-    started = time.perf_counter()
+    started, training = time.perf_counter(), 0.0
 
     def accuracy(name: str) -> float:
         with torch.no_grad():
@@ -103,12 +106,16 @@ def train_torch(
             network = _grown(network, depth)
         method = getattr(torch.optim, OPTIMISERS[optimiser])(network.parameters(), lr=rate)
         for epoch in range(epochs):
+            before = time.perf_counter()
             method.zero_grad()
             loss = nn.functional.cross_entropy(network(x["train"]), y["train"])
             loss.backward()
             method.step()
+            training += time.perf_counter() - before
             if (epoch + 1) % 10 == 0:
                 val = accuracy("val")
+                if history is not None:
+                    history.append([training, val])
                 if val >= best[0]:
                     best = (val, accuracy("test"))
     return {

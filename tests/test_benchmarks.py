@@ -1,0 +1,112 @@
+"""The programs behind the tables of docs/results.md, in small: one seed, a small data set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import Finished, find_mpirun, python, succeed
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def benchmark(name: str, *arguments: object, timeout: float = 120) -> Finished:
+    return succeed(python(BENCHMARKS / f"{name}.py", *arguments, timeout=timeout))
+
+
+@pytest.fixture(scope="module")
+def folder(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared files under the name of a data set, with a drawn split and without."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for name in ("cora.h5", "amazon-photo-s0.h5"):
+        shutil.copy(small, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> Path:
+    """What benchmarks/accuracy.py leaves."""
+    out = folder / "accuracy.jsonl"
+    options = ["--data", folder, "--out", out, "--seeds", "0", "--hidden", "16"]
+    benchmark("accuracy", *options, "--datasets", "cora,amazon-photo", "--methods", "float32,delta2")
+    return out
+
+
+def test_accuracy_table_has_a_cell_a_run_and_runs_are_not_repeated(results: Path) -> None:
+    before = results.read_text()
+    records = [json.loads(line) for line in before.splitlines()]
+    assert sorted(tuple(r["key"]) for r in records) == sorted(
+        (name, 16, method, 0, 0) for name in ("cora", "amazon-photo") for method in ("float32", "delta2")
+    )
+    for record in records:
+        assert record["stages"][-1][0] == 10 and record["test_accuracy"] > 0.3  # seven classes
+    options = ["--data", results.parent, "--out", results, "--seeds", "0", "--hidden", "16"]
+    again = benchmark("accuracy", *options, "--datasets", "cora", "--methods", "float32")
+    assert results.read_text() == before
+    scores = {tuple(r["key"][:3]): 100 * r["test_accuracy"] for r in records}
+    row = next(line for line in again.out.splitlines() if line.startswith("| delta2"))
+    assert row.split(" | ")[1] == f"{scores['cora', 16, 'delta2']:.1f} ± 0.0 (1)"
+
+
+def test_gradient_methods_are_tuned_on_validation(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / "a.jsonl"
+    options = ["--data", folder, "--out", out, "--seeds", "0-1", "--hidden", "16", "--methods", "adam+growth"]
+    benchmark("accuracy", *options, "--datasets", "cora")
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    first = {r["key"][3]: r["val_accuracy"] for r in records if r["key"][4] == 0}
+    assert len(first) == 3
+    assert [r["key"][3] for r in records if r["key"][4] == 1] == [max(first, key=lambda rate: first[rate])]
+
+
+def test_speed_fits_the_growth_of_an_iteration(tmp_path: Path) -> None:
+    out = tmp_path / "speed.json"
+    sizes = ["--nodes", "4000", "--hidden", "64", "--layers", "8", "--threads", "1"]
+    benchmark("speed", "scaling", *sizes, "--out", out)
+    found = json.loads(out.read_text())["scaling"]
+    for name, whole in (("nodes", 4000), ("hidden", 64), ("layers", 8)):
+        points = found[name]["points"]
+        assert points[-1][name] == whole and all(p["seconds"] > 0 for p in points)
+        x, y = (np.log([p[key] for p in points]) for key in (name, "seconds"))
+        slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+        assert found[name]["exponent"] == pytest.approx(slope)
+
+
+def test_speed_of_two_ranks_and_their_pictures(tmp_path: Path) -> None:
+    if find_mpirun() is None:
+        pytest.skip("there is no mpirun: pip install 'pdadmm[mpich]' or load an MPI library")
+    out = tmp_path / "speed.json"
+    benchmark("speed", "ranks", "--nodes", "200", "--hidden", "16", "--out", out)
+    rows = json.loads(out.read_text())["ranks"]["rows"]
+    assert [(r["layers"], r["hidden"]) for r in rows] == [(8, 16), (16, 16), (16, 8)]
+    assert all(r["speedup"] == r["seconds_1"] / r["seconds_2"] > 0 for r in rows)
+    finished = python(BENCHMARKS / "plots.py", "growth", out, "--out", tmp_path / "x.svg")
+    assert finished.code == 2 and "speed.py scaling" in finished.err
+
+
+def test_pictures_of_runs_and_results(results: Path, small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run = tmp_path / "run"
+    succeed(python("-m", "pdadmm.run", small, "--layers", "3", "--quiet", "--out", run))
+    benchmark("plots", "convergence", run, "--out", tmp_path / "convergence.svg")
+    benchmark("plots", "pareto", results, "--out", tmp_path / "pareto.svg")
+    for name in ("convergence", "pareto"):
+        text = (tmp_path / f"{name}.svg").read_text()
+        assert text.lstrip().startswith("<?xml") and "</svg>" in text
+    assert "delta" in (tmp_path / "pareto.svg").read_text()
+    wrong = python(BENCHMARKS / "plots.py", "convergence", tmp_path, "--out", tmp_path / "x.svg")
+    assert wrong.code == 2 and "metrics.jsonl" in wrong.err and not (tmp_path / "x.svg").exists()
+
+
+def test_communication_table(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "communication.json"
+    options = ["--seeds", "1", "--hidden", "16", "--layers", "4", "--stages", "2,4", "--iterations", "20"]
+    codecs = ["--codecs", "float32,delta2", "--json", out, "--svg", tmp_path / "c.svg"]
+    finished = benchmark("communication", folder / "cora.h5", *options, *codecs)
+    assert "delta2" in finished.out and (tmp_path / "c.svg").exists()
+    plain, coded = json.loads(out.read_text())["results"]
+    assert plain["bytes_per_iteration"] == plain["float32_bytes_per_iteration"]
+    assert coded["bytes_per_iteration"] < 0.2 * coded["float32_bytes_per_iteration"]
