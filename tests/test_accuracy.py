@@ -48,7 +48,14 @@ def test_cora_at_16_layers(
 
 
 @pytest.mark.parametrize(
-    ("name", "bar"), [("citeseer", 0.705), ("amazon-photo", 0.845), ("amazon-computers", 0.735)]
+    ("name", "bar"),
+    [
+        ("citeseer", 0.705),
+        ("amazon-photo", 0.845),
+        ("amazon-computers", 0.735),
+        ("coauthor-cs", 0.910),
+        ("coauthor-physics", 0.930),
+    ],
 )
 def test_other_data_sets_at_10_layers(
     name: str, bar: float, prepared: Callable[..., Path], tmp_path: Path
