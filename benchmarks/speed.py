@@ -145,7 +145,7 @@ def authors_layer(folder: Path, nodes: int, hidden: int) -> Callable[[], None]:
 
 
 def iteration(o: argparse.Namespace) -> dict[str, Any]:
-    """Whole iterations and epochs, and middle layers, as multiples of one V x n x n product."""
+    """Whole iterations and epochs, and middle layers: seconds, and products of the library each uses."""
     import torch
 
     torch.set_num_threads(o.threads)
@@ -153,15 +153,19 @@ def iteration(o: argparse.Namespace) -> dict[str, Any]:
     stage = make_stage(DELTA4, o.nodes, o.hidden, o.layers, o.threads, o.hidden, rng)
     count = itertools.count()
     a, b = torch.randn(o.nodes, o.hidden), torch.randn(o.hidden, o.hidden)
+    x, w, out = a.numpy(), b.numpy(), np.empty((o.nodes, o.hidden), np.float32)
     calls: dict[str, Callable[[], Any]] = {
+        "numpy_product": lambda: np.matmul(x, w, out=out),
+        "torch_product": lambda: torch.matmul(a, b),
         "pdadmm": lambda: stage.iterate(next(count), False),
         "adam": adam_epoch(o.nodes, o.hidden, o.layers),
-        "product": lambda: a @ b,
     }
     if o.reference:
         calls["authors_layer"] = authors_layer(o.reference, o.nodes, o.hidden)
     seconds = median_seconds(calls)
-    layer = measure(DELTA4, o.nodes, o.hidden, 3, o.threads, REPEATS)
+    seconds["pdadmm_layer"] = measure(DELTA4, o.nodes, o.hidden, 3, o.threads, REPEATS)[
+        "seconds_per_layer_iteration"
+    ]
     found = {
         "nodes": o.nodes,
         "hidden": o.hidden,
@@ -169,8 +173,10 @@ def iteration(o: argparse.Namespace) -> dict[str, Any]:
         "threads": o.threads,
         "seconds": seconds,
     }
-    found["products"] = {name: value / seconds["product"] for name, value in seconds.items()}
-    found["products"]["pdadmm_layer"] = layer["ratio"]
+    found["products"] = {
+        name: value / seconds["numpy_product" if name.startswith("pdadmm") else "torch_product"]
+        for name, value in seconds.items()
+    }
     return found
 
 
@@ -285,15 +291,19 @@ def table(found: dict[str, Any]) -> str:
     """All parts as Markdown."""
     lines: list[str] = []
     if r := found.get("iteration"):
+        s, p = r["seconds"], r["products"]
         lines += [
-            f"An iteration's time in products of V x n x n, V = {r['nodes']:,}, n = {r['hidden']}, "
-            f"{r['threads']} threads:\n",
-            f"| | one middle layer | {r['layers']} layers |\n| --- | ---: | ---: |",
-            f"| pdadmm, delta 4 bits | {r['products']['pdadmm_layer']:.1f} | {r['products']['pdadmm']:.0f} |",
-            f"| PyTorch, Adam, full batch | | {r['products']['adam']:.0f} |",
+            f"V = {r['nodes']:,}, n = {r['hidden']}, {r['threads']} threads; a product of V x n x n takes "
+            f"{1000 * s['numpy_product']:.0f} ms in NumPy and {1000 * s['torch_product']:.0f} in PyTorch:\n",
+            "| | seconds | products of its own library |\n| --- | ---: | ---: |",
         ]
-        if "authors_layer" in r["products"]:
-            lines.append(f"| the authors' serial code | {r['products']['authors_layer']:.1f} | |")
+        names = {
+            "pdadmm_layer": "a middle layer: pdadmm, delta 4 bits",
+            "authors_layer": "a middle layer: the authors' serial code (PyTorch)",
+            "pdadmm": f"{r['layers']} layers: pdadmm, an iteration",
+            "adam": f"{r['layers']} layers: PyTorch, an epoch of full-batch Adam",
+        }
+        lines += [f"| {text} | {s[key]:.3f} | {p[key]:.1f} |" for key, text in names.items() if key in s]
     if r := found.get("scaling"):
         lines += [
             "\n| seconds per iteration grow with | from | to | exponent |\n| --- | ---: | ---: | ---: |"
