@@ -8,10 +8,9 @@ DIR holds prepared files: NAME.h5 for data sets with a public split, NAME-sS.h5 
 ``--seed S``) for the others; seed S then trains on split S. Results are appended to FILE.jsonl and
 runs already there are not repeated. The figures are those of the **final** iterate.
 
-pdADMM runs use the data set's preset; codecs are not tuned apart. All methods get the preset's scaling of
-the inputs. The learning rate of each
-gradient method is chosen per data set and width by the validation accuracy of seed 0, over the grid
-in benchmarks/baselines.py; test accuracy has no say in it.
+pdADMM runs use the data set's preset; codecs are not tuned apart. All methods get the preset's scaling
+of the inputs. The learning rate of each gradient method is chosen per data set and width by the
+validation accuracy of seed 0, over the grid in benchmarks/baselines.py; test accuracy has no say in it.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def prepared(folder: Path, dataset: str, seed: int) -> Path:
     return seeded if seeded.exists() else folder / f"{dataset}.h5"
 
 
-def scaling(dataset: str) -> tuple[str, float]:
+def input_scaling(dataset: str) -> tuple[str, float]:
     """How the data set's preset scales the inputs, for the gradient methods too."""
     preset = REGISTRY[dataset].preset
     return preset.get("input_norm", "none"), preset.get("hop_decay", 1.0)
@@ -91,7 +90,9 @@ def run_gradient(results: Results, data: Any, dataset: str, hidden: int, method:
         key = (dataset, hidden, method, rate, of_seed)
         return results.get(
             key,
-            lambda: train_torch(data(of_seed), hidden, stages, epochs, name, rate, of_seed, scaling(dataset)),
+            lambda: train_torch(
+                data(of_seed), hidden, stages, epochs, name, rate, of_seed, input_scaling(dataset)
+            ),
         )
 
     best = max(GRIDS[name], key=lambda rate: run(rate, 0)["val_accuracy"])

@@ -27,7 +27,6 @@ import itertools
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -40,8 +39,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import scaling as scaling_of
+from accuracy import input_scaling
 from baselines import GRIDS, OPTIMISERS, train_torch
+from gpu_check import find_mpirun
 from networks import write_random_features
 from threadpoolctl import threadpool_limits
 from tune import Cached
@@ -201,24 +201,12 @@ def scaling(o: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def mpirun() -> str:
-    """The mpirun of this Python's environment, else the one on the path.
-
-    Raises
-    ------
-    InputError
-        When there is none.
-    """
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which("mpirun", path=places)
-    if found is None:
-        raise InputError("there is no mpirun: pip install 'pdadmm[mpich]' or load an MPI library")
-    return found
-
-
 def ranks(o: argparse.Namespace) -> dict[str, Any]:
     """Seconds per iteration on one rank and on two, a thread each."""
     rows = []
+    mpirun = find_mpirun()
+    if mpirun is None:
+        raise InputError("there is no mpirun: pip install 'pdadmm[mpich]' or load an MPI library")
     with tempfile.TemporaryDirectory() as name:
         features = Path(name) / "random.h5"
         write_random_features(features, o.nodes)
@@ -230,7 +218,7 @@ def ranks(o: argparse.Namespace) -> dict[str, Any]:
                     f"--layers {layers} --stages {layers} --hidden {hidden} --iterations 20 --eval-every 20"
                 )
                 command = ["-m", "pdadmm.run", str(features), *options.split(), "--threads", "1", "--quiet"]
-                launch = [mpirun(), "-n", str(size), sys.executable, *command, "--out", str(out)]
+                launch = [mpirun, "-n", str(size), sys.executable, *command, "--out", str(out)]
                 peak = subprocess.run(
                     [sys.executable, "-c", LARGEST, *launch], check=True, capture_output=True
                 )
@@ -265,7 +253,7 @@ def accuracy(o: argparse.Namespace) -> dict[str, Any]:
         best: tuple[float, float] = (-1.0, 0.0)
         for rate in GRIDS["adam"]:
             history: list[list[float]] = []
-            r = train_torch(data, o.hidden, stages, 100, "adam", rate, 0, scaling_of(name), history)
+            r = train_torch(data, o.hidden, stages, 100, "adam", rate, 0, input_scaling(name), history)
             if r["best_val_accuracy"] > best[0]:
                 best = (r["best_val_accuracy"], rate)
                 curves["adam+growth"] = history

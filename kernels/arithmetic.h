@@ -128,7 +128,7 @@ PDADMM_FN float uniform(u32 key, u32 index) {
   x ^= x >> 16;
   return (float)(int)(x >> 8) * 5.9604644775390625e-8f;
 }
-// floor((x - low) inverse + r), r uniform: unbiased. Inverse: of a scale, below, with levels = 1.
+// floor((x - low) inverse + r), r uniform: unbiased; inverse is inverse_scale(scale, 1)
 PDADMM_FN int affine_code(float x, float low, float inverse, float top, float r) {
   return (int)clamp((x - low) * inverse + r, 0.0f, top);
 }

@@ -104,11 +104,17 @@ class Model:
         return x
 
     def _scaled(self, X: np.ndarray) -> np.ndarray:
+        X = np.asarray(X, np.float32)
+        return normalise_inputs(X, self.attributes["features_per_hop"], *self._scaling) if self._scales else X
+
+    @property
+    def _scaling(self) -> tuple[str, float]:
         # a model of before these attributes was trained on the features as they were
-        a = {"features_per_hop": X.shape[1], "input_norm": "none", "hop_decay": 1.0, **self.attributes}
-        return normalise_inputs(
-            np.asarray(X, np.float32), a["features_per_hop"], a["input_norm"], a["hop_decay"]
-        )
+        return self.attributes.get("input_norm", "none"), self.attributes.get("hop_decay", 1.0)
+
+    @property
+    def _scales(self) -> bool:
+        return self._scaling != ("none", 1.0)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Class of every node, (V,) int64."""
@@ -121,7 +127,8 @@ class Model:
         return np.asarray(s / s.sum(axis=1, keepdims=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the ``torch.nn.Sequential`` of Linear and activation modules that equals this model.
+        """State of the ``torch.nn.Sequential`` of Linear and activation modules that equals this model
+        on inputs that :func:`pdadmm.inputs.normalise_inputs` has scaled as the attributes say.
 
         Keys are ``0.weight``, ``0.bias``, ``2.weight``, ...: the odd places hold the activations.
         """
@@ -144,8 +151,7 @@ class Model:
             parts += [nn.Linear(W.shape[1], W.shape[0]), modules[self.activation]()]
         network = nn.Sequential(*parts[:-1])
         network.load_state_dict(self.state_dict())
-        plain = self.attributes.get("input_norm", "none") == "none"
-        if not plain or self.attributes.get("hop_decay", 1.0) != 1:
+        if self._scales:
             network.register_forward_pre_hook(
                 lambda _, inputs: torch.from_numpy(self._scaled(inputs[0].numpy(force=True))).to(
                     inputs[0].device
