@@ -35,7 +35,7 @@ from pdadmm import config as configuration
 from pdadmm import run
 from pdadmm.comm.waiting import Waiter
 from pdadmm.errors import InputError, RunError
-from pdadmm.trainer import SPLITS, Sizes, Trainer
+from pdadmm.trainer import SPLITS, Sizes, Trainer, largest_product
 
 FIGURES = ("val_accuracy", "val_loss", "test_accuracy", "train_accuracy", "objective", "primal_residual")
 
@@ -73,6 +73,7 @@ def train(features: Cached, options: dict[str, str], fixed: list[str], seed: int
         arguments += ["--eval-every", "1000000"]
     config = configuration.parse(_resolve_multiples(arguments), run.preset)
     run.resolve(config, 1)
+    run.set_threads(config, MPI.COMM_SELF, largest_product(config, features.sizes))
     started = time.perf_counter()
     record: dict[str, Any] = {"seed": seed, "options": options, "fixed": fixed, "file": features.path}
     try:
@@ -153,7 +154,6 @@ def main(arguments: list[str] | None = None) -> int:
         dict(zip(names, values, strict=True)) for values in itertools.product(*(s[1:] for s in options.sweep))
     ]
     np.seterr(all="ignore")
-    run.set_threads(configuration.Config(), MPI.COMM_SELF)
 
     known: dict[str, dict[str, Any]] = {}
 

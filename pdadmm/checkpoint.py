@@ -32,7 +32,7 @@ from pdadmm.errors import InputError, RunError
 __all__ = ["KEPT", "Checkpoint", "Saved", "newest", "put_aside", "write"]
 
 KEPT = 2
-VERSION = 2
+VERSION = 3
 _PREFIX = "iteration-"
 _TEMPORARY, _DAMAGED = ".tmp", ".damaged"
 

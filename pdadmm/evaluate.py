@@ -28,11 +28,15 @@ class Split:
         (rows, n_0) features on the rank of layer 1, else None.
     y
         (rows,) labels on the output layer's rank, else None.
+    projected
+        Of x, while layer 1 is kept in the row space of the training nodes' x; see
+        :meth:`pdadmm.admm.row_space.RowSpaceWeights.project`. Formed by the first evaluation.
     """
 
     rows: int
     x: Array | None
     y: Array | None
+    projected: tuple[Array, Array] | None = None
 
 
 def evaluate(stage: Stage, split: Split, risk: str) -> tuple[float, float]:
@@ -54,9 +58,14 @@ def evaluate(stage: Stage, split: Split, risk: str) -> tuple[float, float]:
         correct = correct + number((logits.argmax(axis=1) == y).sum(dtype=np.float64))
         loss = loss + risk_sum(logits, y, risk)
 
-    def source(start: int, stop: int) -> Array:
+    def source(start: int, stop: int) -> Any:
         assert split.x is not None
-        return split.x[start:stop]
+        rows = stage.layers[0].rows
+        if rows is None:
+            return split.x[start:stop]
+        if split.projected is None:
+            split.projected = rows.project(split.x)
+        return tuple(part[start:stop] for part in split.projected)
 
     stage.forward(split.rows, source, output=count)
     correct, loss = stage.floats([correct, loss])

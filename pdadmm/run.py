@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import sys
@@ -33,12 +34,15 @@ from pdadmm.profiling.clocks import read_offset
 from pdadmm.profiling.collect import write_profile
 from pdadmm.profiling.timeline import write_timeline
 from pdadmm.report import Progress, final_table
-from pdadmm.trainer import Sizes, Trainer
+from pdadmm.trainer import Sizes, Trainer, largest_product
 
 if TYPE_CHECKING:
     from pdadmm.features import Features
 
 __all__ = ["main"]
+
+#: multiply-adds of a product below which a further BLAS thread costs more than it does: some 0.2 ms
+WORK_OF_A_THREAD = 1 << 23
 
 
 def open_features(path: str) -> Features:
@@ -103,13 +107,18 @@ def prepare_folder(config: Config, dataset: str) -> list[Path]:
     return made
 
 
-def set_threads(config: Config, comm: Any) -> int:
-    """Limit the BLAS threads of this rank; returns their number."""
+def set_threads(config: Config, comm: Any, product: float = math.inf) -> int:
+    """Limit the BLAS threads of this rank; returns their number.
+
+    Without --threads or OMP_NUM_THREADS a rank takes its share of the node's cores, but no more than
+    its largest `product` (multiply-adds) keeps busy.
+    """
     from_environment = os.environ.get("OMP_NUM_THREADS") or os.environ.get("OPENBLAS_NUM_THREADS")
     threads = config.run.threads
     if not threads and from_environment and from_environment.isdigit():
         threads = int(from_environment)
-    threads = threads or max(1, usable_cores() // ranks_on_node(comm))
+    share = max(1, usable_cores() // ranks_on_node(comm))
+    threads = threads or int(min(share, max(1, product // WORK_OF_A_THREAD)))
     threadpool_limits(threads)
     return threads
 
@@ -140,7 +149,7 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
     choice = choose(config.run, waiter)
     config.run.backend, config.run.transport = choice.backend, choice.transport
     config.output.out = waiter.broadcast(agree(waiter, prepare))
-    threads = set_threads(config, comm)
+    threads = set_threads(config, comm, largest_product(config, sizes))
     folder = Path(config.output.out)
     show = Progress(config, enabled=comm.rank == 0 and not config.output.quiet)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -36,7 +37,7 @@ from pdadmm.trace import Clock
 if TYPE_CHECKING:  # features imports SciPy and h5py, which only the first and last ranks need
     from pdadmm.features import Features
 
-__all__ = ["Sizes", "Trainer", "widths_of"]
+__all__ = ["Sizes", "Trainer", "largest_product", "widths_of"]
 
 
 #: objective over that of a uniform guess from which a run counts as diverging
@@ -64,6 +65,18 @@ class Sizes:
 def widths_of(config: Config, inputs: int, classes: int) -> list[int]:
     """Widths n_0, ..., n_L of the finished network."""
     return [inputs, *[config.network.hidden] * (config.network.layers - 1), classes]
+
+
+def in_row_space(config: Config, sizes: Sizes) -> bool:
+    """Whether layer 1 is kept in the row space of its input, see :mod:`pdadmm.admm.row_space`."""
+    return config.training.solver == "gradient" and sizes.rows["train"] <= sizes.inputs
+
+
+def largest_product(config: Config, sizes: Sizes) -> int:
+    """Multiply-adds of the largest product of an iteration."""
+    nodes, widths = sizes.rows["train"], widths_of(config, sizes.inputs, sizes.classes)
+    first = nodes if in_row_space(config, sizes) else sizes.inputs
+    return nodes * max(a * b for a, b in itertools.pairwise([first, *widths[1:]]))
 
 
 class Trainer:
@@ -108,8 +121,9 @@ class Trainer:
         self.dataset = sizes.dataset
         self.widths = widths_of(config, sizes.inputs, sizes.classes)
         nodes = sizes.rows["train"]
+        self.in_row_space = in_row_space(config, sizes)
         costs = [
-            layer_cost(nodes, self.widths[i], self.widths[i + 1], first=i == 0)
+            layer_cost(nodes, self.widths[i], self.widths[i + 1], i == 0, self.in_row_space)
             for i in range(self.layers_total)
         ]
         self.blocks = place(costs, waiter.comm.size)
@@ -208,6 +222,10 @@ class Trainer:
             if position in saved:
                 copy_into(self.layers[position].W, saved[position]["W"])
                 copy_into(self.layers[position].b, saved[position]["b"])
+        train = self.splits["train"]
+        first = self.layers.get(1)
+        if first is not None and first.rows is None and self.in_row_space:
+            first.keep_in_row_space(train.x)
         stage = Stage(
             plan,
             [self.layers[p] for p in plan.mine],
@@ -217,7 +235,6 @@ class Trainer:
             backend=self.backend,
         )
         self.stage = stage
-        train = self.splits["train"]
         stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.kernels, t.seed)
         if resumed is not None:
             for layer in stage.layers:
@@ -241,13 +258,15 @@ class Trainer:
             self.seconds_iterations += seconds
             self.accounts.iterated(seconds)
             self.seconds_exposed += self.waiter.seconds - exposed
+            last = i + 1 == t.iterations and index + 1 == len(t.stages)
+            if last and 1 in self.layers:  # what is evaluated in the end is what the model holds
+                self.layers[1].write_out()
             if measure:
                 self.seconds_exposed += self.transport.waited()
                 with self.clock.span("evaluation"):
                     self._evaluate(stage, terms, index, i + 1)
                 self.transport.waited()  # those of the evaluation are no part of the iterations
             verdict = self.control.after(self.iteration)
-            last = i + 1 == t.iterations and index + 1 == len(t.stages)
             if verdict != CONTINUE and not last:
                 with self.clock.span("checkpoint"):
                     self._save(stage, index, i + 1)
@@ -391,6 +410,7 @@ class Trainer:
     def close(self) -> None:
         """Copy the weights to the host, end the progress thread, close the transport; collective."""
         for layer in self.layers.values():
+            layer.write_out()
             layer.W, layer.b = self.backend.to_host(layer.W), self.backend.to_host(layer.b)
         if self.transport is not None:
             self.transport.close()

@@ -11,6 +11,7 @@ import numpy as np
 from pdadmm.admm import updates
 from pdadmm.admm.activations import Activation
 from pdadmm.admm.coupling import CouplingEnd, copy_into
+from pdadmm.admm.row_space import RowSpaceWeights
 from pdadmm.backend import NUMPY, label_of
 from pdadmm.comm.codec import NonFiniteError
 from pdadmm.errors import RunError
@@ -54,10 +55,10 @@ class Workspace:
         self._backend = backend
         self._arrays: dict[tuple[str, tuple[int, ...]], Array] = {}
 
-    def get(self, name: str, shape: tuple[int, ...]) -> Array:
+    def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         key = (name, shape)
         if key not in self._arrays:
-            self._arrays[key] = self._backend.empty(shape)
+            self._arrays[key] = self._backend.empty(shape, dtype)
         return self._arrays[key]
 
 
@@ -85,6 +86,8 @@ class Layer:
         self.below: CouplingEnd | None = None
         self.above: CouplingEnd | None = None
         self.backend: Any = NUMPY
+        #: where the weights are while they are kept in the row space of X; `W` is then what they started from
+        self.rows: RowSpaceWeights | None = None
 
     def to(self, backend: Any) -> Layer:
         """Move the weights to where `backend` computes; returns the layer."""
@@ -102,11 +105,20 @@ class Layer:
     def n_out(self) -> int:
         return int(self.W.shape[0])
 
-    def linear(self, p: Array) -> Array:
-        """``p W^T + b``, (V, n_out)."""
-        z = self.backend.matmul(p, self.W.T)
+    def linear(self, p: Any) -> Array:
+        """``p W^T + b``, (V, n_out); `p` as :meth:`RowSpaceWeights.project` gives it while there is one."""
+        z = self.backend.matmul(p, self.W.T) if self.rows is None else self.rows.linear(*p)
         z += self.b
         return z
+
+    def keep_in_row_space(self, X: Array) -> None:
+        """Keep the weights of layer 1 as combinations of the rows of X, the same for all of a run."""
+        self.rows = RowSpaceWeights(X, self.W, self.backend)
+
+    def write_out(self) -> None:
+        """Make `W` the present weights, once and for all."""
+        if self.rows is not None:
+            self.W, self.rows = self.rows.weights(), None
 
     def start(
         self,
@@ -131,6 +143,8 @@ class Layer:
     def state(self) -> dict[str, Array]:
         """Arrays that make the next iteration the same, by name."""
         found = {"W": self.W, "b": self.b, "z": self.z, "M": self.M}
+        if self.rows is not None:
+            found.update(self.rows.state())
         for end in (self.below, self.above):
             if end is not None:
                 found.update(end.state())
@@ -149,6 +163,8 @@ class Layer:
         """
         copy_into(self.z, saved["z"])
         copy_into(self.M, saved["M"])
+        if self.rows is not None:
+            self.rows.restore(saved)
         if self.below is not None:
             assert previous is not None
             self.below.restore(previous, saved)
@@ -165,7 +181,10 @@ class Layer:
         if self.above is not None:
             self.above.expect()
         if iteration and iteration % h.refresh == 0 and h.solver == "gradient":
-            backend.matmul(self.p, self.W.T, out=self.M)
+            if self.rows is not None:
+                self.rows.linear(self.rows.products, self.rows.image, out=self.M)
+            else:
+                backend.matmul(self.p, self.W.T, out=self.M)
             self._lap("products")
             k.residual(self.M, self.b, self.z)
             self._lap("updates")
@@ -207,17 +226,24 @@ class Layer:
         if h.solver == "exact":
             self._exact_weights()
             return
-        G = self.work.get("GW", self.W.shape)
-        backend.matmul(self.M.T, self.p, out=G)
-        self._lap("products")
-        norm = k.weight_gradient(G, self.W, self.W_bar, h.nu, h.mu)
-        self._lap("updates")
-        self._require_finite(norm, "the gradient of W", iteration)
-        K = backend.matmul(self.p, G.T, out=self.work.get("H", self.M.shape))
+        if self.rows is not None:
+            norm, K = self.rows.gradient(self.M, h.nu, h.mu, k, self.work)
+            self._require_finite(norm, "the gradient of W", iteration)
+        else:
+            G = self.work.get("GW", self.W.shape)
+            backend.matmul(self.M.T, self.p, out=G)
+            self._lap("products")
+            norm = k.weight_gradient(G, self.W, self.W_bar, h.nu, h.mu)
+            self._lap("updates")
+            self._require_finite(norm, "the gradient of W", iteration)
+            K = backend.matmul(self.p, G.T, out=self.work.get("H", self.M.shape))
         self._lap("products")
         label = label_of(iteration, self.position, "W")
         length = backend.step_length(h.mu, h.nu, k.squared_norm(K), norm, h.step, label)
-        k.subtract(self.W, G, length)
+        if self.rows is not None:
+            self.rows.step(length, k)
+        else:
+            k.subtract(self.W, G, length)
         self.mean = k.subtract_mean(self.M, K, length)
         self.b -= self.mean
         self._changes.append((0.5, norm, length))
@@ -338,6 +364,8 @@ class Layer:
         self._send(end)
 
     def _weight_penalty(self) -> float:
+        if self.rows is not None:
+            return self.rows.squared_norm()
         return updates.squared_norm(self.W - self.W_bar)
 
     def _require_finite(self, norm: float, what: str, iteration: int) -> None:

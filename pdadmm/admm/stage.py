@@ -111,7 +111,7 @@ class Stage:
     def forward(
         self,
         rows: int,
-        source: Callable[[int, int], Array],
+        source: Callable[[int, int], Any],
         visit: Callable[[Layer, int, int, Array, Array], None] | None = None,
         output: Callable[[int, int, Array], None] | None = None,
     ) -> None:
@@ -120,7 +120,7 @@ class Stage:
         Parameters
         ----------
         source
-            ``source(start, stop)`` gives the network's input; called on the rank of layer 1 only.
+            ``source(start, stop)`` gives what layer 1's ``linear`` takes; called on its rank only.
         visit
             Called for every layer of this rank with the chunk's bounds, input and linear output.
         output
@@ -186,7 +186,12 @@ class Stage:
             if p[layer.position] is not X:
                 p[layer.position][start:stop] = x
 
-        self.forward(nodes, lambda start, stop: X[start:stop], visit=keep)  # type: ignore[index]
+        def source(start: int, stop: int) -> Any:
+            rows = self.layers[0].rows
+            assert X is not None
+            return X[start:stop] if rows is None else (rows.products[start:stop], rows.image[start:stop])
+
+        self.forward(nodes, source, visit=keep)
         for layer in self.layers:
             layer.below = layer.above = None
         self._connect(p, z, nodes, make_codec, seed)

@@ -37,6 +37,7 @@ __all__ = [
     "bias_step",
     "centred_gram",
     "exact_weights",
+    "inner",
     "inverse_hessian",
     "namespace",
     "number",
@@ -44,6 +45,7 @@ __all__ = [
     "projected_step",
     "q_update",
     "residual",
+    "single",
     "squared_norm",
     "step_length",
     "u_update",
@@ -65,10 +67,20 @@ def number(x: Any) -> Any:
     return float(x) if isinstance(x, (float, np.generic, np.ndarray)) else x
 
 
+def single(x: Any) -> Any:
+    """A number in float32; one on a GPU stays there."""
+    return np.float32(x) if isinstance(x, (float, int)) else x.astype(np.float32)
+
+
 def squared_norm(x: Array) -> Any:
     """Sum of squares, accumulated in float64: a float, or a 0-d array for one on a GPU."""
     flat = x.ravel()
     return number((flat * flat).sum(dtype=np.float64) if flat.dtype != np.float64 else flat @ flat)
+
+
+def inner(x: Array, y: Array, room: Array) -> Any:
+    """Scalar product in float64, a float or a 0-d array on a GPU; `room`: a float64 array of their shape."""
+    return number(namespace(x).multiply(x, y, out=room, dtype=np.float64).sum())
 
 
 def residual(p: Array, W: Array, b: Array, z: Array) -> Array:

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 __all__ = ["layer_cost", "place"]
 
 
-def layer_cost(nodes: int, n_in: int, n_out: int, first: bool) -> float:
+def layer_cost(nodes: int, n_in: int, n_out: int, first: bool, in_row_space: bool = False) -> float:
     """Rough time of a layer-iteration in multiply-adds.
 
-    Four products of V n_in n_out, two in layer 1, whose p is fixed, and about 26 passes over a
-    (V, n) array, each worth some ten multiply-adds an entry.
+    Four products of V n_in n_out, two in layer 1, whose p is fixed, or one of V V n_out where it is
+    kept in the row space of its input; and about 26 passes over a (V, n) array, each worth some ten
+    multiply-adds an entry.
     """
-    products = (2 if first else 4) * nodes * n_in * n_out
+    if first:
+        products = nodes * n_out * (nodes if in_row_space else 2 * n_in)
+    else:
+        products = 4 * nodes * n_in * n_out
     passes = 10.0 * nodes * (26 * n_out + (0 if first else 8 * n_in))
     return products + passes
 

@@ -31,11 +31,6 @@ class HiddenSums:
     dq: float = 0.0  #: squared change of q
 
 
-def _single(length: Any) -> Any:
-    """The length of a step in float32; one on a GPU stays there."""
-    return np.float32(length) if isinstance(length, (float, int)) else length.astype(np.float32)
-
-
 class ReferenceKernels:
     """NumPy, or CuPy on its arrays, one pass an operation."""
 
@@ -89,7 +84,7 @@ class ReferenceKernels:
         self, p: Array, G: Array, length: float, p_hat: Array, codec: Codec, out: Array, key: int
     ) -> None:
         """``p -= length * G``, then encode p into `out` against its decoded copy `p_hat`."""
-        p -= _single(length) * G
+        p -= updates.single(length) * G
         codec.encode(p, p_hat, out, key)
 
     def projected_change(self, change: Array, p: Array, G: Array, length: float, codec: Codec) -> float:
@@ -99,16 +94,16 @@ class ReferenceKernels:
         ------
         NonFiniteError
         """
-        change[...] = codec.project(p - _single(length) * G) - p  # type: ignore[attr-defined]
+        change[...] = codec.project(p - updates.single(length) * G) - p  # type: ignore[attr-defined]
         return updates.squared_norm(change)
 
     def subtract(self, M: Array, H: Array, length: float) -> None:
         """``M -= length * H``."""
-        M -= _single(length) * H
+        M -= updates.single(length) * H
 
     def subtract_mean(self, M: Array, K: Array, length: float) -> Array:
         """``M -= length * K``; returns the mean of M over the nodes, (n_out,), still part of M."""
-        M -= _single(length) * K
+        M -= updates.single(length) * K
         return updates.bias_step(M)
 
     def column_means(self, x: Array) -> Array:

@@ -1,0 +1,106 @@
+"""Weights of layer 1 in the row space of X: the same iterates as written out, in fewer operations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+from support import python, records_of, succeed, weights_of
+
+from pdadmm import run, trainer
+from pdadmm.admm import updates
+from pdadmm.admm.layer import Workspace
+from pdadmm.admm.row_space import RowSpaceWeights
+from pdadmm.backend import NUMPY
+from pdadmm.comm.waiting import Waiter
+from pdadmm.config import parse
+from pdadmm.kernels.reference import ReferenceKernels
+from pdadmm.trainer import Sizes, Trainer
+
+
+@pytest.mark.parametrize("step", ["exact", "doubling"])
+@pytest.mark.parametrize(("V", "n_in"), [(20, 70), (40, 40), (1, 3)])
+@pytest.mark.parametrize("mu", [0.0, 0.01, 0.5])
+def test_steps_are_those_of_the_written_out_weights(V: int, n_in: int, step: str, mu: float) -> None:
+    """Against float64 and the plain updates, over steps that go on until the gradient is small."""
+    rng = np.random.default_rng(V)
+    n_out, nu = 6, 0.3
+    X = rng.standard_normal((V, n_in)) + 0.5
+    W = rng.standard_normal((n_out, n_in)) * np.sqrt(2 / n_in)
+    z = rng.standard_normal((V, n_out))
+    rows = RowSpaceWeights(X.astype(np.float32), W.astype(np.float32), NUMPY)
+    kernels, work = ReferenceKernels(), Workspace()
+    first = None
+    for _ in range(150):
+        z = z + 0.02 * rng.standard_normal(z.shape)
+        M = X @ W.T - z
+        G = updates.weight_gradient(M.T @ X, W, 0.0, nu, mu)
+        norm, image = updates.squared_norm(G), updates.squared_norm(X @ G.T)
+        length = updates.step_length(mu, nu, image, norm, step)
+        found, K = rows.gradient(M.astype(np.float32), nu, mu, kernels, work)
+        first = first or norm
+        assert found == pytest.approx(norm, rel=1e-3, abs=1e-6 * first)
+        np.testing.assert_allclose(K, X @ G.T, atol=1e-4 * np.sqrt(first))
+        rows.step(length, kernels)
+        W = W - length * G
+    assert norm < 0.2 * first
+    np.testing.assert_allclose(rows.weights(), W, rtol=1e-3, atol=2e-4)
+    assert rows.squared_norm() == pytest.approx((W * W).sum(), rel=1e-4)
+    x = rng.standard_normal((7, n_in))
+    np.testing.assert_allclose(rows.linear(*rows.project(x.astype(np.float32))), x @ W.T, atol=2e-3)
+
+
+def trained(path: Path, options: str) -> Trainer:
+    config = parse([str(path), *options.split(), "--eval-every", "10"])
+    run.resolve(config, 1)
+    with run.open_features(str(path)) as features:
+        sizes = Sizes.of(features)
+    found = Trainer(config, sizes, lambda: run.open_features(str(path)), Waiter(MPI.COMM_SELF))
+    found.run()
+    return found
+
+
+@pytest.mark.parametrize("codec", ["float32", "delta"])
+def test_a_run_is_that_of_the_written_out_weights(
+    codec: str, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = f"--layers 4 --stages 2,4 --hidden 30 --iterations 40 --codec {codec}"
+    kept = trained(small, options)
+    assert kept.in_row_space
+    monkeypatch.setattr(trainer, "in_row_space", lambda *_: False)
+    plain = trained(small, options)
+    assert not plain.in_row_space and plain.layers[1].rows is None
+
+    def same(name: str, **tolerance: Any) -> None:
+        a, b = ([r[name] for r in t.records] for t in (kept, plain))
+        np.testing.assert_allclose(a, b, **tolerance)
+
+    same("objective", rtol=1e-3)
+    same("train_loss", rtol=2e-3)
+    same("val_accuracy", atol=0.011)
+    np.testing.assert_allclose(kept.layers[1].W, plain.layers[1].W, atol=2e-3)
+
+
+def test_more_nodes_than_inputs_and_the_exact_solver_write_them_out(small: Path, tmp_path: Path) -> None:
+    config = parse([str(small), "--layers", "2"])
+    wide = Sizes("x", 100, 50, 3, {"train": 100, "val": 1, "test": 1})
+    tall = Sizes("x", 99, 99, 3, {"train": 100, "val": 1, "test": 1})
+    assert trainer.in_row_space(config, wide) and not trainer.in_row_space(config, tall)
+    config.training.solver = "exact"
+    assert not trainer.in_row_space(config, wide)
+
+
+def test_iterates_do_not_depend_on_the_ranks_with_more_nodes_than_inputs(mpirun: Any, tmp_path: Path) -> None:
+    data = tmp_path / "tall.h5"
+    shape = "--synthetic-nodes 400 --synthetic-features 30 --synthetic-train-per-class 20 --hops 1"
+    succeed(python("-m", "pdadmm.prepare", "synthetic", *shape.split(), "--out", data))
+    options = "--layers 3 --stages 2,3 --hidden 20 --iterations 15 --quiet --eval-every 5"
+    for ranks in (1, 3):
+        succeed(mpirun(ranks, "-m", "pdadmm.run", data, *options.split(), "--out", tmp_path / str(ranks)))
+    for a, b in zip(*(weights_of(tmp_path / r / "model.h5") for r in ("1", "3")), strict=True):
+        assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
+    lines = [[r["objective"] for r in records_of(tmp_path / r)] for r in ("1", "3")]
+    assert lines[0] == lines[1]
