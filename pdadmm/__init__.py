@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+# OpenBLAS's threads spin for some 25 ms after a product, in the way of the passes between products.
+# They read this when NumPy is loaded; 4 is the shortest.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 __version__ = "0.1.0"
 __all__ = ["Model", "__version__"]
