@@ -54,6 +54,17 @@ class Choice:
         """Name and UUID of the GPU of every rank; empty on CPUs."""
         return [f"{p.name} {p.uuid}" for p in self.places] if self.backend == "cupy" else []
 
+    @property
+    def ways(self) -> list[str]:
+        """All ways that messages can take here, by the names of ``bench links``."""
+        nccl = ["nccl"] if self.transport == "nccl" else []
+        return ["mpi", *nccl, "staged"] if self.backend == "cupy" else ["mpi"]
+
+    @property
+    def way(self) -> str:
+        """The one of them that a run takes."""
+        return self.transport if self.backend == "numpy" or self.transport == "nccl" else "staged"
+
 
 ON_CPUS = Choice()
 

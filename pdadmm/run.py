@@ -194,7 +194,12 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
         records = resumed.state["records"] if resumed else []
         write_text(folder / "config.toml", config.to_toml())
         (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    baseline = measure_neighbours(waiter) if o.measure_links else None
+    baseline = None
+    if o.measure_links:
+        ways = [choice.way]
+        baseline = measure_neighbours(
+            waiter, ways=ways, choice=choice, backend=trainer.backend, run=config.run
+        )
     with show:
         finished = trainer.run(folder, resumed)
     trainer.close()

@@ -2,7 +2,8 @@
 
 The clock attributes all the time between two laps to the phase named at the second, so that the
 phases of a rank add up to the wall time of its iterations by construction. A lap costs a clock read
-and an addition; nothing is ever synchronised for it.
+and an addition; nothing is ever synchronised for it. On a GPU the times are those of CUDA events
+(:mod:`pdadmm.device_clock`).
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ class Clock:
         traced. Layer 0 is the rank as a whole.
     messages
         Of the current stage.
+    walls
+        Of every iteration of the stage, seconds as a single measurement from its begin to its end,
+        where only this clock can tell them; empty on the host, where the caller can.
     """
 
     def __init__(self, traced: bool = False) -> None:
@@ -104,6 +108,7 @@ class Clock:
         self._row_of = 0
         self._row: dict[str, int] = {}
         self.iteration_seconds: list[float] = []
+        self.walls: list[float] = []
         self.messages: list[Message] = []
         self._steps: list[Step] = []
         self._place = 0
@@ -112,7 +117,7 @@ class Clock:
         self._about: tuple[int, bool] = _NOTHING
 
     def end_stage(self) -> None:
-        """Keep the stage's messages for the timeline."""
+        """Complete the accounts of the stage, and keep its messages for the timeline."""
         if self.traced:
             self.past.append(self.messages)
 
@@ -129,19 +134,27 @@ class Clock:
         times = len(self.iteration_seconds)
         return [step for step in self._steps if len(step.times) == times]
 
-    def begin_iteration(self, iteration: int) -> None:
+    # every time may be given (`now`, in ns) by who knows it better than this process's clock
+
+    def begin_iteration(self, iteration: int, now: int = 0) -> None:
         """Start the first lap of an iteration, counted from 0 in its stage."""
         self._counting = iteration >= WARM_UP
         self._place = 0
         self._computed = self._updating = 0
         self._part = ("", 0)
-        self._last = self._iteration_start = perf_counter_ns()
+        self._last = self._iteration_start = now or perf_counter_ns()
 
     def part(self, name: str, layer: int) -> None:
         """Begin a part of the iteration: p, W or z of a layer."""
+        self._begin_part(name, layer)
+        self._open_range(name, layer)
+
+    def _begin_part(self, name: str, layer: int) -> None:
         if self._counting and self._part[1]:
             self._step("other", 0)
         self._part = (name, layer)
+
+    def _open_range(self, name: str, layer: int) -> None:
         if self._nvtx is not None:
             self._close_range()
             self._nvtx.RangePush(f"{name} {layer}")
@@ -152,9 +165,9 @@ class Clock:
             self._nvtx.RangePop()
             self._in_range = False
 
-    def lap(self, phase: str, layer: int) -> None:
+    def lap(self, phase: str, layer: int, now: int = 0) -> None:
         """Attribute the time since the last lap to a phase of a layer."""
-        now = perf_counter_ns()
+        now = now or perf_counter_ns()
         if self._counting:
             took = now - self._last
             if layer != self._row_of:
@@ -181,27 +194,23 @@ class Clock:
         self._computed = self._updating = 0
         self._about = _NOTHING
 
-    def end_iteration(self, layer: int) -> float:
-        """Close the last lap; returns the iteration's seconds."""
-        self.lap("other", layer)
+    def end_iteration(self, layer: int, now: int = 0) -> None:
+        """Close the last lap."""
+        Clock.lap(self, "other", layer, now)  # a subclass's lap may be another
         self._close_range()
-        seconds = (self._last - self._iteration_start) * 1e-9
         if self._counting:
-            self.iteration_seconds.append(seconds)
+            self.iteration_seconds.append((self._last - self._iteration_start) * 1e-9)
             self._about = _NOTHING
             self._step("other", 0)
         self._counting = False
-        return seconds
 
-    def about(self, coupling: int, upward: bool) -> None:
-        """Say which message the wait or send is for that the next lap closes."""
-        self._about = (coupling, upward)
-
-    def message(self, kind: str, coupling: int, upward: bool, sequence: int, start: int) -> None:
+    def message(
+        self, kind: str, coupling: int, upward: bool, sequence: int, start: int, now: int = 0
+    ) -> None:
         """Note that a message was handed to the transport, or waited for since `start` (ns) and taken."""
         self._about = (coupling, upward)
         if self.events is not None or len(self.messages) < _MESSAGES_KEPT:
-            end = perf_counter_ns()
+            end = now or perf_counter_ns()
             self.messages.append((kind, coupling, upward, sequence, start, end, self._counting))
 
     @contextmanager
@@ -219,4 +228,4 @@ def _nvtx() -> Any:
         from cupy.cuda import nvtx
     except Exception:  # CuPy raises its own errors where there is no driver
         return None
-    return nvtx
+    return nvtx if nvtx.available else None

@@ -24,6 +24,7 @@ from pdadmm.comm.placement import layer_cost, place
 from pdadmm.comm.waiting import Waiter
 from pdadmm.config import Config
 from pdadmm.control import CONTINUE, STOP, Control
+from pdadmm.device_clock import make_clock
 from pdadmm.devices import ON_CPUS, Choice, make_backend, make_transport
 from pdadmm.errors import InputError, RunError
 from pdadmm.evaluate import SPLITS, Split, evaluate
@@ -32,7 +33,6 @@ from pdadmm.kernels.select import select_kernels
 from pdadmm.metrics import Monitor
 from pdadmm.profiling.clocks import read_offset
 from pdadmm.profiling.collect import Accounts
-from pdadmm.trace import Clock
 
 if TYPE_CHECKING:  # features imports SciPy and h5py, which only the first and last ranks need
     from pdadmm.features import Features
@@ -138,7 +138,7 @@ class Trainer:
         self.monitor = Monitor(self.layers_total, {name: self.splits[name].rows for name in SPLITS})
         self._progress = progress
         self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
-        self.clock = Clock(config.output.trace)
+        self.clock = make_clock(self.backend, config.output.trace)
         self.accounts: Accounts
         self.progress_thread: ProgressThread | None = None
         self.records: list[dict[str, Any]] = []

@@ -18,6 +18,8 @@ import numpy as np
 import pdadmm
 
 PROGRAMS = Path(__file__).parent / "programs"
+#: replaces CuPy and NCCL on a machine without a GPU
+STANDIN = Path(__file__).parent / "standin"
 
 #: (codec, bits) of every form of every codec
 CODECS = [
@@ -31,6 +33,12 @@ CODECS = [
 def words(text: str) -> list[str]:
     """The words of a text: a command line without quotes."""
     return text.split()
+
+
+def on_standin(devices: int = 4, **others: str) -> dict[str, str]:
+    """Environment of a program that is to find the stand-in for CuPy, with so many devices."""
+    path = os.pathsep.join([str(STANDIN), str(Path(__file__).parents[1])])
+    return {"PYTHONPATH": path, "STANDIN_DEVICES": str(devices), **others}
 
 
 @dataclass

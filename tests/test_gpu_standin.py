@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import PROGRAMS, Finished, records_of, succeed, summary_of, weights_of, without_times
+from support import (
+    PROGRAMS,
+    STANDIN,
+    Finished,
+    on_standin,
+    records_of,
+    succeed,
+    summary_of,
+    weights_of,
+    without_times,
+)
 
 from pdadmm.backend import label_of, place_of
 from pdadmm.config import Run
 from pdadmm.devices import Place, decide
 from pdadmm.errors import InputError, RunError
 
-STANDIN = Path(__file__).parent / "standin"
 SHAPE = "--layers 5 --hidden 24 --iterations 12 --eval-every 6 --stages 2,5 --kernels reference --quiet"
 
 #: options that take different ways through a layer, and the transport they are tried with
@@ -38,11 +48,6 @@ WAYS = {
     "exact": ("--codec float32 --solver exact --no-overlap", "nccl"),
     "tanh": ("--codec delta --bits 8 --activation tanh --checkpoint-every 7", "mpi"),
 }
-
-
-def environment(devices: int = 4, **others: str) -> dict[str, str]:
-    path = os.pathsep.join([str(STANDIN), str(Path(__file__).parents[1])])
-    return {"PYTHONPATH": path, "STANDIN_DEVICES": str(devices), **others}
 
 
 def runs(backend: str, out: Path, small: Path) -> list[list[str]]:
@@ -67,7 +72,7 @@ def test_iterates_are_those_of_numpy(
     ranks: int, on_numpy: Path, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
     (tmp_path / "runs.json").write_text(json.dumps(runs("cupy", tmp_path, small)))
-    succeed(mpirun(ranks, PROGRAMS / "run_many.py", tmp_path / "runs.json", timeout=200, env=environment()))
+    succeed(mpirun(ranks, PROGRAMS / "run_many.py", tmp_path / "runs.json", timeout=200, env=on_standin()))
     for name, (_, transport) in WAYS.items():
         for a, b in zip(records_of(on_numpy / name), records_of(tmp_path / name), strict=True):
             assert without_times(a) == without_times(b), name
@@ -88,24 +93,27 @@ def test_a_checkpoint_of_gpu_ranks_is_gone_on_from(
     first = [str(small), *options, "--out", str(tmp_path), "--transport", "nccl"]
     again = [*first[:-1], "mpi", "--resume"]
     (tmp_path / "runs.json").write_text(json.dumps([first, again]))
-    succeed(mpirun(2, PROGRAMS / "run_many.py", tmp_path / "runs.json", timeout=120, env=environment()))
+    succeed(mpirun(2, PROGRAMS / "run_many.py", tmp_path / "runs.json", timeout=120, env=on_standin()))
     records = [without_times(r) for r in records_of(tmp_path)]
     assert records == [without_times(r) for r in records_of(on_numpy / "delta4")]
 
 
 @pytest.mark.parametrize("transport", ["mpi", "nccl"], ids=["staged", "over_nccl"])
 def test_no_iteration_waits_for_the_device(transport: str, mpirun: Callable[..., Finished]) -> None:
-    finished = succeed(mpirun(2, PROGRAMS / "gpu_waits.py", transport, env=environment()))
+    finished = succeed(mpirun(2, PROGRAMS / "gpu_waits.py", transport, env=on_standin()))
     lines = [line.split() for line in finished.out.splitlines()]
-    assert [unmeasured for unmeasured, _ in lines] == ["0", "0"]
-    assert all(0 < int(measured) <= 2 for _, measured in lines)
+    assert [unmeasured for unmeasured, *_ in lines] == ["0", "0"]
+    assert all(0 < int(measured) <= 2 for _, measured, *_ in lines)
+    # the clock has its times all the same: of the iterations after the warm-up, and all of their time
+    assert [counted for *_, counted, _ in lines] == ["5", "5"]
+    assert all(float(share) == pytest.approx(1, rel=1e-3) for *_, share in lines)
 
 
 def test_an_error_of_nccl_ends_the_job_and_names_rank_and_link(
     small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
     (tmp_path / "failed").touch()
-    env = environment(STANDIN_NCCL_FAILS=str(tmp_path / "failed"))
+    env = on_standin(STANDIN_NCCL_FAILS=str(tmp_path / "failed"))
     options = f"{SHAPE} --backend cupy --transport nccl --iterations 100000".split()
     finished = mpirun(3, "-m", "pdadmm.run", small, *options, "--out", tmp_path / "out", env=env, timeout=60)
     assert finished.code not in (0, 2)
@@ -126,7 +134,7 @@ def test_what_is_missing_is_named_in_one_line(
 ) -> None:
     finished = mpirun(
         2, "-m", "pdadmm.run", small, *f"{SHAPE} {options}".split(), "--out", tmp_path / "out",
-        env=environment(devices),
+        env=on_standin(devices),
     )  # fmt: skip
     assert finished.code == 2
     assert finished.err.count("\n") == 1 and all(word in finished.err for word in words)
@@ -285,3 +293,88 @@ def test_nan_on_the_device_ends_the_run_with_layer_and_iteration(cupy: Any) -> N
     stage.iterate(1, measure=False)
     with pytest.raises(RunError, match="layer 2, iteration 2 of the stage: the gradient of p is NaN or Inf"):
         stage.iterate(2, measure=True)
+
+
+# ---- the clock ------------------------------------------------------------------------------------
+
+
+def test_phases_are_what_the_device_took_and_the_host_waits_for_none(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device stands still at first, so that the host gives out all iterations before one is done."""
+    from pdadmm.device_clock import DeviceClock
+    from pdadmm.trace import WARM_UP
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: stream)
+    clock = DeviceClock(traced=True)
+    gate = threading.Event()
+    made = []
+
+    def compute(seconds: float) -> None:
+        stream._do(lambda: time.sleep(seconds))
+
+    def until_idle() -> None:
+        event = cupy.cuda.Event()
+        event.record(stream)
+        while not event.done:
+            time.sleep(1e-4)
+
+    def iterate(i: int, evaluated: bool) -> None:
+        clock.begin_iteration(i)
+        clock.part("p", 2)
+        if not i:
+            stream._do(gate.wait)
+        compute(4e-3)
+        clock.lap("products", 2)
+        clock.message("received", 1, True, i + 1, time.perf_counter_ns())
+        compute(2e-3)
+        clock.lap("wait", 2)
+        clock.lap("updates", 2)
+        clock.message("sent", 1, False, i + 1, time.perf_counter_ns())
+        clock.lap("send", 2)
+        if evaluated:
+            until_idle()
+        clock.end_iteration(2)
+
+    for _ in range(2):
+        gate.clear()
+        clock.begin_stage()
+        waits = cupy.counts["waits"]
+        count = WARM_UP + 4
+        begun = time.perf_counter_ns()
+        for i in range(count - 1):
+            iterate(i, False)
+        assert clock.walls == [] and clock.iteration_seconds == []
+        time.sleep(0.1)
+        opened = time.perf_counter_ns()
+        gate.set()
+        iterate(count - 1, True)
+        with clock.span("evaluation"):
+            until_idle()
+        clock.end_stage()
+        ended = time.perf_counter_ns()
+        made.append(cupy.counts["events"])
+        assert cupy.counts["waits"] == waits
+        assert len(clock.walls) == count and len(clock.iteration_seconds) == 4
+        phases = clock.seconds[2]
+        assert phases["products"] >= 4 * 4e-3 and phases["wait"] >= 4 * 2e-3
+        assert phases["updates"] < phases["wait"] and phases["send"] < phases["wait"]
+        assert sum(phases.values()) == pytest.approx(sum(clock.walls[-4:]), rel=1e-5)
+        assert clock.walls[0] > 0.1  # it had to wait for the gate
+        # in times of the host: after the host gave it out, and when the device did it
+        events = (clock.events or [])[-(5 * count + 1) :]  # five laps an iteration, and the evaluation
+        stamps = [stamp for _, _, *ends in events for stamp in ends]
+        assert stamps == sorted(stamps) and begun <= stamps[0] and stamps[-1] <= ended
+        assert events[-1][0] == "evaluation"
+        first = next(end for name, _, _, end in events if name == "products")
+        assert opened - 50_000_000 < first < ended
+        received, sent = ([m for m in clock.messages if m[0] == kind] for kind in ("received", "sent"))
+        assert [m[3] for m in received] == [m[3] for m in sent] == list(range(1, count + 1))
+        assert all(m[5] - m[4] >= 1_990_000 for m in received)
+        assert all(a[5] <= b[4] for a, b in zip(received, sent, strict=True))
+        assert [m[6] for m in sent] == [False] * WARM_UP + [True] * 4
+    # the second stage takes the events of the first, but for those of the test itself
+    assert made[1] - made[0] == 2
+    nvtx = cupy.cuda.nvtx
+    assert nvtx.opened == [] and nvtx.named[-count:] == ["p 2"] * count

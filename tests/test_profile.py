@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from support import Finished, python, succeed, summary_of
+from support import Finished, on_standin, python, succeed, summary_of
 
+from pdadmm.bench_links import SIZES, NCCLWay
 from pdadmm.comm.codec import DeltaCodec
 from pdadmm.errors import InputError
 from pdadmm.profile import main
@@ -265,6 +268,94 @@ def test_bench_links_measures_every_size(mpirun: Callable[..., Finished], tmp_pa
     # in a window, messages travel faster than one by one
     large = link["results"][-1]
     assert large["bandwidth"] > 0.3 * large["bytes"] / large["latency_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "options", "ways", "said"),
+    [
+        (2, "", ["mpi", "nccl", "staged"], ""),
+        (1, "", ["mpi", "staged"], "share a GPU"),
+        (2, "--backend numpy", ["mpi"], ""),
+    ],
+)
+def test_bench_links_measures_every_way_there_is_between_gpus(
+    devices: int,
+    options: str,
+    ways: list[str],
+    said: str,
+    mpirun: Callable[..., Finished],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "links.json"
+    command = f"-m pdadmm.bench links --seconds 0.001 {options} --json".split()
+    finished = succeed(mpirun(2, *command, file, env=on_standin(devices)))
+    found = json.loads(file.read_text())["transports"]
+    assert list(found) == ways
+    assert said in finished.err and bool(said) == bool(finished.err)
+    for links in found.values():
+        (link,) = links
+        assert [row["bytes"] for row in link["results"]] == list(SIZES)
+        assert all(0 < row["latency_seconds"] < 1 and row["bandwidth"] > 0 for row in link["results"])
+
+
+class Recorder:
+    """Takes NCCL groups down as (sends, receives), each a list of (offset, bytes, peer)."""
+
+    def __init__(self) -> None:
+        self.groups: list[tuple[list[Any], list[Any]]] = []
+        self.done = True
+
+    def buffer(self, nbytes: int) -> Any:
+        return np.zeros(nbytes, np.uint8)
+
+    def mark_compute(self) -> Any:
+        return self
+
+    mark_communication = mark_compute
+
+    def communication_after(self, event: Any) -> None: ...
+
+    def group(self, sends: list[Any], receives: list[Any]) -> None:
+        def shown(parts: list[Any]) -> list[Any]:
+            return [(part.ctypes.data, part.nbytes, peer) for part, peer in parts]
+
+        self.groups.append((shown(sends), shown(receives)))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_window_is_a_group_of_messages_and_an_answer(first: bool) -> None:
+    device = Recorder()
+    with NCCLWay(device).windowed(first, 5, 300, 64) as once:
+        once()
+    window, answer = device.groups if first else [groups[::-1] for groups in device.groups]
+    assert [(nbytes, peer) for _, nbytes, peer in window[0]] == [(300, 5)] * 64 and not window[1]
+    assert [(nbytes, peer) for _, nbytes, peer in answer[1]] == [(1, 5)] and not answer[0]
+    if not first:  # every message has its place
+        places = [place for place, _, _ in window[0]]
+        assert [b - a for a, b in itertools.pairwise(places)] == [300] * 63
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_ping_pong_is_a_message_each_way_one_after_the_other(first: bool) -> None:
+    device = Recorder()
+    with NCCLWay(device).ping_pong(first, 5, 300) as once:
+        once()
+    counts = [(len(sends), len(receives)) for sends, receives in device.groups]
+    assert counts == ([(1, 0), (0, 1)] if first else [(0, 1), (1, 0)])
+
+
+@pytest.mark.parametrize(
+    ("options", "devices", "words"),
+    [
+        ("--backend cupy", 0, ["--backend cupy needs a GPU", "no CUDA-capable device"]),
+        ("--backend gpu", 2, ["--backend", "numpy", "--help"]),
+        ("--seconds soon", 2, ["--seconds", "soon"]),
+    ],
+)
+def test_bench_links_refuses_in_one_line(
+    options: str, devices: int, words: list[str], mpirun: Callable[..., Finished]
+) -> None:
+    refused(mpirun(2, "-m", "pdadmm.bench", "links", *options.split(), env=on_standin(devices)), *words)
 
 
 def test_bench_links_needs_two_ranks() -> None:

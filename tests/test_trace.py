@@ -10,21 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PROGRAMS, Finished, message_bytes, succeed
+from support import PROGRAMS, Finished, message_bytes, on_standin, records_of, succeed
 
 from pdadmm.profiling.clocks import Alignment, Reading
+from pdadmm.profiling.figures import figures
 from pdadmm.profiling.messages import flights
 from pdadmm.profiling.timeline import timeline
+from pdadmm.trace import WARM_UP
 
 LAYERS, HIDDEN, ITERATIONS = 5, 20, 12
 
+#: clocks and transports: the host's, and CUDA events over NCCL and over staged MPI
+WAYS = {
+    "host": "--backend numpy",
+    "nccl": "--backend cupy --transport nccl --kernels reference",
+    "staged": "--backend cupy --transport mpi --kernels reference",
+}
 
-@pytest.fixture(scope="module")
-def traced(mpirun: Callable[..., Finished], small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+
+@pytest.fixture(scope="module", params=WAYS)
+def traced(
+    request: pytest.FixtureRequest,
+    mpirun: Callable[..., Finished],
+    small: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Folder of a run of 4 ranks with a timeline; two layers share a rank, and it grows once."""
     folder = tmp_path_factory.mktemp("traced")
     options = f"--layers {LAYERS} --stages 3,{LAYERS} --hidden {HIDDEN} --iterations {ITERATIONS} --trace"
-    succeed(mpirun(4, "-m", "pdadmm.run", small, *options.split(), "--quiet", "--out", folder))
+    options += f" --eval-every {WARM_UP} --measure-links {WAYS[request.param]}"
+    env = {} if request.param == "host" else on_standin()
+    succeed(mpirun(4, "-m", "pdadmm.run", small, *options.split(), "--quiet", "--out", folder, env=env))
     return folder
 
 
@@ -45,8 +61,29 @@ def test_phases_add_up_to_the_wall_time_of_the_iterations_on_every_rank(traced: 
         phases = sum(sum(layer.values()) for layer in stage["phases"].values())
         # the iterations are short: another process may come in between the two clocks' readings
         assert phases == pytest.approx(stage["wall_seconds"], rel=0.03, abs=0.02)
+        # both from events, which another process does not come between
+        if profile_of(traced)["run"]["backend"] == "cupy" and rank["stages"][-1]["layers"]:
+            assert phases == pytest.approx(stage["wall_seconds"], rel=1e-4) and phases > 0
         steps = sum(step["compute"]["mean"] + step["seconds"]["mean"] for step in stage["steps"])
         assert steps * stage["iterations"] == pytest.approx(phases, rel=1e-6)
+
+
+def test_phases_add_up_to_the_seconds_that_the_host_counts_from_evaluation_to_evaluation(
+    traced: Path,
+) -> None:
+    seconds = {r["stage_iteration"]: r["seconds"] for r in records_of(traced) if r["stage"] == 2}
+    stage = profile_of(traced)["ranks"][0]["stages"][-1]
+    phases = sum(sum(layer.values()) for layer in stage["phases"].values())
+    assert phases == pytest.approx(seconds[ITERATIONS] - seconds[WARM_UP], rel=0.03, abs=0.02)
+
+
+def test_links_were_measured_the_way_the_messages_went(traced: Path) -> None:
+    profile = profile_of(traced)
+    run, measured = profile["run"], profile["links_baseline"]["transports"]
+    way = {"nccl": "nccl", "mpi": "staged" if run["backend"] == "cupy" else "mpi"}[run["transport"]]
+    assert list(measured) == [way]
+    assert [(link["lower"], link["upper"]) for link in measured[way]] == [(0, 1), (1, 2), (2, 3)]
+    assert all(link.baseline_bandwidth for link in figures(profile, "").links)
 
 
 def test_timeline_has_a_process_a_rank_and_two_tracks(events: list[dict[str, Any]]) -> None:

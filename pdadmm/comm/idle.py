@@ -26,6 +26,10 @@ class IdleTime:
         """The compute stream has just been told to wait for a message."""
         self._waits.append((begun, self.begin()))
 
+    def forget(self) -> None:
+        """Leave the waits so far out."""
+        self._waits = []
+
     def seconds(self) -> float:
         """Seconds of all waits since the last call; the device must have finished them."""
         waits, self._waits = self._waits, []

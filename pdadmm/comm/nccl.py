@@ -98,9 +98,9 @@ class NCCLExchange:
         self._turn = "p"
         self.links: dict[str, NCCLLink] = {}
         if below is not None:
-            self.links["below"] = NCCLLink(self, device, "p", "q", below_bytes)
+            self.links["below"] = NCCLLink(self, device, below, "p", "q", below_bytes)
         if above is not None:
-            self.links["above"] = NCCLLink(self, device, "q", "p", above_bytes)
+            self.links["above"] = NCCLLink(self, device, above, "q", "p", above_bytes)
 
     def register(self, kind: str, part: str) -> None:
         """A part of the next round of a kind is there; enqueue whatever has become possible."""
@@ -136,8 +136,9 @@ class NCCLLink:
     between_ranks = True
 
     def __init__(
-        self, exchange: NCCLExchange, device: Device, sends: str, receives: str, nbytes: int
+        self, exchange: NCCLExchange, device: Device, peer: int, sends: str, receives: str, nbytes: int
     ) -> None:
+        self.peer = peer
         self.send_buffer = device.buffer(nbytes)
         self.receive_buffer = device.buffer(nbytes)
         self.messages_sent = 0

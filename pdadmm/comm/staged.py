@@ -205,6 +205,11 @@ class StagedLink:
         if not self._overlap:
             self._until(lambda: not self._sending, f"a message to {self._wire.what} to leave")
 
+    def sent(self) -> bool:
+        """Whether all messages have left; never waits."""
+        self.advance()
+        return not self._sending
+
     def wait_sent(self) -> float:
         """Let the compute stream wait until the send buffer is free; the host waits if MPI reads it."""
         if self._direct:

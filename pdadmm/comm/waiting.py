@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -42,6 +43,8 @@ class Waiter:
         Seconds after which a wait gives up with :class:`RunError`; 0 waits for ever.
     where
         Kept up to date for the line about a failure.
+    sleeps
+        False: only give the processor away, so that nobody waits for a nap to end, and wait for ever.
 
     Attributes
     ----------
@@ -51,7 +54,9 @@ class Waiter:
         Called while polling, to move on what does not move by itself; None: nothing to do.
     """
 
-    def __init__(self, comm: Any, timeout: float = 0.0, where: Where | None = None) -> None:
+    def __init__(
+        self, comm: Any, timeout: float = 0.0, where: Where | None = None, sleeps: bool = True
+    ) -> None:
         self.comm = comm
         self.where = where or Where()
         self.timeout = timeout
@@ -60,6 +65,8 @@ class Waiter:
         local = ranks_on_node(comm)
         #: tests before the first sleep; a rank with a core of its own may spin longer
         self._spins = 20 if local > usable_cores() else 2000
+        if not sleeps:
+            self._spins = sys.maxsize
 
     @contextlib.contextmanager
     def patient(self, factor: float = 20.0) -> Iterator[None]:

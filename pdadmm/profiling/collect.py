@@ -41,20 +41,22 @@ class Accounts:
         self._wall: list[float] = []
 
     def iterated(self, seconds: float) -> None:
-        """Add the wall time of an iteration, measured outside of the clock."""
+        """Add the wall time of an iteration, measured outside of the clock; on the host it counts."""
         self._wall.append(seconds)
 
     def end_stage(self, stage: Stage, depth: int) -> None:
         """Close the accounts of a stage whose last message has been taken."""
         clock = self.clock
+        clock.end_stage()
         counted = len(clock.iteration_seconds)
+        walls = clock.walls or self._wall
         self.stages.append(
             {
                 "depth": depth,
                 "layers": [layer.position for layer in stage.layers],
                 "iterations": counted,
                 "iteration_seconds": _spread(clock.iteration_seconds),
-                "wall_seconds": sum(self._wall[-counted:]) if counted else 0.0,
+                "wall_seconds": sum(walls[-counted:]) if counted else 0.0,
                 "phases": {str(layer): phases for layer, phases in clock.seconds.items()},
                 "steps": [
                     {
@@ -73,7 +75,6 @@ class Accounts:
             }
         )
         self.messages.append(clock.messages)
-        clock.end_stage()
         self._wall = []
 
 
@@ -140,7 +141,8 @@ def write_profile(
     timeline
         Called on rank 0 with what every rank kept, to write the timeline.
     baseline
-        Result of :func:`pdadmm.bench_links.measure` on the run's links; rank 0's counts.
+        Result of :func:`pdadmm.bench_links.measure_neighbours`, of the way that the run's messages take;
+        rank 0's counts.
     """
     clock = accounts.clock
     mine = {

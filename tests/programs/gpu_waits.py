@@ -2,7 +2,8 @@
 
     mpirun -n 2 python gpu_waits.py mpi|nccl
 
-Prints one line a rank: waits of the iterations that are not measured, then of one that is.
+Prints one line a rank: waits of the iterations that are not measured, then of one that is, and of the
+clock the iterations counted and the sum of its phases over their wall time.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from pdadmm.admm.stage import Plan, Stage
 from pdadmm.comm.codec import DeltaCodec
 from pdadmm.comm.waiting import Waiter
 from pdadmm.config import Run
+from pdadmm.device_clock import make_clock
 from pdadmm.devices import choose, make_backend, make_transport
 from pdadmm.kernels.reference import ReferenceKernels
-from pdadmm.trace import Clock
 
 NODES, WIDTHS = 60, [12, 8, 8, 8, 3]
 
@@ -37,7 +38,8 @@ if __name__ == "__main__":
         for i in plan.mine
     ]
     transport = make_transport(choice, backend, waiter, run, None, [(plan.previous, plan.next)])
-    stage = Stage(plan, layers, waiter, Clock(), transport=transport, backend=backend)
+    clock = make_clock(backend, traced=False)
+    stage = Stage(plan, layers, waiter, clock, transport=transport, backend=backend)
     rng = np.random.default_rng(0)
     X = backend.asarray(rng.standard_normal((NODES, WIDTHS[0]), dtype=np.float32))
     y = backend.asarray(rng.integers(0, WIDTHS[-1], NODES))
@@ -49,7 +51,13 @@ if __name__ == "__main__":
         before = cupy.counts["waits"]
         stage.iterate(i, measure=i == 7)
         waits.append(cupy.counts["waits"] - before)
+    before = cupy.counts["waits"]
+    clock.end_stage()
+    waits[0] += cupy.counts["waits"] - before
     stage.finish()
     transport.close()
-    sys.stdout.write(f"{sum(waits[:-1])} {waits[-1]}\n")
+    counted = len(clock.iteration_seconds)
+    phases = sum(sum(row.values()) for row in clock.seconds.values())
+    share = phases / sum(clock.walls[-counted:])
+    sys.stdout.write(f"{sum(waits[:-1])} {waits[-1]} {counted} {share}\n")
     sys.stdout.flush()

@@ -2,8 +2,8 @@
 
 It has what the package uses of CuPy and refuses what CuPy refuses: implicit copies between host and
 device raise, and so do ufunc methods and ``where=``. `counts` says how often the host waited for the
-"device" and how many arrays were made. Work on the default stream is done at once; other streams are
-threads (see `cupy.cuda`). Kernels in CUDA are replaced by Python by their name.
+"device" and how many arrays and events were made. Work on the default stream is done at once; other
+streams are threads (see `cupy.cuda`). Kernels in CUDA are replaced by Python by their name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-counts = {"waits": 0, "arrays": 0}
+counts = {"waits": 0, "arrays": 0, "events": 0}
 __version__ = "stand-in"
 
 float64, float32, uint8, uint16, int64, int32 = (
