@@ -78,8 +78,9 @@ class DeviceClock(Clock):
             self._mark(DeviceClock._lap, "other", self._layer)
 
     def part(self, name: str, layer: int) -> None:
-        self._open_range(name, layer)
-        self._notes.append((Clock._begin_part, (name, layer), False))
+        if self._nvtx is not None:
+            self._open_range(name, layer)
+        self._notes.append((Clock.part, (name, layer), False))
 
     def lap(self, phase: str, layer: int, now: int = 0) -> None:
         self._mark(DeviceClock._lap, phase, layer)
@@ -151,11 +152,13 @@ class DeviceClock(Clock):
 
     def _make_up(self, notes: list[_Note], times: list[int], offset: int) -> None:
         passed = iter(times)
+        nvtx, self._nvtx = self._nvtx, None  # the profiler's ranges are past
         for function, arguments, timed in notes:
             if timed:
                 function(self, *arguments, next(passed) + offset)
             else:
                 function(self, *arguments)
+        self._nvtx = nvtx
 
     def _lap(self, phase: str, layer: int, now: int) -> None:
         for message in self._to_place:

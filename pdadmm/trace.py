@@ -146,19 +146,16 @@ class Clock:
 
     def part(self, name: str, layer: int) -> None:
         """Begin a part of the iteration: p, W or z of a layer."""
-        self._begin_part(name, layer)
-        self._open_range(name, layer)
-
-    def _begin_part(self, name: str, layer: int) -> None:
         if self._counting and self._part[1]:
             self._step("other", 0)
         self._part = (name, layer)
+        if self._nvtx is not None:
+            self._open_range(name, layer)
 
     def _open_range(self, name: str, layer: int) -> None:
-        if self._nvtx is not None:
-            self._close_range()
-            self._nvtx.RangePush(f"{name} {layer}")
-            self._in_range = True
+        self._close_range()
+        self._nvtx.RangePush(f"{name} {layer}")
+        self._in_range = True
 
     def _close_range(self) -> None:
         if self._in_range and self._nvtx is not None:
