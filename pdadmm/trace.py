@@ -23,6 +23,10 @@ PHASES = ("products", "updates", "send", "wait", "other")
 #: iterations at the start of a stage that are left out of the phases
 WARM_UP = 3
 
+#: iterations of a stage up to which each one is accounted for; after them every `_EVERY`-th, since
+#: notes cost 3 to 7 us a layer and small networks' layers take a hundred
+_EACH, _EVERY = 20, 8
+
 #: messages of a stage whose times are kept without a timeline; enough for steady means
 _MESSAGES_KEPT = 1000
 
@@ -84,7 +88,7 @@ class Clock:
     messages
         Of the current stage.
     walls
-        Of every iteration of the stage, seconds as a single measurement from its begin to its end,
+        Of every counted iteration, seconds as a single measurement from its begin to its end,
         where only this clock can tell them; empty on the host, where the caller can.
     """
 
@@ -94,6 +98,7 @@ class Clock:
         self._nvtx = _nvtx() if traced else None
         self._in_range = False
         self._counting = False
+        self._noting = self._sending = True
         self._last = self._iteration_start = perf_counter_ns()
         self.begin_stage()
 
@@ -136,12 +141,22 @@ class Clock:
 
     # every time may be given (`now`, in ns) by who knows it better than this process's clock
 
+    def counts(self, iteration: int) -> bool:
+        """Whether an iteration, counted from 0 in its stage, is accounted for; the same on all ranks."""
+        if iteration < WARM_UP:
+            return False
+        return iteration < _EACH or iteration % _EVERY == 0 or self.traced
+
     def begin_iteration(self, iteration: int, now: int = 0) -> None:
         """Start the first lap of an iteration, counted from 0 in its stage."""
-        self._counting = iteration >= WARM_UP
+        self._counting = self.counts(iteration)
+        self._noting = self._counting or self.traced
+        # q leaves in the iteration before the one that takes it
+        self._sending = self._noting or self.counts(iteration + 1)
         self._place = 0
         self._computed = self._updating = 0
         self._part = ("", 0)
+        self._about = _NOTHING
         self._last = self._iteration_start = now or perf_counter_ns()
 
     def part(self, name: str, layer: int) -> None:
@@ -164,6 +179,8 @@ class Clock:
 
     def lap(self, phase: str, layer: int, now: int = 0) -> None:
         """Attribute the time since the last lap to a phase of a layer."""
+        if not self._noting:
+            return
         now = now or perf_counter_ns()
         if self._counting:
             took = now - self._last
@@ -195,16 +212,21 @@ class Clock:
         """Close the last lap."""
         Clock.lap(self, "other", layer, now)  # a subclass's lap may be another
         self._close_range()
+        if not self._noting:
+            self._last = now or perf_counter_ns()
         if self._counting:
             self.iteration_seconds.append((self._last - self._iteration_start) * 1e-9)
-            self._about = _NOTHING
+            self._about = _NOTHING  # of a send after the last lap
             self._step("other", 0)
         self._counting = False
+        self._noting = self._sending = True  # what lies between iterations
 
     def message(
         self, kind: str, coupling: int, upward: bool, sequence: int, start: int, now: int = 0
     ) -> None:
         """Note that a message was handed to the transport, or waited for since `start` (ns) and taken."""
+        if not (self._sending if kind == "sent" else self._noting):
+            return
         self._about = (coupling, upward)
         if self.events is not None or len(self.messages) < _MESSAGES_KEPT:
             end = now or perf_counter_ns()

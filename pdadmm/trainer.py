@@ -256,7 +256,8 @@ class Trainer:
             terms = stage.iterate(i, measure)
             seconds = time.perf_counter() - start
             self.seconds_iterations += seconds
-            self.accounts.iterated(seconds)
+            if self.clock.counts(i):
+                self.accounts.iterated(seconds)
             self.seconds_exposed += self.waiter.seconds - exposed
             last = i + 1 == t.iterations and index + 1 == len(t.stages)
             if last and 1 in self.layers:  # what is evaluated in the end is what the model holds

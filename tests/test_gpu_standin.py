@@ -358,12 +358,11 @@ def test_phases_are_what_the_device_took_and_the_host_waits_for_none(
         ended = time.perf_counter_ns()
         made.append(cupy.counts["events"])
         assert cupy.counts["waits"] == waits
-        assert len(clock.walls) == count and len(clock.iteration_seconds) == 4
+        assert len(clock.walls) == len(clock.iteration_seconds) == 4
         phases = clock.seconds[2]
         assert phases["products"] >= 4 * 4e-3 and phases["wait"] >= 4 * 2e-3
         assert phases["updates"] < phases["wait"] and phases["send"] < phases["wait"]
-        assert sum(phases.values()) == pytest.approx(sum(clock.walls[-4:]), rel=1e-5)
-        assert clock.walls[0] > 0.1  # it had to wait for the gate
+        assert sum(phases.values()) == pytest.approx(sum(clock.walls), rel=1e-5)
         # in times of the host: after the host gave it out, and when the device did it
         events = (clock.events or [])[-(5 * count + 1) :]  # five laps an iteration, and the evaluation
         stamps = [stamp for _, _, *ends in events for stamp in ends]

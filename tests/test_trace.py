@@ -55,6 +55,25 @@ def profile_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+def test_long_stages_are_sampled_alike_on_all_ranks(
+    mpirun: Callable[..., Finished], small: Path, tmp_path: Path
+) -> None:
+    options = "--layers 3 --stages 3 --hidden 20 --iterations 50 --eval-every 50 --quiet"
+    succeed(mpirun(3, "-m", "pdadmm.run", small, *options.split(), "--out", tmp_path))
+    counted = [*range(WARM_UP, 20), 24, 32, 40, 48]
+    for rank in profile_of(tmp_path)["ranks"]:
+        stage = rank["stages"][-1]
+        assert stage["iterations"] == len(counted)
+        total = sum(sum(phases.values()) for phases in stage["phases"].values())
+        assert total == pytest.approx(stage["wall_seconds"], rel=0.03, abs=2e-3)
+        assert stage["steps"], "every counted iteration has the same steps"
+        for link in stage["links"]:
+            assert link["messages"] == 50
+            if link["kind"] == "received" and link["between_ranks"]:
+                # one a counted iteration; the sender noted each of them, q an iteration before it is taken
+                assert link["flights"] == len(counted)
+
+
 def test_phases_add_up_to_the_wall_time_of_the_iterations_on_every_rank(traced: Path) -> None:
     for rank in profile_of(traced)["ranks"]:
         stage = rank["stages"][-1]

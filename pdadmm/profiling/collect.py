@@ -41,7 +41,7 @@ class Accounts:
         self._wall: list[float] = []
 
     def iterated(self, seconds: float) -> None:
-        """Add the wall time of an iteration, measured outside of the clock; on the host it counts."""
+        """Add the wall time of an iteration that the clock counts, measured outside of it, on the host."""
         self._wall.append(seconds)
 
     def end_stage(self, stage: Stage, depth: int) -> None:
