@@ -186,6 +186,21 @@ def training(check: Check, folder: Path, nccl: int | None, kernels: str) -> list
     return rows
 
 
+def links(check: Check, file: Path, nccl: int | None) -> list[Report]:
+    """Latency and bandwidth of every way between two ranks, a row a way and size."""
+    env = {"NCCL_MULTI_RANK_GPU_ENABLE": "1"} if nccl and nccl >= 23000 else {}
+    mpirun = find_mpirun()
+    if not mpirun:
+        check.note("measure links", None, result="there is no mpirun")
+        return []
+    command = [mpirun, "-n", "2", sys.executable, "-m", "pdadmm.bench", "links", "--backend", "cupy"]
+    if not check.run("measure links", [*command, "--json", str(file)], 600, env):
+        return []
+    measured = json.loads(file.read_text())["transports"]
+    check.note("ways between two ranks", True, result=", ".join(measured))
+    return [{"transport": way, **result} for way, (link,) in measured.items() for result in link["results"]]
+
+
 def row(found: Report, cpu: Report | None, first: Report | None) -> Report:
     keys = (
         "ranks", "transport", "kernels", "precision", "test_accuracy", "objective", "seconds_iterations",
@@ -210,6 +225,7 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
     from pdadmm.backend import CupyBackend
     from pdadmm.comm.codec import AffineCodec, DeltaCodec, Float32Codec
     from pdadmm.comm.transport import MPITransport
+    from pdadmm.device_clock import make_clock
     from pdadmm.kernels import make_kernels
     from pdadmm.trace import Clock
 
@@ -233,7 +249,8 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
         ]
         nobody: Any = None
         plan = Plan(layers, layers, [range(1, layers + 1)], 0)
-        stage = Stage(plan, network, nobody, Clock(), transport=MPITransport(nobody), backend=backend)
+        clock = make_clock(backend, traced=False)
+        stage = Stage(plan, network, nobody, clock, transport=MPITransport(nobody), backend=backend)
         X = backend.asarray(rng.standard_normal((nodes, hidden), dtype=np.float32))
         y = backend.asarray(rng.integers(0, classes, nodes))
         hyper = Hyper(0.01, 0.1, 0.01, "gradient", "exact", 10**9, "cross_entropy")
@@ -247,7 +264,10 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
         pool = cupy.get_default_memory_pool()
         seconds = device_seconds(cupy, work, repeats)
         used = pool.total_bytes()
-        device_seconds(cupy, work, 5)
+        stage.clock = host_clock = Clock()
+        for noting in (*stage.layers, *stage.couplings):
+            setattr(noting, "clock" if hasattr(noting, "clock") else "_clock", host_clock)
+        plain = device_seconds(cupy, work, repeats)
         a = backend.asarray(rng.standard_normal((nodes, hidden), dtype=np.float32))
         b = backend.asarray(rng.standard_normal((hidden, hidden), dtype=np.float32))
         out = backend.empty((nodes, hidden))
@@ -262,7 +282,8 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
                 "backend": "cupy", "kernels": kernels, "precision": precision, "codec": made.name,
                 "bits": made.bits, "solver": "gradient", "nodes": nodes, "hidden": hidden, "layers": layers,
                 "seconds_per_layer_iteration": full, "seconds_per_product": product,
-                "ratio": full / product, "pool_grew_after_warm_up": pool.total_bytes() > used,
+                "ratio": full / product, "events_cost": seconds / plain - 1,
+                "pool_grew_after_warm_up": pool.total_bytes() > used,
             }
         )  # fmt: skip
     return found
@@ -289,8 +310,9 @@ def markdown(report: Report) -> str:
     lines += [
         f"| {e['name']} | {words[e['ok']]} | {e['seconds']:.1f} | {e['result']} |" for e in report["checks"]
     ]
-    for title, rows in (("Training", report["training"]), ("A layer's iteration", report["iterations"])):
-        if rows:
+    tables = {"Training": "training", "Links": "links", "A layer's iteration": "iterations"}
+    for title, name in tables.items():
+        if rows := report[name]:
             keys = [key for key in rows[0] if key != "devices"]
             lines += ["", f"## {title}", "", f"| {' | '.join(keys)} |", "|" + " --- |" * len(keys)]
             lines += ["| " + " | ".join(text(r.get(k)) for k in keys) + " |" for r in rows]
@@ -337,10 +359,12 @@ def main() -> int:
         check.note("tests", None, result="pytest is not installed")
     rows: list[Report] = []
     timed: list[Report] = []
+    between: list[Report] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if find_mpirun() or can_load_mpi():
             rows = training(check, folder, gpu["nccl"], options.kernels)
+            between = links(check, folder / "links.json", gpu["nccl"])
         else:
             check.note("training", None, result="no MPI library can be loaded")
         quick = ["--kernels", options.kernels, *(["--quick"] if options.quick else [])]
@@ -352,7 +376,7 @@ def main() -> int:
         passes = json.loads(kernels.read_text()) if check.run("time kernels", bench, 600) else None
     report = {
         "when": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "gpu": gpu,
-        "checks": check.entries, "training": rows, "iterations": timed, "kernels": passes,
+        "checks": check.entries, "training": rows, "links": between, "iterations": timed, "kernels": passes,
     }  # fmt: skip
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ class Clock:
     def __init__(self, traced: bool = False) -> None:
         self.events: list[tuple[str, int, int, int]] | None = [] if traced else None
         self.past: list[list[Message]] = []
-        self._nvtx = _nvtx() if traced else None
+        self._nvtx: Any = _nvtx() if traced else None
         self._in_range = False
         self._counting = False
         self._noting = self._sending = True

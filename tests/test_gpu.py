@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ from pdadmm.admm.stage import Plan, Stage
 from pdadmm.backend import CupyBackend, label_of, place_of
 from pdadmm.comm.codec import AffineCodec, DeltaCodec, Float32Codec, GridCodec
 from pdadmm.comm.transport import MPITransport
+from pdadmm.device_clock import make_clock
 from pdadmm.kernels import make_kernels
-from pdadmm.trace import Clock
 
 KERNELS = ["reference", *(["fused"] if importlib.util.find_spec("pdadmm.kernels.cuda") else [])]
 MAKERS: dict[str, Any] = {"affine": AffineCodec, "delta": DeltaCodec}
@@ -103,7 +104,8 @@ def stage_of(kernels: str, codec: Any) -> Stage:
     ]
     nobody: Any = None
     plan = Plan(4, 4, [range(1, 5)], 0)
-    stage = Stage(plan, layers, nobody, Clock(), transport=MPITransport(nobody), backend=backend)
+    clock = make_clock(backend, traced=False)
+    stage = Stage(plan, layers, nobody, clock, transport=MPITransport(nobody), backend=backend)
     rng = np.random.default_rng(0)
     X = backend.asarray(rng.standard_normal((300, 50), dtype=np.float32))
     y = backend.asarray(rng.integers(0, 5, 300))
@@ -128,6 +130,39 @@ def test_no_iteration_waits_or_grows_the_memory_pool(kernels: str, codec: Any) -
         for i in range(8, 24):
             stage.iterate(i, False)
     assert pool.total_bytes() == before
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_phases_add_up_to_the_time_between_events_around_the_iterations(kernels: str) -> None:
+    stage = stage_of(kernels, DeltaCodec(4))
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+    for i in range(20):  # of which each one is counted
+        if i == 10:
+            cupy.cuda.get_current_stream().synchronize()
+            stage.clock.begin_stage()
+            start.record()
+        stage.iterate(i, False)
+    end.record()
+    end.synchronize()
+    stage.clock.end_stage()
+    phases = sum(sum(row.values()) for row in stage.clock.seconds.values())
+    assert len(stage.clock.iteration_seconds) == 10
+    assert phases == pytest.approx(sum(stage.clock.walls), rel=1e-3)
+    assert phases == pytest.approx(cupy.cuda.get_elapsed_time(start, end) * 1e-3, rel=0.03)
+
+
+@pytest.mark.slow
+def test_links_between_ranks_of_a_gpu_are_measured(tmp_path: Path, mpirun: Callable[..., Finished]) -> None:
+    from cupy.cuda import nccl
+
+    file = tmp_path / "links.json"
+    options = words("-m pdadmm.bench links --backend cupy --seconds 0.01 --json")
+    succeed(mpirun(2, *options, file, timeout=200, env={"NCCL_MULTI_RANK_GPU_ENABLE": "1"}))
+    found = json.loads(file.read_text())["transports"]
+    shared = nccl.available and nccl.get_version() >= 23000
+    assert list(found) == (["mpi", "nccl", "staged"] if shared else ["mpi", "staged"])
+    for (link,) in found.values():
+        assert all(0 < row["latency_seconds"] < 1 and row["bandwidth"] > 0 for row in link["results"])
 
 
 WAYS = [
