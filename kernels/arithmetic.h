@@ -60,6 +60,18 @@ PDADMM_FN float smaller(float a, float b) { return a < b ? a : b; }
 PDADMM_FN float larger(float a, float b) { return a > b ? a : b; }
 PDADMM_FN float clamp(float x, float low, float high) { return smaller(larger(x, low), high); }
 
+// x between 0 and high, and between -high and high. On the bits, since compilers keep minima of integers, but
+// turn comparisons of floats with known bounds into branches over what is computed from them.
+PDADMM_FN float clamp_above(float x, float high) {
+  int b = (int)bits_of(x), most = (int)bits_of(high);
+  b = b < most ? b : most;
+  return float_of((u32)(b > 0 ? b : 0));
+}
+PDADMM_FN float clamp_size(float x, float high) {
+  int size = magnitude(x), most = (int)bits_of(high);
+  return float_of((u32)(size < most ? size : most) | (bits_of(x) & 0x80000000u));
+}
+
 // Nearest integer, ties to even, for |x| < 2^22: as rintf, but one addition on any machine.
 PDADMM_FN float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
@@ -94,7 +106,7 @@ PDADMM_FN u16 half_above(u16 h) {
 
 // index = rint((x - low) / step), saturating
 PDADMM_FN float grid_code(float x, float low, float inverse, float top) {
-  return round_even(clamp((x - low) * inverse, 0.0f, top));
+  return round_even(clamp_above((x - low) * inverse, top));
 }
 PDADMM_FN float grid_value(float code, float low, float step) { return low + code * step; }
 
@@ -118,9 +130,11 @@ PDADMM_FN u16 affine_scale(float greatest, float low, float top) {
   if (half_value(h) < wanted) h = half_above(h);
   return h;
 }
-// Number in [0, 1) of a key and an index (two-round xorshift-multiply, Ettinger, Hash prospector).
-PDADMM_FN float uniform(u32 key, u32 index) {
-  u32 x = index * 0x9E3779B9u + key;
+// Number in [0, 1) of a key and an index (two-round xorshift-multiply, Ettinger, Hash prospector). The
+// seeds of successive indices differ by UNIFORM_STRIDE: an addition, where the product costs two.
+static const u32 UNIFORM_STRIDE = 0x9E3779B9u;
+PDADMM_FN u32 uniform_seed(u32 key, u32 index) { return index * UNIFORM_STRIDE + key; }
+PDADMM_FN float uniform_from(u32 x) {
   x ^= x >> 16;
   x *= 0x7FEB352Du;
   x ^= x >> 15;
@@ -128,9 +142,10 @@ PDADMM_FN float uniform(u32 key, u32 index) {
   x ^= x >> 16;
   return (float)(int)(x >> 8) * 5.9604644775390625e-8f;
 }
+PDADMM_FN float uniform(u32 key, u32 index) { return uniform_from(uniform_seed(key, index)); }
 // floor((x - low) inverse + r), r uniform: unbiased; inverse is inverse_scale(scale, 1)
 PDADMM_FN int affine_code(float x, float low, float inverse, float top, float r) {
-  return (int)clamp((x - low) * inverse + r, 0.0f, top);
+  return (int)clamp_above((x - low) * inverse + r, top);
 }
 PDADMM_FN float affine_value(float code, float low, float scale) { return low + code * scale; }
 
@@ -162,14 +177,14 @@ PDADMM_FN float delta_levels(int bits) { return bits == 2 ? 1.5f : delta_top(bit
 
 // 8 and 4 bits: levels -top/top ... top/top of the scale
 PDADMM_FN float delta_code(float change, float inverse, float top) {
-  return round_even(clamp(change * inverse, -top, top)) + top;
+  return round_even(clamp_size(change * inverse, top)) + top;
 }
 PDADMM_FN float delta_value(float code, float scale, float top, float inverse) {
   return scale * ((code - top) * inverse);
 }
 // 2 bits: levels -1, -1/3, 1/3, 1
 PDADMM_FN int delta_code2(float change, float inverse) {
-  return (int)clamp(change * inverse + 2.0f, 0.0f, 3.0f);
+  return (int)clamp_above(change * inverse + 2.0f, 3.0f);
 }
 PDADMM_FN float delta_value2(float code, float scale) {
   return scale * ((code * 2.0f - 3.0f) * (1.0f / 3.0f));
