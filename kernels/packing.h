@@ -17,33 +17,27 @@ const int64_t TILE = 128;
 PDADMM_FN int64_t packed_bytes(int64_t cols, int64_t bits) { return (cols * bits + 7) / 8; }
 
 // Two neighbouring codes, the first in the lower byte, are joined into one of twice the bits until a byte
-// is full: what bytes hold is then moved whole registers at a time.
+// is full. A loop of few steps that is unrolled is not vectorised.
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "messages are little-endian");
 typedef u16 Pair __attribute__((may_alias, aligned(1)));
 
 template <int BITS, int COUNT = TILE>
 PDADMM_FN void pack_tile(const u8 *codes, u8 *packed) {
-  if constexpr (BITS == 8) {
-    __builtin_memcpy(packed, codes, COUNT);
-  } else {
-    const Pair *pairs = (const Pair *)codes;
-    u8 joined[COUNT / 2];
-    for (int i = 0; i < COUNT / 2; ++i) joined[i] = (u8)(pairs[i] | pairs[i] >> (8 - BITS));
-    pack_tile<2 * BITS, COUNT / 2>(joined, packed);
-  }
+  const Pair *pairs = (const Pair *)codes;
+  u8 room[COUNT / 2], *joined = BITS == 4 ? packed : room;
+#pragma GCC unroll 1
+  for (int i = 0; i < COUNT / 2; ++i) joined[i] = (u8)(pairs[i] | pairs[i] >> (8 - BITS));
+  if constexpr (BITS < 4) pack_tile<2 * BITS, COUNT / 2>(joined, packed);
 }
 
 template <int BITS, int COUNT = TILE>
 PDADMM_FN void unpack_tile(const u8 *packed, u8 *codes) {
-  if constexpr (BITS == 8) {
-    __builtin_memcpy(codes, packed, COUNT);
-  } else {
-    const Pair lowest = (Pair)(0x0101 * ((1 << BITS) - 1));
-    Pair *pairs = (Pair *)codes;
-    u8 joined[COUNT / 2];
-    unpack_tile<2 * BITS, COUNT / 2>(packed, joined);
-    for (int i = 0; i < COUNT / 2; ++i) pairs[i] = (Pair)((joined[i] | joined[i] << (8 - BITS)) & lowest);
-  }
+  const Pair lowest = (Pair)(0x0101 * ((1 << BITS) - 1));
+  Pair *pairs = (Pair *)codes;
+  u8 room[COUNT / 2];
+  if constexpr (BITS < 4) unpack_tile<2 * BITS, COUNT / 2>(packed, room);
+  const u8 *joined = BITS == 4 ? packed : room;
+  for (int i = 0; i < COUNT / 2; ++i) pairs[i] = (Pair)((joined[i] | joined[i] << (8 - BITS)) & lowest);
 }
 
 }  // namespace

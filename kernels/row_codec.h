@@ -39,7 +39,7 @@ class RowCodec {
       : kind_(c.kind), bits_((int)c.bits), rows_(s.rows), cols_(s.cols),
         blocks_(c.kind == DELTA ? (s.cols + TILE - 1) / TILE : 0), whole_(s.cols / TILE * TILE),
         width_(packed_bytes(s.cols, c.bits)), low_((float)c.low), step_((float)c.step), key_((u32)key),
-        largest_(blocks_), units_(blocks_), scales_(blocks_), inverses_(blocks_) {}
+        largest_(blocks_), units_(blocks_), inverses_(blocks_) {}
 
   // hat from the message's row
   void decode(const u8 *message, int64_t row, float *hat) {
@@ -106,12 +106,13 @@ class RowCodec {
   // The last columns of x, and of hat where it is read, are loaded already.
   template <int BITS, class Quantise, class Value>
   PDADMM_INLINE void encode_tiles(const float *x, float *hat, u8 *packed, Quantise quantise, Value value) {
-    u8 codes[TILE], last[TILE * BITS / 8];
+    u8 room[TILE], last[TILE * BITS / 8];
     for (int64_t start = 0; start < cols_; start += TILE) {
+      u8 *bytes = start < whole_ ? packed + start * BITS / 8 : last, *codes = BITS < 8 ? room : bytes;
       float *to = tile(hat, hat_rest_, start);
       quantise(start, tile(x, (const float *)x_rest_, start), to, codes);
       value(start, codes, to);
-      pack_tile<BITS>(codes, start < whole_ ? packed + start * BITS / 8 : last);
+      if constexpr (BITS < 8) pack_tile<BITS>(codes, bytes);
     }
     if (const int64_t columns = cols_ - whole_) {
       const int64_t bytes = packed_bytes(columns, BITS);
@@ -123,12 +124,13 @@ class RowCodec {
 
   template <int BITS, class Value>
   PDADMM_INLINE void decode_tiles(const u8 *packed, float *hat, Value value) {
-    u8 codes[TILE], last[TILE * BITS / 8];
+    u8 room[TILE], last[TILE * BITS / 8];
     const int64_t columns = cols_ - whole_;
     __builtin_memcpy(last, packed + whole_ * BITS / 8, (size_t)packed_bytes(columns, BITS));
     for (int64_t start = 0; start < cols_; start += TILE) {
-      unpack_tile<BITS>(start < whole_ ? packed + start * BITS / 8 : last, codes);
-      value(start, codes, tile(hat, hat_rest_, start));
+      const u8 *bytes = start < whole_ ? packed + start * BITS / 8 : last;
+      if constexpr (BITS < 8) unpack_tile<BITS>(bytes, room);
+      value(start, BITS < 8 ? room : bytes, tile(hat, hat_rest_, start));
     }
     __builtin_memcpy(hat + whole_, hat_rest_, (size_t)columns * 4);
   }
@@ -203,9 +205,9 @@ class RowCodec {
   // ---- delta: a block is a tile -------------------------------------------------------------------
 
   template <int BITS>
-  static auto changes(const float *scales) {
+  static auto changes(const u16 *scales) {
     return [=](int64_t start, const u8 *codes, float *hat) {
-      const float scale = scales[start / TILE], top = delta_top(BITS), per_level = 1.0f / top;
+      const float scale = half_value(scales[start / TILE]), top = delta_top(BITS), per_level = 1.0f / top;
       PDADMM_ELEMENTWISE
       for (int j = 0; j < TILE; ++j)
         hat[j] += BITS == 1   ? delta_value1(codes[j], scale)
@@ -217,7 +219,7 @@ class RowCodec {
   // A step is done for all blocks of the row before the next one: within a block each waits for the last.
   template <int BITS>
   bool encode_delta(const float *x, int64_t row, float *hat, u8 *out) {
-    u16 *heads = (u16 *)out + row * blocks_;
+    u16 *scales = (u16 *)out + row * blocks_;
     int *largest = largest_.data, most = 0;
     const float *inverses = inverses_.data;
     load_rest(x_rest_, x);
@@ -230,7 +232,7 @@ class RowCodec {
       for (int64_t b = 0, start = 0; b < blocks_; ++b, start += TILE)
         units_.data[b] = change_units(tile(x, (const float *)x_rest_, start), tile(hat, hat_rest_, start),
                                       delta_unit_inverse(delta_exponent(largest[b])));
-    for (int64_t b = 0; b < blocks_; ++b) heads[b] = set_scale<BITS>(b);
+    for (int64_t b = 0; b < blocks_; ++b) scales[b] = set_scale<BITS>(b);
     encode_tiles<BITS>(
         x, hat, packed_row(out, row),
         [=](int64_t start, const float *from, const float *to, u8 *codes) {
@@ -243,17 +245,15 @@ class RowCodec {
                                         : (int)delta_code(change, inverse, top));
           }
         },
-        changes<BITS>(scales_.data));
+        changes<BITS>(scales));
     // finite changes are those of finite entries, but they may overflow too
     return most < INFINITE || largest_magnitude(x, cols_) < INFINITE;
   }
 
   template <int BITS>
   void decode_delta(const u8 *message, int64_t row, float *hat) {
-    const u16 *heads = (const u16 *)message + row * blocks_;
-    for (int64_t b = 0; b < blocks_; ++b) scales_.data[b] = half_value(heads[b]);
     load_rest(hat_rest_, hat);
-    decode_tiles<BITS>(packed_row(message, row), hat, changes<BITS>(scales_.data));
+    decode_tiles<BITS>(packed_row(message, row), hat, changes<BITS>((const u16 *)message + row * blocks_));
   }
 
   // Not inlined: its loop over few blocks would be vectorised.
@@ -263,9 +263,7 @@ class RowCodec {
     const int largest = largest_.data[b];
     const float mean = BITS <= 2 ? delta_mean(units_.data[b], count, delta_exponent(largest)) : 0.0f;
     const u16 half = delta_scale(BITS, float_of((u32)largest), mean);
-    const float scale = half_value(half);
-    scales_.data[b] = scale;
-    inverses_.data[b] = inverse_scale(scale, delta_levels(BITS));
+    inverses_.data[b] = inverse_scale(half_value(half), delta_levels(BITS));
     return half;
   }
 
@@ -291,7 +289,7 @@ class RowCodec {
   const float low_, step_;
   const u32 key_;
   Buffer<int> largest_, units_;
-  Buffer<float> scales_, inverses_;
+  Buffer<float> inverses_;
   float x_rest_[TILE], hat_rest_[TILE];
 };
 
