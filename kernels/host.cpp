@@ -85,7 +85,7 @@ Partial run(RowPass<Arguments> pass, const Arguments &a, double *columns = nullp
 
 #define PDADMM_API extern "C" __attribute__((visibility("default")))
 
-PDADMM_API int pdadmm_abi() { return 1; }
+PDADMM_API int pdadmm_abi() { return 2; }
 PDADMM_API const char *pdadmm_isa() { return selected()->name; }
 // Returns 0 where the machine or the build lacks the instruction set.
 PDADMM_API int pdadmm_select_isa(const char *name) {

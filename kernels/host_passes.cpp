@@ -5,9 +5,7 @@
 // are written for the compiler to vectorise.
 #include "passes.h"
 
-#include <math.h>
-
-#include "arithmetic.h"
+#include "newton.h"
 #include "row_codec.h"
 
 namespace PDADMM_NAMESPACE {
@@ -256,66 +254,29 @@ void hidden_rows(const Hidden &a, int64_t first, int64_t last, Partial &partial,
   for (int k = 0; k < 6; ++k) partial.sum[k] = sums[k]->total();
 }
 
-// argmin cross-entropy(z; y) + nu/2 |z - a|^2 of one node, by damped Newton from z
-void newton(const float *a, float *z, int64_t y, float nu, int64_t n, float *s, float *g, float *d) {
-  const float tolerance = 1e-6f;
-  for (int iteration = 0; iteration < 50; ++iteration) {
-    int top = ordered(z[0]);
-    for (int64_t j = 1; j < n; ++j) top = ordered(z[j]) > top ? ordered(z[j]) : top;
-    const float peak = from_ordered(top);
-    for (int64_t j = 0; j < n; ++j) s[j] = exp_nonpositive(z[j] - peak);
-    float total = 0;
-    for (int64_t j = 0; j < n; ++j) total += s[j];
-    for (int64_t j = 0; j < n; ++j) {
-      s[j] /= total;
-      g[j] = s[j] + nu * (z[j] - a[j]);
-    }
-    g[y] = (s[y] - 1.0f) + nu * (z[y] - a[y]);
-    if (float_of((u32)largest_magnitude(g, n)) <= tolerance) return;
-    // (diag(s + nu) - s s^T)^-1 g by Sherman-Morrison; 1 - sum(s^2/(s+nu)) = sum(nu s/(s+nu))
-    float along = 0, denominator = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      const float sd = s[j] / (s[j] + nu);
-      d[j] = g[j] / (s[j] + nu);
-      s[j] = sd;
-      along += sd * g[j];
-      denominator += nu * sd;
-    }
-    const float scale = along / denominator;
-    float most = -HUGE_VALF, least = HUGE_VALF;
-    for (int64_t j = 0; j < n; ++j) {
-      d[j] += s[j] * scale;
-      most = larger(most, d[j]);
-      least = smaller(least, d[j]);
-    }
-    const float damping = newton_damping(most - least, log1pf(most - least));
-    bool moved = false;
-    for (int64_t j = 0; j < n; ++j) {
-      const float next = z[j] - damping * d[j];
-      moved |= next != z[j];
-      z[j] = next;
-    }
-    if (!moved) return;
-  }
-}
-
 // bias step and z-update of the output layer
 void output_rows(const Output &a, int64_t first, int64_t last, Partial &partial, double *) {
   const int64_t n = a.shape.cols;
   const float nu = (float)a.nu, weight = (float)(1.0 + a.nu);
-  Buffer<float> old(n), work(3 * n);
+  Buffer<float> old(n * NODES);
+  Newton newton(n);
   Sum change;
-  for (int64_t row = first; row < last; ++row) {
-    float *M = a.M + row * n, *z = a.z + row * n;
-    __builtin_memcpy(old.data, z, (size_t)n * 4);
-    for (int64_t j = 0; j < n; ++j) M[j] = (M[j] - a.mean[j]) + (a.fresh ? 0.0f : z[j]);
+  for (int64_t start = first; start < last; start += NODES) {
+    const int nodes = (int)(start + NODES < last ? NODES : last - start);
+    float *M = a.M + start * n, *z = a.z + start * n;
+    const int64_t *y = a.y + start;
+    __builtin_memcpy(old.data, z, (size_t)(nodes * n) * 4);
+    for (int i = 0; i < nodes; ++i)
+      for (int64_t j = 0, at = i * n; j < n; ++j, ++at) M[at] = (M[at] - a.mean[j]) + (a.fresh ? 0.0f : z[at]);
     if (a.cross_entropy) {
-      newton(M, z, a.y[row], nu, n, work.data, work.data + n, work.data + 2 * n);
+      newton.solve(M, z, y, nu, nodes);
     } else {
-      for (int64_t j = 0; j < n; ++j) z[j] = (nu * M[j] + (j == a.y[row] ? 1.0f : 0.0f)) / weight;
+      for (int i = 0; i < nodes; ++i)
+        for (int64_t j = 0, at = i * n; j < n; ++j, ++at)
+          z[at] = (nu * M[at] + (j == y[i] ? 1.0f : 0.0f)) / weight;
     }
-    for (int64_t j = 0; j < n; ++j) M[j] -= z[j];
-    add_squared_difference(change, z, old.data, n);
+    for (int64_t j = 0; j < nodes * n; ++j) M[j] -= z[j];
+    for (int i = 0; i < nodes; ++i) add_squared_difference(change, z + i * n, old.data + i * n, n);
   }
   partial.sum[0] = change.total();
 }

@@ -92,8 +92,10 @@ class RowCodec {
 
   // A row's last columns, filled up to a tile with zeros.
   void load_rest(float *rest, const float *row) const {
-    __builtin_memcpy(rest, row + whole_, (size_t)(cols_ - whole_) * 4);
-    __builtin_memset(rest + (cols_ - whole_), 0, (size_t)(TILE - (cols_ - whole_)) * 4);
+    const int64_t columns = cols_ - whole_;
+    if (!columns) return;
+    __builtin_memcpy(rest, row + whole_, (size_t)columns * 4);
+    __builtin_memset(rest + columns, 0, (size_t)(TILE - columns) * 4);
   }
 
   // Where the tile at a column is: in the row, or in the copy of its last columns.

@@ -122,6 +122,65 @@ def test_codes_and_decoded_copies_equal_the_numpy_codec(kernels, codec, shape, r
     np.testing.assert_array_equal(received.view(np.uint32), copies[0].view(np.uint32))
 
 
+@pytest.fixture(params=instruction_sets())
+def isa_kernels(request):
+    """The host's kernels, an instruction set at a time."""
+    lib = library.load()
+    best = lib.pdadmm_isa()
+    lib.pdadmm_select_isa(request.param.encode())
+    yield HostKernels(1)
+    lib.pdadmm_select_isa(best)
+
+
+@codecs
+@pytest.mark.parametrize("cols", [1, 2, 3, 7, 8, 9, 31, 127, 128, 129, 131, 255, 256, 257, 500])
+def test_codes_of_every_instruction_set_equal_the_numpy_codec(isa_kernels, codec, cols, rng):
+    shape = (5, cols)
+    nbytes = codec.nbytes(*shape)
+    x, start = normal(rng, shape, 2.0), normal(rng, shape)
+    x[0, ::3], x[1], start[1, ::2] = -0.0, -(normal(rng, cols) ** 2), 0.0
+    x[2], start[2] = x[2, 0], start[2, 0]  # a constant row
+    x[3], start[3] = start[3], start[3] + 1e-7  # changes that float16 hardly holds
+    room = np.full(nbytes + 128, 0xA5, np.uint8)
+    hat, out, own_hat = start.copy(), np.zeros(nbytes, np.uint8), start.copy()
+    codec.encode(x, hat, out, 0x89ABCDEF)
+    isa_kernels.encode(codec, x, own_hat, room[:nbytes], 0x89ABCDEF)
+    np.testing.assert_array_equal(room[:nbytes], out)
+    assert (room[nbytes:] == 0xA5).all()
+    np.testing.assert_array_equal(own_hat.view(np.uint32), hat.view(np.uint32))
+    isa_kernels.decode(codec, out, start)
+    np.testing.assert_array_equal(start.view(np.uint32), hat.view(np.uint32))
+
+
+@codecs
+def test_every_instruction_set_finds_nan_anywhere(isa_kernels, codec, rng):
+    shape = (3, 300)
+    out = np.zeros(codec.nbytes(*shape), np.uint8)
+    for value in (np.nan, -np.float32(np.nan), np.inf, -np.inf):
+        for column in (0, 1, 127, 128, 255, 256, 299):
+            for sign in (1, -1):  # next to entries of one sign too
+                x = sign * np.abs(normal(rng, shape))
+                x[1, column] = value
+                with pytest.raises(NonFiniteError):
+                    isa_kernels.encode(codec, x, np.zeros_like(x), out)
+    x = np.full(shape, 3e38, np.float32)
+    isa_kernels.encode(codec, x, x.copy() if codec.lossless else -x, out)  # x is finite, x - hat is not
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 5, 7, 10, 15, 16, 17, 40, 50])
+def test_newton_gives_a_node_the_same_bits_alone(isa_kernels, classes, rng):
+    shape = (37, classes)
+    M, z, mean = normal(rng, shape, 3.0), normal(rng, shape, 3.0), normal(rng, classes)
+    y = rng.integers(0, classes, shape[0])
+    together = [M.copy(), z.copy()]
+    isa_kernels.output(together[0], mean, together[1], y, 0.01, "cross_entropy")
+    for i in range(shape[0]):
+        alone = [M[i : i + 1].copy(), z[i : i + 1].copy()]
+        isa_kernels.output(alone[0], mean, alone[1], y[i : i + 1].copy(), 0.01, "cross_entropy")
+        for ours, theirs in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(ours[0], theirs[i])
+
+
 @pytest.mark.parametrize("isa", instruction_sets())
 @codecs
 def test_every_instruction_set_gives_the_same_bits(isa, codec, rng):
@@ -132,6 +191,7 @@ def test_every_instruction_set_gives_the_same_bits(isa, codec, rng):
     arrays_ = {name: normal(rng, shape) for name in ("M", "z", "q", "p_hat", "q_hat", "u")}
     mean = normal(rng, shape[1])
     message, _, _ = coupling(rng, codec, shape)
+    y = rng.integers(0, shape[1], shape[0])
     results = []
     try:
         for name in (b"portable", isa.encode()):
@@ -142,6 +202,7 @@ def test_every_instruction_set_gives_the_same_bits(isa, codec, rng):
                 a["M"], mean, a["z"], a["q"], a["p_hat"], a["q_hat"], a["u"], codec, message, out, 3,
                 ReLU(), NU, RHO, True,
             )  # fmt: skip
+            kernels.output(a["M"], mean, a["z"], y, NU, "cross_entropy")
             results.append((out, a, sums))
     finally:
         lib.pdadmm_select_isa(best)
@@ -400,6 +461,8 @@ def test_arrays_that_the_kernels_cannot_take_are_refused(host_kernels):
         kernels.subtract(x, x[:3], 1.0)
     with pytest.raises(ValueError, match="bytes"):
         kernels.encode(DeltaCodec(8), x, x.copy(), np.zeros(5, np.uint8))
+    with pytest.raises(ValueError, match="blocks of 128"):
+        kernels.encode(DeltaCodec(8, 64), x, x.copy(), np.zeros(DeltaCodec(8, 64).nbytes(6, 8), np.uint8))
     with pytest.raises(ValueError, match="labels"):
         kernels.output(x, x[0].copy(), x.copy(), np.full(6, 8), 1.0, "cross_entropy")
 

@@ -24,7 +24,9 @@ __all__ = ["HostKernels"]
 Array = Any
 
 _KINDS = {"float32": 0, "grid": 1, "affine": 2, "delta": 3}
-_CODING = "3q2d"
+_CODING = "2q2d"
+#: columns of the delta codec's block; kernels/packing.h has them too
+_BLOCK = 128
 _DTYPES = (np.dtype(np.float32), np.dtype(np.uint8))
 
 _SQUARED_NORM = struct.Struct("=3q").pack
@@ -126,10 +128,11 @@ class HostKernels:
         entry = self._codecs.get(id(codec))
         if entry is not None:
             return entry[1]
+        if getattr(codec, "block", _BLOCK) != _BLOCK:
+            raise ValueError(f"the compiled kernels take delta blocks of {_BLOCK} columns")
         coding = (
             _KINDS[codec.name],
             codec.bits,
-            getattr(codec, "block", 1),
             float(getattr(codec, "low", 0.0)),
             float(getattr(codec, "step", 0.0)),
         )
