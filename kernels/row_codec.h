@@ -124,13 +124,18 @@ class RowCodec {
     }
   }
 
-  template <int BITS, class Value>
+  // For every tile value(start, codes, hat), which adds to hat or replaces it.
+  template <int BITS, bool ADDS, class Value>
   PDADMM_INLINE void decode_tiles(const u8 *packed, float *hat, Value value) {
     u8 room[TILE], last[TILE * BITS / 8];
     const int64_t columns = cols_ - whole_;
-    __builtin_memcpy(last, packed + whole_ * BITS / 8, (size_t)packed_bytes(columns, BITS));
     for (int64_t start = 0; start < cols_; start += TILE) {
-      const u8 *bytes = start < whole_ ? packed + start * BITS / 8 : last;
+      const u8 *bytes = packed + start * BITS / 8;
+      if (start == whole_) {
+        __builtin_memcpy(last, bytes, (size_t)packed_bytes(columns, BITS));
+        bytes = last;
+        if (ADDS) load_rest(hat_rest_, hat);
+      }
       if constexpr (BITS < 8) unpack_tile<BITS>(bytes, room);
       value(start, BITS < 8 ? room : bytes, tile(hat, hat_rest_, start));
     }
@@ -201,7 +206,7 @@ class RowCodec {
     const u16 *heads = (const u16 *)message;
     const float low = kind_ == GRID ? low_ : half_value(heads[row]);
     const float step = kind_ == GRID ? step_ : half_value(heads[rows_ + row]);
-    decode_tiles<BITS>(packed_row(message, row), hat, linear(low, step));
+    decode_tiles<BITS, false>(packed_row(message, row), hat, linear(low, step));
   }
 
   // ---- delta: a block is a tile -------------------------------------------------------------------
@@ -224,9 +229,11 @@ class RowCodec {
     u16 *scales = (u16 *)out + row * blocks_;
     int *largest = largest_.data, most = 0;
     const float *inverses = inverses_.data;
-    load_rest(x_rest_, x);
-    load_rest(hat_rest_, hat);
     for (int64_t b = 0, start = 0; b < blocks_; ++b, start += TILE) {
+      if (start == whole_) {  // not before, so that memory is read in order
+        load_rest(x_rest_, x);
+        load_rest(hat_rest_, hat);
+      }
       largest[b] = largest_change(tile(x, (const float *)x_rest_, start), tile(hat, hat_rest_, start));
       most = largest[b] > most ? largest[b] : most;
     }
@@ -254,8 +261,7 @@ class RowCodec {
 
   template <int BITS>
   void decode_delta(const u8 *message, int64_t row, float *hat) {
-    load_rest(hat_rest_, hat);
-    decode_tiles<BITS>(packed_row(message, row), hat, changes<BITS>((const u16 *)message + row * blocks_));
+    decode_tiles<BITS, true>(packed_row(message, row), hat, changes<BITS>((const u16 *)message + row * blocks_));
   }
 
   // Not inlined: its loop over few blocks would be vectorised.
