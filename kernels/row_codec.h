@@ -33,6 +33,14 @@ PDADMM_FN int largest_magnitude(const float *x, int64_t n) {
   return most;
 }
 
+// In ascending order. memcpy copies backwards where both sides have nearly the same place in a page, as large
+// arrays have: rows of a matrix then come at a third of the speed.
+PDADMM_FN void copy_row(const float *from, float *to, int64_t n) {
+  int64_t j = 0;
+  for (; j + 16 <= n; j += 16) __builtin_memcpy(to + j, from + j, 64);
+  __builtin_memcpy(to + j, from + j, (size_t)(n - j) * 4);
+}
+
 class RowCodec {
  public:
   RowCodec(const Coding &c, const Shape &s, int64_t key = 0)
@@ -43,7 +51,7 @@ class RowCodec {
 
   // hat from the message's row
   void decode(const u8 *message, int64_t row, float *hat) {
-    if (kind_ == FLOAT32) __builtin_memcpy(hat, message + row * width_, (size_t)width_);
+    if (kind_ == FLOAT32) copy_row((const float *)(message + row * width_), hat, cols_);
     if (kind_ != DELTA && bits_ == 8) decode_linear<8>(message, row, hat);
     if (kind_ != DELTA && bits_ == 4) decode_linear<4>(message, row, hat);
     if (kind_ != DELTA && bits_ == 2) decode_linear<2>(message, row, hat);
@@ -65,8 +73,8 @@ class RowCodec {
     if (kind_ == DELTA && bits_ == 4) return encode_delta<4>(x, row, hat, out);
     if (kind_ == DELTA && bits_ == 2) return encode_delta<2>(x, row, hat, out);
     if (kind_ == DELTA && bits_ == 1) return encode_delta<1>(x, row, hat, out);
-    __builtin_memcpy(out + row * width_, x, (size_t)width_);
-    if (hat != x) __builtin_memcpy(hat, x, (size_t)width_);
+    copy_row(x, (float *)(out + row * width_), cols_);
+    if (hat != x) copy_row(x, hat, cols_);
     return largest_magnitude(x, cols_) < INFINITE;
   }
 
