@@ -112,16 +112,14 @@ class RowCodec {
     return start < whole_ ? row + start : rest;
   }
 
-  // For every tile quantise(start, x, hat, codes), then value(start, codes, hat), and the codes packed.
+  // For every tile quantise(start, x, hat, codes), which sets hat too, and the codes packed.
   // The last columns of x, and of hat where it is read, are loaded already.
-  template <int BITS, class Quantise, class Value>
-  PDADMM_INLINE void encode_tiles(const float *x, float *hat, u8 *packed, Quantise quantise, Value value) {
+  template <int BITS, class Quantise>
+  PDADMM_INLINE void encode_tiles(const float *x, float *hat, u8 *packed, Quantise quantise) {
     u8 room[TILE], last[TILE * BITS / 8];
     for (int64_t start = 0; start < cols_; start += TILE) {
       u8 *bytes = start < whole_ ? packed + start * BITS / 8 : last, *codes = BITS < 8 ? room : bytes;
-      float *to = tile(hat, hat_rest_, start);
-      quantise(start, tile(x, (const float *)x_rest_, start), to, codes);
-      value(start, codes, to);
+      quantise(start, tile(x, (const float *)x_rest_, start), tile(hat, hat_rest_, start), codes);
       if constexpr (BITS < 8) pack_tile<BITS>(codes, bytes);
     }
     if (const int64_t columns = cols_ - whole_) {
@@ -159,23 +157,30 @@ class RowCodec {
     };
   }
 
+  // The encoders are not inlined, so that they do not know bits_: with a known bound a clamp would become a
+  // branch over what is computed from it.
+  float top() const { return (float)((1 << bits_) - 1); }
+
   template <int BITS>
-  bool encode_grid(const float *x, int64_t row, float *hat, u8 *out) {
-    const float inverse = 1.0f / step_, top = (float)((1 << BITS) - 1), low = low_;
+  __attribute__((noinline)) bool encode_grid(const float *x, int64_t row, float *hat, u8 *out) {
+    const float inverse = 1.0f / step_, most = top(), low = low_, step = step_;
     const bool finite = largest_magnitude(x, cols_) < INFINITE;  // now, since hat may be x
     load_rest(x_rest_, x);
     encode_tiles<BITS>(
         x, hat, packed_row(out, row),
-        [=](int64_t, const float *from, const float *, u8 *codes) {
+        [=](int64_t, const float *from, float *to, u8 *codes) {
           PDADMM_ELEMENTWISE
-          for (int j = 0; j < TILE; ++j) codes[j] = (u8)(int)grid_code(from[j], low, inverse, top);
-        },
-        linear(low, step_));
+          for (int j = 0; j < TILE; ++j) {
+            const float code = grid_code(from[j], low, inverse, most);
+            codes[j] = (u8)(int)code;
+            to[j] = grid_value(code, low, step);
+          }
+        });
     return finite;
   }
 
   template <int BITS>
-  bool encode_affine(const float *x, int64_t row, float *hat, u8 *out) {
+  __attribute__((noinline)) bool encode_affine(const float *x, int64_t row, float *hat, u8 *out) {
     // As integers the bits of negative floats are above all others, and go up with the magnitude: three
     // extremes tell the least and the greatest entry, and NaN and Inf. The sign of a zero, which they do
     // not order, is dropped by affine_low and affine_scale.
@@ -188,24 +193,25 @@ class RowCodec {
       greatest = (int)b > greatest ? (int)b : greatest;
     }
     u16 *heads = (u16 *)out;
-    const float top = (float)((1 << BITS) - 1);
+    const float last = top();
     heads[row] = affine_low(float_of((int)most < 0 ? most : fewest));
     const float low = half_value(heads[row]);
-    heads[rows_ + row] = affine_scale(float_of(greatest < 0 ? fewest : (u32)greatest), low, top);
+    heads[rows_ + row] = affine_scale(float_of(greatest < 0 ? fewest : (u32)greatest), low, last);
     const float scale = half_value(heads[rows_ + row]), inverse = inverse_scale(scale, 1.0f);
     const u32 first = (u32)(row * cols_), key = key_;
     load_rest(x_rest_, x);
     encode_tiles<BITS>(
         x, hat, packed_row(out, row),
-        [=](int64_t start, const float *from, const float *, u8 *codes) {
+        [=](int64_t start, const float *from, float *to, u8 *codes) {
           const u32 seed = uniform_seed(key, first + (u32)start);
           PDADMM_ELEMENTWISE
           for (int j = 0; j < TILE; ++j) {
             const float r = uniform_from(seed + (u32)j * UNIFORM_STRIDE);
-            codes[j] = (u8)affine_code(from[j], low, inverse, top, r);
+            const int code = affine_code(from[j], low, inverse, last, r);
+            codes[j] = (u8)code;
+            to[j] = affine_value((float)code, low, scale);
           }
-        },
-        linear(low, scale));
+        });
     return greatest < INFINITE && most < 0x80000000u + (u32)INFINITE;
   }
 
@@ -250,9 +256,9 @@ class RowCodec {
         units_.data[b] = change_units(tile(x, (const float *)x_rest_, start), tile(hat, hat_rest_, start),
                                       delta_unit_inverse(delta_exponent(largest[b])));
     for (int64_t b = 0; b < blocks_; ++b) scales[b] = set_scale<BITS>(b);
+    const auto add_changes = changes<BITS>(scales);
     encode_tiles<BITS>(
-        x, hat, packed_row(out, row),
-        [=](int64_t start, const float *from, const float *to, u8 *codes) {
+        x, hat, packed_row(out, row), [=](int64_t start, const float *from, float *to, u8 *codes) {
           const float inverse = inverses[start / TILE], top = delta_top(BITS);
           PDADMM_ELEMENTWISE
           for (int j = 0; j < TILE; ++j) {
@@ -261,8 +267,8 @@ class RowCodec {
                             : BITS == 2 ? delta_code2(change, inverse)
                                         : (int)delta_code(change, inverse, top));
           }
-        },
-        changes<BITS>(scales));
+          add_changes(start, codes, to);
+        });
     // finite changes are those of finite entries, but they may overflow too
     return most < INFINITE || largest_magnitude(x, cols_) < INFINITE;
   }
