@@ -181,9 +181,9 @@ class RowCodec {
 
   template <int BITS>
   __attribute__((noinline)) bool encode_affine(const float *x, int64_t row, float *hat, u8 *out) {
-    // As integers the bits of negative floats are above all others, and go up with the magnitude: three
-    // extremes tell the least and the greatest entry, and NaN and Inf. The sign of a zero, which they do
-    // not order, is dropped by affine_low and affine_scale.
+    // As unsigned integers the bits of negative floats are above all others and grow with the magnitude:
+    // three extremes tell the least and the greatest entry, and NaN and Inf. The sign of a zero, which
+    // they do not order, is dropped by affine_low and affine_scale.
     u32 most = bits_of(x[0]), fewest = most;
     int greatest = (int)most;
     for (int64_t j = 1; j < cols_; ++j) {
