@@ -73,6 +73,18 @@ class Training:
     nu: float = _option(0.01, "penalty of z = pW+b and q = f(z)")
     rho: float = _option(0.1, "penalty of p = q between layers")
     mu: float = _option(0.01, "L2 penalty of the weights")
+    damping: float = _option(
+        0.0,
+        "exact solver: pull of W to its last value, in mean eigenvalues of the Gram matrix of its inputs",
+    )
+    momentum: float = _option(
+        0.0, "exact solver: share of their last change that W and b of the hidden layers repeat, below 1"
+    )
+    z_centre: str = _option(
+        "previous",
+        "what the z-update of the hidden layers stays near: the previous z, or the linear output pW+b",
+        ("previous", "linear"),
+    )
     anchor: str = _option(
         "identity", "what the L2 penalty pulls inserted layers towards", ("identity", "zero")
     )
@@ -323,6 +335,12 @@ def check(config: Config) -> None:
         raise InputError(f"--hop-decay is {config.network.hop_decay:g}; it must be positive")
     if not 0 <= t.mu < float("inf"):
         raise InputError(f"--mu is {t.mu:g}; it must not be negative")
+    if not 0 <= t.damping < float("inf"):
+        raise InputError(f"--damping is {t.damping:g}; it must not be negative")
+    if not 0 <= t.momentum < 1:
+        raise InputError(f"--momentum is {t.momentum:g}; it must be at least 0 and below 1")
+    if (t.damping or t.momentum) and t.solver != "exact":
+        raise InputError("--damping and --momentum are of the exact solver; give --solver exact with them")
     for name, value, least in (
         ("layers", config.network.layers, 0),
         ("hidden", config.network.hidden, 1),

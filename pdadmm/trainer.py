@@ -129,7 +129,9 @@ class Trainer:
         self.blocks = place(costs, waiter.comm.size)
         waiter.where.set_layers(self.blocks[self.rank].start, self.blocks[self.rank].stop - 1)
         t = config.training
-        self.hyper = Hyper(t.nu, t.rho, t.mu, t.solver, t.step, t.refresh, t.risk)
+        self.hyper = Hyper(
+            t.nu, t.rho, t.mu, t.solver, t.step, t.refresh, t.risk, t.damping, t.momentum, t.z_centre
+        )
         self.backend = make_backend(choice, self.rank, config.run.precision)
         self.kernels: Any = select_kernels(config.run.kernels, threads, self.backend.name)
         self.transport: Any = None

@@ -244,6 +244,7 @@ FORMS = [
     "--codec delta --bits 4",
     "--codec grid --bits 8 --step doubling",
     "--codec affine --bits 2 --solver exact",
+    "--solver exact --damping 1 --momentum 0.9 --z-centre linear",
     "--codec float32 --schedule authors --refresh 4",
 ]
 

@@ -157,6 +157,8 @@ CASES = {
     "tanh": ["--activation", "tanh"],
     "sigmoid": ["--activation", "sigmoid"],
     "anchor-zero": ["--anchor", "zero"],
+    "z-linear": ["--z-centre", "linear"],
+    "accelerated": words("--solver exact --damping 1 --momentum 0.9 --z-centre linear"),
     "authors": words("--schedule authors --nu 1e-3 --rho 1e-3 --eval-every 1"),
 }
 

@@ -276,6 +276,21 @@ def test_exact_weights_are_the_ridge_regression(V: int, n: int, anchored: bool, 
         np.testing.assert_array_equal(gram, kept)
 
 
+def test_damped_anchor_is_both_pulls_in_one() -> None:
+    rng = np.random.default_rng(5)
+    W, W_bar, other = rng.standard_normal((3, 4, 6))
+    mu, weight = 0.3, 2.0
+    anchor, total = updates.damped_anchor(W, W_bar, mu, weight)
+
+    def both(x: Any) -> float:
+        return float(mu * ((x - W_bar) ** 2).sum() + weight * ((x - W) ** 2).sum())
+
+    # the same but for a constant
+    for x in (W, W_bar):
+        difference = total * (((x - anchor) ** 2).sum() - ((other - anchor) ** 2).sum())
+        assert both(x) - both(other) == pytest.approx(difference)
+
+
 @pytest.mark.parametrize("nu", [1e-4, 1e-2, 1.0, 30.0])
 def test_output_layer_reaches_the_minimum_that_scipy_finds(nu: float) -> None:
     rng = np.random.default_rng(3)

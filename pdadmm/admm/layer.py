@@ -33,6 +33,9 @@ class Hyper:
     step: str  #: exact | doubling
     refresh: int  #: iterations between recomputations of the residual
     risk: str  #: cross_entropy | least_squares
+    damping: float = 0.0  #: of the exact W-update, in mean eigenvalues of its Gram matrix
+    momentum: float = 0.0  #: of W and b in hidden layers
+    z_centre: str = "previous"  #: previous | linear
 
 
 @dataclass
@@ -138,6 +141,11 @@ class Layer:
         self.M = self.backend.zeros(z.shape)
         self.hyper, self.kernels, self.work, self.clock = hyper, kernels, work, clock
         self._gram: Array | None = None
+        self._spread: Any = None
+        #: last changes of W and b, which momentum repeats in part; nothing to repeat at first
+        self.steps: dict[str, Array] = {}
+        if hyper.momentum and self.activation is not None:
+            self.steps = {"W": self.backend.zeros(self.W.shape), "b": self.backend.zeros(self.b.shape)}
         self._changes: list[tuple[Any, ...]] = []
 
     def state(self) -> dict[str, Array]:
@@ -145,6 +153,7 @@ class Layer:
         found = {"W": self.W, "b": self.b, "z": self.z, "M": self.M}
         if self.rows is not None:
             found.update(self.rows.state())
+        found.update({f"{name}/step": step for name, step in self.steps.items()})
         for end in (self.below, self.above):
             if end is not None:
                 found.update(end.state())
@@ -165,6 +174,8 @@ class Layer:
         copy_into(self.M, saved["M"])
         if self.rows is not None:
             self.rows.restore(saved)
+        for name, step in self.steps.items():
+            copy_into(step, saved[f"{name}/step"])
         if self.below is not None:
             assert previous is not None
             self.below.restore(previous, saved)
@@ -277,14 +288,26 @@ class Layer:
         message = end.message()
         out, key = end.outgoing()
         self._lap("wait")
+        fresh = h.solver == "exact"
+        before = None
+        if h.z_centre == "linear":
+            if measure:
+                before = self.work.get("H", self.z.shape)
+                before[...] = self.z
+            if not fresh:
+                self.M += self.z
+                fresh = True
+            np.subtract(self.M, self.mean, out=self.z)
         sums = self.kernels.hidden(
             self.M, self.mean, self.z, end.own, end.other_hat, end.own_hat, end.u,
-            end.codec, message, out, key, self.activation, h.nu, h.rho, measure,
-            fresh=h.solver == "exact",
+            end.codec, message, out, key, self.activation, h.nu, h.rho, measure, fresh=fresh,
         )  # fmt: skip
         self._send(end)
         if sums is None:
             return None
+        if before is not None:
+            self.kernels.subtract(before, self.z, 1.0)
+            sums.dz = self.kernels.squared_norm(before)
         # weight of the q-term in the paper's descent lemma, where it is positive
         dq = max(0.5 * h.rho - 2 * h.nu**2 / h.rho - 0.5 * h.nu, 0.0)
         return Terms(
@@ -336,8 +359,18 @@ class Layer:
             if self._gram is None:
                 self._gram = updates.centred_gram(self.p)
             gram = self._gram
-        W, b = self.kernels.exact_weights(self.p, self.z, self.W_bar, h.nu, h.mu, gram, self.work)
-        self._changes.append((0.5 * h.mu, updates.squared_norm(W - self.W)))
+        W_bar, mu = self.W_bar, h.mu
+        if h.damping:
+            if self._spread is None or self.below is not None:
+                self._spread = self._mean_eigenvalue()
+            W_bar, mu = updates.damped_anchor(self.W, W_bar, mu, h.damping * h.nu * self._spread)
+        W, b = self.kernels.exact_weights(self.p, self.z, W_bar, h.nu, mu, gram, self.work)
+        if self.steps:
+            W = W + np.float32(h.momentum) * self.steps["W"]
+            b = b + np.float32(h.momentum) * self.steps["b"]
+            self.steps["W"][...] = W - self.W
+            self.steps["b"][...] = b - self.b
+        self._changes.append((0.5 * mu, updates.squared_norm(W - self.W)))
         self._changes.append((0.5 * h.nu, updates.squared_norm(b - self.b)))
         self.W[...] = W
         self.b[...] = b
@@ -346,6 +379,12 @@ class Layer:
         self._lap("products")
         self.mean = -self.b
         self._lap("updates")
+
+    def _mean_eigenvalue(self) -> Any:
+        """Trace over order of the centred Gram matrix of p: V times the mean variance of an input."""
+        V, n = self.p.shape
+        means = self.kernels.column_means(self.p)
+        return (self.kernels.squared_norm(self.p) - V * (means * means).sum()) / n
 
     def _projected_p(self, G: Array, norm: float, out: Array, key: int) -> None:
         h, end = self.hyper, self.below

@@ -36,6 +36,7 @@ __all__ = [
     "DOUBLING_START",
     "bias_step",
     "centred_gram",
+    "damped_anchor",
     "exact_weights",
     "inner",
     "inverse_hessian",
@@ -270,6 +271,12 @@ def exact_weights(
         delta = xp.ascontiguousarray(xp.linalg.solve(gram, right).astype(p.dtype).T)
     W = delta + W_bar
     return W, (z_mean - W.astype(np.float64) @ p_mean).astype(p.dtype)
+
+
+def damped_anchor(W: Array, W_bar: Array | float, mu: float, weight: float) -> tuple[Array, Any]:
+    """Anchor and penalty of one term in place of ``mu |W' - W_bar|^2 + weight |W' - W|^2``."""
+    total = mu + weight
+    return (W * (weight / total) + W_bar * (mu / total)).astype(W.dtype), total
 
 
 def projected_step(
