@@ -340,7 +340,9 @@ def check(config: Config) -> None:
     if not 0 <= t.momentum < 1:
         raise InputError(f"--momentum is {t.momentum:g}; it must be at least 0 and below 1")
     if (t.damping or t.momentum) and t.solver != "exact":
-        raise InputError("--damping and --momentum are of the exact solver; give --solver exact with them")
+        raise InputError(
+            "--damping and --momentum are of the exact solver; give --solver exact with them, or 0 for both"
+        )
     for name, value, least in (
         ("layers", config.network.layers, 0),
         ("hidden", config.network.hidden, 1),

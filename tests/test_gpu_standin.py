@@ -46,6 +46,8 @@ WAYS = {
     "grid8": ("--codec grid --bits 8", "nccl"),
     "affine4": ("--codec affine --bits 4 --risk least_squares", "nccl"),
     "exact": ("--codec float32 --solver exact --no-overlap", "nccl"),
+    "accelerated": ("--solver exact --damping 1 --momentum 0.9 --z-centre linear", "mpi"),
+    "linear": ("--codec delta --bits 4 --z-centre linear", "nccl"),
     "tanh": ("--codec delta --bits 8 --activation tanh --checkpoint-every 7", "mpi"),
 }
 
