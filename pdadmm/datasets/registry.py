@@ -156,7 +156,7 @@ _PLANETOID_SHA256 = {
 # iterations a stage, delta 4 bits, rho = nu, damping 1, momentum .95, z_centre linear). nu .01 with mu .001:
 # .924; nu .001 with mu .001, .01, .05: .932, .933, .912; nu 3e-4 with mu 3e-4, .003, .01: .934, .935, .921;
 # nu 1e-4 with mu 3e-4, .003: .936, .924. Too much of mu/nu underfits; .001 is for the whole set. At 10 layers
-# momentum .95 is too much in the end (docs/results.md).
+# the last iterate of these options comes apart (docs/results.md).
 _PRESETS: dict[str, dict[str, Any]] = {
     "cora": {"input_norm": "hellinger", "mu": 0.003},
     "citeseer": {"nu": 0.003},
