@@ -136,7 +136,7 @@ def test_no_iteration_waits_or_grows_the_memory_pool(kernels: str, codec: Any) -
 def test_phases_add_up_to_the_time_between_events_around_the_iterations(kernels: str) -> None:
     stage = stage_of(kernels, DeltaCodec(4))
     start, end = cupy.cuda.Event(), cupy.cuda.Event()
-    for i in range(20):  # of which each one is counted
+    for i in range(60):
         if i == 10:
             cupy.cuda.get_current_stream().synchronize()
             stage.clock.begin_stage()
@@ -146,21 +146,22 @@ def test_phases_add_up_to_the_time_between_events_around_the_iterations(kernels:
     end.synchronize()
     stage.clock.end_stage()
     phases = sum(sum(row.values()) for row in stage.clock.seconds.values())
-    assert len(stage.clock.iteration_seconds) == 10
+    assert len(stage.clock.iteration_seconds) == 50
     assert phases == pytest.approx(sum(stage.clock.walls), rel=1e-3)
     assert phases == pytest.approx(cupy.cuda.get_elapsed_time(start, end) * 1e-3, rel=0.03)
 
 
 @pytest.mark.slow
-def test_links_between_ranks_of_a_gpu_are_measured(tmp_path: Path, mpirun: Callable[..., Finished]) -> None:
+def test_links_between_two_ranks_are_measured(tmp_path: Path, mpirun: Callable[..., Finished]) -> None:
     from cupy.cuda import nccl
 
     file = tmp_path / "links.json"
     options = words("-m pdadmm.bench links --backend cupy --seconds 0.01 --json")
     succeed(mpirun(2, *options, file, timeout=200, env={"NCCL_MULTI_RANK_GPU_ENABLE": "1"}))
     found = json.loads(file.read_text())["transports"]
-    shared = nccl.available and nccl.get_version() >= 23000
-    assert list(found) == (["mpi", "nccl", "staged"] if shared else ["mpi", "staged"])
+    alone = cupy.cuda.runtime.getDeviceCount() > 1
+    possible = nccl.available and (alone or nccl.get_version() >= 23000)
+    assert list(found) == (["mpi", "nccl", "staged"] if possible else ["mpi", "staged"])
     for (link,) in found.values():
         assert all(0 < row["latency_seconds"] < 1 and row["bandwidth"] > 0 for row in link["results"])
 
