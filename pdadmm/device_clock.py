@@ -30,10 +30,10 @@ def make_clock(backend: Any, traced: bool) -> Clock:
 class DeviceClock(Clock):
     """:class:`Clock` in the device's time, given as times of the host's clock.
 
-    The notes of an iteration are kept with its events. Once the device has passed all iterations that
-    it was given, they are replayed into the accounts. The two clocks are put side by side anew for
-    every replay: an event is reached after it was recorded, and one that was recorded while the device
-    had nothing else to do is reached at once: the first one after a replay, and the last one of an
+    The notes of an iteration are kept with its events, and replayed into the accounts when the device
+    has passed them. The two clocks are put side by side anew whenever the device has caught up with the
+    host: an event is reached after it was recorded, and one that was recorded while the device had
+    nothing else to do is reached at once: the first one after it caught up, and the last one of an
     evaluated iteration. So of all offsets that let no event come before it was recorded, the smallest
     is right within a kernel launch, and none of these times is later than the host saw it.
     """
@@ -54,14 +54,12 @@ class DeviceClock(Clock):
         #: iterations that the device may not have passed, and those whose times (ns) were read
         self._given: deque[tuple[list[_Note], list[tuple[Any, int]]]] = deque()
         self._passed: list[tuple[list[_Note], list[int]]] = []
-        self._restart()
-        self._to_place: list[tuple[str, int, bool, int]] = []
-        self._layer = 0  # last of this rank
-
-    def _restart(self) -> None:
-        """Count the device's time from the next event on, which is not before what was replayed."""
+        #: last event read, its time since the first one, and the host's time of that one, at least
         self._before: Any = None
         self._device, self._offset = 0, self._last
+        self._aligned = False  # at first the device is behind the host, by the stage's forward pass
+        self._to_place: list[tuple[str, int, bool, int]] = []
+        self._layer = 0  # last of this rank
 
     def end_stage(self) -> None:
         self._settle()
@@ -116,7 +114,10 @@ class DeviceClock(Clock):
         self._notes.append((function, arguments, True))
 
     def _settle(self) -> bool:
-        """Read the times of the iterations that the device has passed, and replay them if these are all.
+        """Read the times of the iterations that the device has passed, and replay them.
+
+        In a stage the first ones are kept until the device has caught up once: its time is not known
+        before.
 
         Returns
         -------
@@ -129,9 +130,16 @@ class DeviceClock(Clock):
             if next(self.counts(given[0]) for call, given, _ in notes if call is Clock.begin_iteration):
                 self.walls.append(1e-3 * self._cuda.get_elapsed_time(marks[0][0], marks[-1][0]))
             self._passed.append((notes, [self._read(event, given) for event, given in marks]))
-        if before and not self._given:
+        if len(self._given) == before:
+            return False
+        caught_up = not self._given
+        if caught_up or self._aligned:
             self._replay()
-        return len(self._given) < before
+        if caught_up:  # what comes now is not before what was replayed
+            self._pool.append(self._before)
+            self._before, self._device, self._offset = None, 0, self._last
+            self._aligned = True
+        return True
 
     def _read(self, event: Any, given: int) -> int:
         """Nanoseconds from the first event to this one; the one before goes back to the pool."""
@@ -147,9 +155,6 @@ class DeviceClock(Clock):
         for notes, times in self._passed:
             self._make_up(notes, times, self._offset)
         self._passed = []
-        if self._before is not None:
-            self._pool.append(self._before)
-        self._restart()
 
     def _make_up(self, notes: list[_Note], times: list[int], offset: int) -> None:
         passed = iter(times)

@@ -380,3 +380,63 @@ def test_phases_are_what_the_device_took_and_the_host_waits_for_none(
     # the second stage takes the events of the first, but for those of the test itself
     assert made[1] - made[0] == 2
     assert cupy.cuda.nvtx.named == ["p 2"] * 2 * count
+
+
+def test_iterations_are_accounted_for_while_the_device_is_behind(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it has caught up in a stage: then its time is known. Else there would be ever more to keep."""
+    from pdadmm.device_clock import DeviceClock
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: stream)
+    clock = DeviceClock()
+    waits = cupy.counts["waits"]
+
+    def iterate(i: int, gate: threading.Event | None = None) -> Callable[[], None]:
+        """Returns what polls until the device has passed the iteration."""
+        clock.begin_iteration(i)
+        if gate is not None:
+            stream._do(gate.wait)
+        stream._do(lambda: time.sleep(1e-3))
+        clock.lap("products", 1)
+        clock.end_iteration(1)
+        event = cupy.cuda.Event()
+        event.record(stream)
+
+        def passed() -> None:
+            while not event.done:
+                time.sleep(1e-4)
+
+        return passed
+
+    first, second, third = threading.Event(), threading.Event(), threading.Event()
+    early = iterate(7, first)
+    late = iterate(8, second)
+    first.set()
+    early()
+    rest = iterate(9, third)
+    assert len(clock.walls) == 1 and clock.iteration_seconds == []  # read, but not aligned yet
+    second.set()
+    third.set()
+    late()
+    rest()
+    second.clear()
+    third.clear()
+    early = iterate(10)
+    assert len(clock.iteration_seconds) == 3
+    late = iterate(11, second)
+    early()
+    rest = iterate(12, third)
+    assert len(clock.iteration_seconds) == 4  # the device stands at the second gate
+    second.set()
+    late()
+    iterate(13)
+    assert len(clock.iteration_seconds) == 5
+    third.set()
+    rest()
+    iterate(14)()
+    clock.end_stage()
+    assert len(clock.iteration_seconds) == 8 and cupy.counts["waits"] == waits
+    assert sum(clock.seconds[1].values()) == pytest.approx(sum(clock.walls), rel=1e-5)
+    assert sum(clock.iteration_seconds) == pytest.approx(sum(clock.walls), rel=1e-5)
