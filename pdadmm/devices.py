@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from pdadmm.comm.transport import MPITransport, NCCLTransport, StagedTransport
 from pdadmm.comm.waiting import Waiter
 from pdadmm.config import Run
 from pdadmm.errors import InputError
-from pdadmm.launch import agree
+from pdadmm.launch import FORWARDING, agree
 
 __all__ = ["ON_CPUS", "Choice", "Place", "choose", "decide", "make_backend", "make_transport"]
 
@@ -216,6 +217,7 @@ def make_transport(
 
         def end(problem: str) -> None:
             print(f"pdadmm: {waiter.where}: NCCL: {problem}", file=sys.stderr, flush=True)
+            time.sleep(FORWARDING)
             waiter.comm.Abort(1)
 
         return NCCLTransport(device, backend, Watch(device.problem, end))

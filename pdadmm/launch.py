@@ -15,12 +15,12 @@ from pdadmm.comm.waiting import Waiter
 from pdadmm.errors import InputError, RunError
 from pdadmm.where import Where
 
-__all__ = ["agree", "main_under_mpi"]
+__all__ = ["FORWARDING", "agree", "main_under_mpi"]
 
 #: seconds that all ranks wait for rank 0 to speak for them
 _LAST_WORDS = 3.0
 #: seconds that a launcher gets to forward a rank's words before the abort makes it drop them
-_FORWARDING = 0.5
+FORWARDING = 0.5
 
 
 def main_under_mpi(command: Callable[[Waiter, list[str]], None], arguments: list[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
                 waiter.barrier()
         elif code == 1:
             _say(where, error)
-        time.sleep(_FORWARDING)
+        time.sleep(FORWARDING)
         comm.Abort(code)
     return 1
 
