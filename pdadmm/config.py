@@ -304,6 +304,9 @@ def parse(arguments: list[str], preset: typing.Callable[[str], dict[str, Any]] |
     for section, f, _ in _fields():
         if f.name in given:
             setattr(getattr(config, section), f.name, given[f.name])
+    if config.training.solver != "exact":  # a preset's options of another solver than the user's do not count
+        for name in {"damping", "momentum"} - set(given) - set(from_file.get("training", {})):
+            setattr(config.training, name, 0.0)
     check(config)
     return config
 

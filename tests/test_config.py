@@ -140,3 +140,14 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert (c.network.hidden, c.training.iterations, c.output.eval_every) == (100, 100, 10)
     assert (c.training.solver, c.training.step, c.messages.codec) == ("gradient", "exact", "delta")
     assert (c.training.anchor, c.training.seed) == ("identity", 0)
+
+
+def test_options_of_the_exact_solver_in_a_preset_give_way_to_another_solver() -> None:
+    def preset(_: str) -> dict[str, object]:
+        return {"solver": "exact", "momentum": 0.9, "damping": 0.5}
+
+    assert parse([], preset).training.momentum == 0.9
+    changed = parse(["--solver", "gradient"], preset).training
+    assert (changed.momentum, changed.damping) == (0.0, 0.0)
+    with pytest.raises(InputError, match="exact solver"):
+        parse(["--solver", "gradient", "--momentum", "0.5"], preset)

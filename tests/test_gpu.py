@@ -136,7 +136,7 @@ def test_no_iteration_waits_or_grows_the_memory_pool(kernels: str, codec: Any) -
 def test_phases_add_up_to_the_time_between_events_around_the_iterations(kernels: str) -> None:
     stage = stage_of(kernels, DeltaCodec(4))
     start, end = cupy.cuda.Event(), cupy.cuda.Event()
-    for i in range(60):
+    for i in range(20):  # of which each one counts
         if i == 10:
             cupy.cuda.get_current_stream().synchronize()
             stage.clock.begin_stage()
@@ -146,7 +146,7 @@ def test_phases_add_up_to_the_time_between_events_around_the_iterations(kernels:
     end.synchronize()
     stage.clock.end_stage()
     phases = sum(sum(row.values()) for row in stage.clock.seconds.values())
-    assert len(stage.clock.iteration_seconds) == 50
+    assert len(stage.clock.iteration_seconds) == 10
     assert phases == pytest.approx(sum(stage.clock.walls), rel=1e-3)
     assert phases == pytest.approx(cupy.cuda.get_elapsed_time(start, end) * 1e-3, rel=0.03)
 
