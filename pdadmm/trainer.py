@@ -68,8 +68,13 @@ def widths_of(config: Config, inputs: int, classes: int) -> list[int]:
 
 
 def in_row_space(config: Config, sizes: Sizes) -> bool:
-    """Whether layer 1 is kept in the row space of its input, see :mod:`pdadmm.admm.row_space`."""
-    return config.training.solver == "gradient" and sizes.rows["train"] <= sizes.inputs
+    """Whether layer 1 is kept in the row space of its input, see :mod:`pdadmm.admm.row_space`.
+
+    Not without mu, whose share keeps the gradient's norm away from the rounding of its parts where
+    equal nodes have different labels.
+    """
+    t = config.training
+    return t.solver == "gradient" and t.mu > 0 and sizes.rows["train"] <= sizes.inputs
 
 
 def largest_product(config: Config, sizes: Sizes) -> int:

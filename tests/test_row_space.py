@@ -84,13 +84,33 @@ def test_a_run_is_that_of_the_written_out_weights(
     np.testing.assert_allclose(kept.layers[1].W, plain.layers[1].W, atol=2e-3)
 
 
-def test_more_nodes_than_inputs_and_the_exact_solver_write_them_out(small: Path, tmp_path: Path) -> None:
+def test_more_nodes_than_inputs_the_exact_solver_and_mu_of_0_write_them_out(small: Path) -> None:
     config = parse([str(small), "--layers", "2"])
     wide = Sizes("x", 100, 50, 3, {"train": 100, "val": 1, "test": 1})
     tall = Sizes("x", 99, 99, 3, {"train": 100, "val": 1, "test": 1})
     assert trainer.in_row_space(config, wide) and not trainer.in_row_space(config, tall)
     config.training.solver = "exact"
     assert not trainer.in_row_space(config, wide)
+    config.training.solver, config.training.mu = "gradient", 0.0
+    assert not trainer.in_row_space(config, wide)
+
+
+def test_equal_nodes_with_different_targets_stay_with_the_written_out_weights() -> None:
+    """The residual ends in the null space of X X^T, where its image is rounding."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((20, 60))
+    X[10:] = X[:10]
+    W, z, nu, mu = rng.standard_normal((4, 60)) * 0.2, rng.standard_normal((20, 4)), 0.01, 0.001
+    rows = RowSpaceWeights(X.astype(np.float32), W.astype(np.float32), NUMPY)
+    kernels, work = ReferenceKernels(), Workspace()
+    for _ in range(3000):
+        M = rows.linear(rows.products, rows.image) - z.astype(np.float32)
+        norm, K = rows.gradient(M, nu, mu, kernels, work)
+        rows.step(updates.step_length(mu, nu, updates.squared_norm(K), norm, "exact"), kernels)
+        G = updates.weight_gradient((X @ W.T - z).T @ X, W, 0.0, nu, mu)
+        image = updates.squared_norm(X @ G.T)
+        W = W - updates.step_length(mu, nu, image, updates.squared_norm(G), "exact") * G
+    np.testing.assert_allclose(rows.weights(), W, atol=1e-3)
 
 
 def test_iterates_do_not_depend_on_the_ranks_with_more_nodes_than_inputs(mpirun: Any, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class RowSpaceWeights:
         kernels.subtract(K, self.image, -s)
         room = work.get("R64", M.shape, np.float64)
         norm = updates.inner(R, K, room) + s * updates.inner(R, self.image, room) + s * s * self._start_norm
-        return norm, K
+        return updates.number(np.maximum(norm, 0.0)), K  # rounding may leave a sum of parts below 0
 
     def step(self, length: Any, kernels: Any) -> None:
         """``W - length G`` for the gradient found last."""
