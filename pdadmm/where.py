@@ -101,6 +101,8 @@ class Where:
     def _bear_witness(self, rank: socket.socket, name: str) -> None:
         """The child: wait for the end of the rank and say where it was unless it said so itself."""
         os.setsid()  # what ends the rank's process group spares the witness
+        with contextlib.suppress(OSError):  # to speak before ranks that fall with it, if it may
+            os.nice(-20)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         # launchers watch the ranks through inherited descriptors: keep none but stderr open
