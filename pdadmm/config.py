@@ -124,7 +124,8 @@ class Run:
     overlap: bool = _option(True, "send while computing; --no-overlap waits for every message to leave")
     threads: int = _option(
         0,
-        "threads of a rank; default: OMP_NUM_THREADS, or the node's cores over its ranks, fewer for small products",
+        "threads of a rank; default: OMP_NUM_THREADS, or the node's cores over its ranks, "
+        "fewer for small products",
     )
     timeout: float = _option(0.0, "seconds without a sign of a neighbour after which the run ends; 0: never")
 
