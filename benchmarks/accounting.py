@@ -18,13 +18,13 @@ from typing import Any
 
 from mpi4py import MPI
 
-from pdadmm import config as configuration
+from pdadmm.admm import options as configuration
+from pdadmm.admm.monitor import write_json
 from pdadmm.admm.stage import Plan, Stage
-from pdadmm.comm.waiting import Waiter
-from pdadmm.metrics import write_json
+from pdadmm.admm.trainer import Sizes, Trainer
+from pdadmm.comm.waiter import Waiter
 from pdadmm.run import open_features, resolve
-from pdadmm.trace import Clock
-from pdadmm.trainer import Sizes, Trainer
+from pdadmm.trace.clock import Clock
 
 #: iterations of which one is noted
 BLOCK = 8

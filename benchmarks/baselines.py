@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pdadmm.errors import InputError
-from pdadmm.inputs import normalise_inputs
+from pdadmm.inputs.scaling import normalise_inputs
 
 try:
     import torch

@@ -3,12 +3,11 @@
     python benchmarks/checkpoint_cost.py [--nodes 20000] [--hidden 500] [--layers 4] [--codec delta]
         [--bits 4] [--repeat 3] [--out DIR] [--json FILE]
 
-Builds the state of a stage of equal layers, hidden x hidden, writes it with :func:`pdadmm.checkpoint.write`
-and reads it back. The state is all that an iteration hands to the next, each array once although both
-ends of a coupling hold some: the variables p, z, q, u, W and b, the residual M, and the decoded copies
-where the codec is lossy. The ratio without M is printed too. The ranks of a node write their files at
-the same time, so that its disk, not a rank, sets the pace.
-"""
+Builds the state of a stage of equal layers, hidden x hidden, writes it with
+:func:`pdadmm.runtime.checkpoint.write` and reads it back. The state is all that an iteration hands to the
+next, each array once although both ends of a coupling hold some: the variables p, z, q, u, W and b, the
+residual M, and the decoded copies where the codec is lossy. The ratio without M is printed too. The ranks
+of a node write their files at the same time, so that its disk, not a rank, sets the pace."""
 
 from __future__ import annotations
 
@@ -23,15 +22,16 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from pdadmm import checkpoint, config
+from pdadmm.admm import options as config
 from pdadmm.admm.activations import make_activation
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
+from pdadmm.admm.passes.reference import ReferenceKernels
 from pdadmm.admm.stage import Plan, Stage
-from pdadmm.comm.codec import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
-from pdadmm.comm.waiting import Waiter
-from pdadmm.kernels.reference import ReferenceKernels
-from pdadmm.trace import Clock
+from pdadmm.codec.codecs import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.comm.waiter import Waiter
+from pdadmm.runtime import checkpoint
+from pdadmm.trace.clock import Clock
 
 
 def make_codec(name: str, bits: int) -> Codec:

@@ -221,13 +221,13 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
     from pdadmm.admm.activations import ReLU
     from pdadmm.admm.growth import random_layer
     from pdadmm.admm.layer import Hyper
+    from pdadmm.admm.passes import make_kernels
     from pdadmm.admm.stage import Plan, Stage
-    from pdadmm.backend import CupyBackend
-    from pdadmm.comm.codec import AffineCodec, DeltaCodec, Float32Codec
+    from pdadmm.arrays.backend import CupyBackend
+    from pdadmm.codec.codecs import AffineCodec, DeltaCodec, Float32Codec
     from pdadmm.comm.transport import MPITransport
-    from pdadmm.device_clock import make_clock
-    from pdadmm.kernels import make_kernels
-    from pdadmm.trace import Clock
+    from pdadmm.trace.clock import Clock
+    from pdadmm.trace.device_clock import make_clock
 
     layers, classes = 6, 10
     widths = [hidden] * layers + [classes]

@@ -24,7 +24,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from pdadmm.comm.codec import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.codec.codecs import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
 from pdadmm.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"

@@ -33,7 +33,15 @@ def iterates(features: str, ranks: int, options: list[str]) -> str:
     python = Path(sys.executable)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "run")
-        command = [str(python.with_name("mpirun")), "-n", str(ranks), str(python), "-m", "pdadmm.run", features]
+        command = [
+            str(python.with_name("mpirun")),
+            "-n",
+            str(ranks),
+            str(python),
+            "-m",
+            "pdadmm.run",
+            features,
+        ]
         done = subprocess.run(
             [*command, *options, "--out", str(out), "--quiet"],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=folder,

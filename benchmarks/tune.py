@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from pdadmm import config as configuration
 from pdadmm import run
-from pdadmm.comm.waiting import Waiter
+from pdadmm.admm import options as configuration
+from pdadmm.admm.trainer import SPLITS, Sizes, Trainer, largest_product
+from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
-from pdadmm.trainer import SPLITS, Sizes, Trainer, largest_product
 
 FIGURES = ("val_accuracy", "val_loss", "test_accuracy", "train_accuracy", "objective", "primal_residual")
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from pdadmm.admm.activations import ACTIVATIONS, make_activation
 from pdadmm.admm.layer import Layer
-from pdadmm.comm.waiting import Waiter
+from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
-from pdadmm.inputs import normalise_inputs
+from pdadmm.inputs.scaling import normalise_inputs
 
 __all__ = ["Model", "write_model"]
 
@@ -128,7 +128,7 @@ class Model:
 
     def state_dict(self) -> dict[str, Any]:
         """State of the ``torch.nn.Sequential`` of Linear and activation modules that equals this model
-        on inputs that :func:`pdadmm.inputs.normalise_inputs` has scaled as the attributes say.
+        on inputs that :func:`pdadmm.inputs.scaling.normalise_inputs` has scaled as the attributes say.
 
         Keys are ``0.weight``, ``0.bias``, ``2.weight``, ...: the odd places hold the activations.
         """

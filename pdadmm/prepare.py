@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from .errors import InputError
+from pdadmm.errors import InputError
 
 __all__ = ["main"]
 
@@ -87,8 +87,8 @@ class _Reporter:
 
 
 def _prepare(options: argparse.Namespace, share: Any, report: _Reporter) -> None:
-    from .datasets import REGISTRY, load
-    from .features import Augmentation, Piece, write_features
+    from pdadmm.datasets import REGISTRY, load
+    from pdadmm.inputs.features import Augmentation, Piece, write_features
 
     began = time.perf_counter()
     if options.hops < 0:
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not any(name in os.environ for name in _LAUNCHED) and srun_tasks <= 1:
         return _run(arguments, lambda work: work.pieces())
 
-    from .datasets.parallel import run_shared
+    from pdadmm.inputs.parallel import run_shared
 
     return run_shared(lambda share: _run(arguments, share), srun_tasks)
 

@@ -17,27 +17,27 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import pdadmm
-from pdadmm import config as configuration
+from pdadmm.admm import options as configuration
 from pdadmm.admm.growth import default_stages
-from pdadmm.bench_links import measure_neighbours
-from pdadmm.checkpoint import newest, put_aside
-from pdadmm.comm.waiting import Waiter, ranks_on_node, usable_cores
-from pdadmm.config import Config
-from pdadmm.control import STOPPED_EARLY, Control
-from pdadmm.devices import choose, describe
+from pdadmm.admm.monitor import write_json, write_text
+from pdadmm.admm.options import Config
+from pdadmm.admm.passes.select import name_of
+from pdadmm.admm.trainer import Sizes, Trainer, largest_product
+from pdadmm.bench.links import measure_neighbours
+from pdadmm.comm.waiter import Waiter, ranks_on_node, usable_cores
 from pdadmm.errors import InputError
-from pdadmm.kernels.select import name_of
-from pdadmm.launch import agree, main_under_mpi
-from pdadmm.metrics import write_json, write_text
 from pdadmm.model import write_model
-from pdadmm.profiling.clocks import read_offset
-from pdadmm.profiling.collect import write_profile
-from pdadmm.profiling.timeline import write_timeline
-from pdadmm.report import Progress, final_table
-from pdadmm.trainer import Sizes, Trainer, largest_product
+from pdadmm.runtime.checkpoint import newest, put_aside
+from pdadmm.runtime.control import STOPPED_EARLY, Control
+from pdadmm.runtime.devices import choose, describe
+from pdadmm.runtime.launch import agree, main_under_mpi
+from pdadmm.runtime.progress import Progress, final_table
+from pdadmm.trace.collect import write_profile
+from pdadmm.trace.offsets import read_offset
+from pdadmm.trace.timeline import write_timeline
 
 if TYPE_CHECKING:
-    from pdadmm.features import Features
+    from pdadmm.inputs.features import Features
 
 __all__ = ["main"]
 
@@ -49,7 +49,7 @@ def open_features(path: str) -> Features:
     """The prepared file, or the embedded synthetic data set when `path` is empty."""
     # imported here: SciPy takes long to load, and most ranks read no features
     from pdadmm.datasets.synthetic import synthetic_graph
-    from pdadmm.features import FeatureFile, in_memory
+    from pdadmm.inputs.features import FeatureFile, in_memory
 
     if path:
         return FeatureFile(path)
@@ -60,7 +60,7 @@ def open_features(path: str) -> Features:
 def preset(path: str) -> dict[str, Any]:
     """Options that the registry recommends for the data set in a prepared file."""
     from pdadmm.datasets.registry import REGISTRY
-    from pdadmm.features import FeatureFile
+    from pdadmm.inputs.features import FeatureFile
 
     if not path:
         return dict(REGISTRY["synthetic"].preset)

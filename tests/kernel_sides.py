@@ -11,7 +11,7 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 
-from pdadmm.kernels.reference import HiddenSums
+from pdadmm.admm.passes.reference import HiddenSums
 
 
 def gpu() -> bool:
@@ -71,14 +71,14 @@ class OnDevice:
 def make(side: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
     """Kernels of a side; skips the test where the machine has none."""
     if side.endswith(("thread", "threads")):
-        from pdadmm.kernels import library
+        from pdadmm.arrays import library
 
         if library.find(library.HOST_LIBRARY) is None:
             pytest.skip(f"{library.HOST_LIBRARY} is not built; run: pip install .")
-        from pdadmm.kernels.host import HostKernels
+        from pdadmm.admm.passes.host import HostKernels
 
         return HostKernels(int(side[0]))
-    from pdadmm.kernels import cuda
+    from pdadmm.admm.passes import cuda
 
     if side == "cuda-on-cpu":
         cupy: Any = cuda_on_cpu.stand_in(folder)

@@ -11,12 +11,12 @@ from pdadmm.admm import updates
 from pdadmm.admm.activations import ReLU
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper, Layer
+from pdadmm.admm.passes.select import select_kernels
 from pdadmm.admm.stage import Plan, Stage
-from pdadmm.backend import NUMPY
-from pdadmm.comm.codec import Float32Codec
+from pdadmm.arrays.backend import NUMPY
+from pdadmm.codec.codecs import Float32Codec
 from pdadmm.comm.transport import MPITransport
-from pdadmm.kernels.select import select_kernels
-from pdadmm.trace import Clock
+from pdadmm.trace.clock import Clock
 
 NU, RHO, MU = 0.02, 0.1, 0.3
 

@@ -27,10 +27,10 @@ from support import (
     without_times,
 )
 
-from pdadmm import checkpoint
-from pdadmm.checkpoint import KEPT, newest, put_aside, write
-from pdadmm.comm.waiting import Waiter
+from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
+from pdadmm.runtime import checkpoint
+from pdadmm.runtime.checkpoint import KEPT, newest, put_aside, write
 
 MPIRun = Callable[..., Finished]
 Arrays = dict[int, dict[str, np.ndarray]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import words
 
-from pdadmm.config import Config, load, parse
+from pdadmm.admm.options import Config, load, parse
 from pdadmm.errors import InputError
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pdadmm.kernels import cuda, library
+from pdadmm.admm.passes import cuda
+from pdadmm.arrays import library
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 SOURCES = ["quantize.cu", "updates.cu"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pdadmm.config import _parser
+from pdadmm.admm.options import _parser
 
 ROOT = Path(__file__).resolve().parents[1]
 

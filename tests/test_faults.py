@@ -16,9 +16,9 @@ from mpi4py import MPI
 from support import PROGRAMS, Finished, find_mpirun, python, records_of, succeed, summary_of, without_times
 
 import pdadmm
-from pdadmm.checkpoint import Checkpoint, newest
-from pdadmm.comm.waiting import Waiter
-from pdadmm.control import STOPPED_EARLY
+from pdadmm.comm.waiter import Waiter
+from pdadmm.runtime.checkpoint import Checkpoint, newest
+from pdadmm.runtime.control import STOPPED_EARLY
 
 MPIRun = Callable[..., Finished]
 

@@ -33,14 +33,14 @@ from pdadmm.admm import updates
 from pdadmm.admm.activations import ReLU
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
+from pdadmm.admm.passes import make_kernels
 from pdadmm.admm.stage import Plan, Stage
-from pdadmm.backend import CupyBackend, label_of, place_of
-from pdadmm.comm.codec import AffineCodec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.arrays.backend import CupyBackend, label_of, place_of
+from pdadmm.codec.codecs import AffineCodec, DeltaCodec, Float32Codec, GridCodec
 from pdadmm.comm.transport import MPITransport
-from pdadmm.device_clock import make_clock
-from pdadmm.kernels import make_kernels
+from pdadmm.trace.device_clock import make_clock
 
-KERNELS = ["reference", *(["fused"] if importlib.util.find_spec("pdadmm.kernels.cuda") else [])]
+KERNELS = ["reference", *(["fused"] if importlib.util.find_spec("pdadmm.admm.passes.cuda") else [])]
 MAKERS: dict[str, Any] = {"affine": AffineCodec, "delta": DeltaCodec}
 
 

@@ -31,10 +31,10 @@ from support import (
     without_times,
 )
 
-from pdadmm.backend import label_of, place_of
-from pdadmm.config import Run
-from pdadmm.devices import Place, decide
+from pdadmm.admm.options import Run
+from pdadmm.arrays.backend import label_of, place_of
 from pdadmm.errors import InputError, RunError
+from pdadmm.runtime.devices import Place, decide
 
 SHAPE = "--layers 5 --hidden 24 --iterations 12 --eval-every 6 --stages 2,5 --kernels reference --quiet"
 
@@ -221,7 +221,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16x3"])
 def test_products_in_every_layout(precision: str, cupy: Any) -> None:
-    from pdadmm.backend import CupyBackend
+    from pdadmm.arrays.backend import CupyBackend
 
     backend = CupyBackend(0, precision)
     rng = np.random.default_rng(0)
@@ -241,7 +241,7 @@ def test_products_in_every_layout(precision: str, cupy: Any) -> None:
 @pytest.mark.parametrize("step", ["exact", "doubling"])
 def test_step_lengths_are_those_of_the_host(step: str, cupy: Any) -> None:
     from pdadmm.admm import updates
-    from pdadmm.backend import CupyBackend
+    from pdadmm.arrays.backend import CupyBackend
 
     backend = CupyBackend()
     for norm, image in ((3.0, 5.0), (0.0, 0.0), (1e-30, 1.0), (1.0, 1e6), (2.0, 0.0)):
@@ -253,7 +253,7 @@ def test_step_lengths_are_those_of_the_host(step: str, cupy: Any) -> None:
 
 
 def test_the_first_step_that_is_not_finite_is_named(cupy: Any) -> None:
-    from pdadmm.backend import CupyBackend
+    from pdadmm.arrays.backend import CupyBackend
 
     backend = CupyBackend()
     one, bad = backend.asarray(np.float64(1)), backend.asarray(np.float64("nan"))
@@ -266,12 +266,12 @@ def test_nan_on_the_device_ends_the_run_with_layer_and_iteration(cupy: Any) -> N
     from pdadmm.admm.activations import ReLU
     from pdadmm.admm.growth import random_layer
     from pdadmm.admm.layer import Hyper
+    from pdadmm.admm.passes.reference import ReferenceKernels
     from pdadmm.admm.stage import Plan, Stage
-    from pdadmm.backend import CupyBackend
-    from pdadmm.comm.codec import DeltaCodec
+    from pdadmm.arrays.backend import CupyBackend
+    from pdadmm.codec.codecs import DeltaCodec
     from pdadmm.comm.transport import MPITransport
-    from pdadmm.kernels.reference import ReferenceKernels
-    from pdadmm.trace import Clock
+    from pdadmm.trace.clock import Clock
 
     class Waiter:
         seconds = 0.0
@@ -304,8 +304,8 @@ def test_phases_are_what_the_device_took_and_the_host_waits_for_none(
     cupy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device stands still at first, so that the host gives out all iterations before one is done."""
-    from pdadmm.device_clock import DeviceClock
-    from pdadmm.trace import WARM_UP
+    from pdadmm.trace.clock import WARM_UP
+    from pdadmm.trace.device_clock import DeviceClock
 
     stream = cupy.cuda.Stream(non_blocking=True)
     monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: stream)
@@ -386,7 +386,7 @@ def test_iterations_are_accounted_for_while_the_device_is_behind(
     cupy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once it has caught up in a stage: then its time is known. Else there would be ever more to keep."""
-    from pdadmm.device_clock import DeviceClock
+    from pdadmm.trace.device_clock import DeviceClock
 
     stream = cupy.cuda.Stream(non_blocking=True)
     monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: stream)

@@ -12,8 +12,8 @@ from support import python, records_of, succeed, without_times, words
 
 import pdadmm
 from pdadmm.errors import InputError
-from pdadmm.features import FeatureFile
-from pdadmm.inputs import normalise_inputs
+from pdadmm.inputs.features import FeatureFile
+from pdadmm.inputs.scaling import normalise_inputs
 
 
 def hellinger(X: np.ndarray, per_hop: int) -> np.ndarray:

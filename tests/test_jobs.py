@@ -18,8 +18,8 @@ from slurm import Cluster, missing
 from support import find_mpirun, summary_of
 
 import pdadmm
-from pdadmm.control import STOPPED_EARLY
-from pdadmm.features import FeatureFile
+from pdadmm.inputs.features import FeatureFile
+from pdadmm.runtime.control import STOPPED_EARLY
 
 JOBS = Path(__file__).parents[1] / "jobs"
 SCRIPTS = sorted(JOBS.glob("*.sh"))

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pdadmm import bench_iteration
 from pdadmm.admm import updates
 from pdadmm.admm.activations import LeakyReLU, ReLU, Tanh
-from pdadmm.comm.codec import AffineCodec, DeltaCodec, Float32Codec, GridCodec, NonFiniteError
-from pdadmm.kernels import library
-from pdadmm.kernels.host import HostKernels
-from pdadmm.kernels.reference import ReferenceKernels
+from pdadmm.admm.passes.host import HostKernels
+from pdadmm.admm.passes.reference import ReferenceKernels
+from pdadmm.arrays import library
+from pdadmm.bench import iteration as bench_iteration
+from pdadmm.codec.codecs import AffineCodec, DeltaCodec, Float32Codec, GridCodec, NonFiniteError
 
 needs_library = pytest.mark.skipif(
     library.find(library.HOST_LIBRARY) is None, reason="the library is not built; run: pip install ."

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdadmm.backend import NUMPY
-from pdadmm.comm.conveyor import NCCLConveyor
+from pdadmm.arrays.backend import NUMPY
 from pdadmm.comm.nccl import NCCLExchange
+from pdadmm.comm.pipeline import NCCLConveyor
 
 
 class Recorder:

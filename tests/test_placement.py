@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdadmm.admm.growth import default_stages, stage_positions
+from pdadmm.admm.placement import layer_cost, place
 from pdadmm.admm.stage import Plan
-from pdadmm.comm.placement import layer_cost, place
 
 
 def largest(costs: list[float], blocks: list[range]) -> float:

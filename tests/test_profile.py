@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from support import Finished, on_standin, python, succeed, summary_of
 
-from pdadmm.bench_links import SIZES, NCCLWay
-from pdadmm.comm.codec import DeltaCodec
+from pdadmm.bench.links import SIZES, NCCLWay
+from pdadmm.codec.codecs import DeltaCodec
 from pdadmm.errors import InputError
-from pdadmm.profile import main
-from pdadmm.profiling.figures import figures
-from pdadmm.profiling.load import load
-from pdadmm.profiling.predict import Scenario, parse_network, predict
-from pdadmm.profiling.simulate import Network, Op, simulate
-from pdadmm.profiling.svg import ticks
-from pdadmm.profiling.units import rate, seconds, size
+from pdadmm.profile.__main__ import main
+from pdadmm.profile.figures import figures
+from pdadmm.profile.load import load
+from pdadmm.profile.predict import Scenario, parse_network, predict
+from pdadmm.profile.simulate import Network, Op, simulate
+from pdadmm.profile.svg import ticks
+from pdadmm.profile.units import rate, seconds, size
 
 OPTIONS = "--layers 4 --stages 4 --hidden 30 --iterations 15 --eval-every 100 --quiet"
 

@@ -10,15 +10,15 @@ import pytest
 from mpi4py import MPI
 from support import python, records_of, succeed, weights_of
 
-from pdadmm import run, trainer
-from pdadmm.admm import updates
+from pdadmm import run
+from pdadmm.admm import trainer, updates
 from pdadmm.admm.layer import Workspace
+from pdadmm.admm.options import parse
+from pdadmm.admm.passes.reference import ReferenceKernels
 from pdadmm.admm.row_space import RowSpaceWeights
-from pdadmm.backend import NUMPY
-from pdadmm.comm.waiting import Waiter
-from pdadmm.config import parse
-from pdadmm.kernels.reference import ReferenceKernels
-from pdadmm.trainer import Sizes, Trainer
+from pdadmm.admm.trainer import Sizes, Trainer
+from pdadmm.arrays.backend import NUMPY
+from pdadmm.comm.waiter import Waiter
 
 
 @pytest.mark.parametrize("step", ["exact", "doubling"])

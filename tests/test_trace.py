@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from support import PROGRAMS, Finished, message_bytes, on_standin, records_of, succeed
 
-from pdadmm.profiling.clocks import Alignment, Reading
-from pdadmm.profiling.figures import figures
-from pdadmm.profiling.messages import flights
-from pdadmm.profiling.timeline import timeline
-from pdadmm.trace import WARM_UP
+from pdadmm.profile.figures import figures
+from pdadmm.trace.clock import WARM_UP
+from pdadmm.trace.messages import flights
+from pdadmm.trace.offsets import Alignment, Reading
+from pdadmm.trace.timeline import timeline
 
 LAYERS, HIDDEN, ITERATIONS = 5, 20, 12
 

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 
 from pdadmm.admm import updates
 from pdadmm.admm.activations import make_activation
-from pdadmm.comm.codec import GridCodec
+from pdadmm.codec.codecs import GridCodec
 
 GRID = GridCodec(8, -1.0, 2.0)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdadmm.comm import waiting
+from pdadmm.comm import waiter as waiting
 from pdadmm.comm.local import local_pair
-from pdadmm.comm.waiting import Waiter, pieces
+from pdadmm.comm.waiter import Waiter, pieces
 from pdadmm.errors import RunError
 
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pdadmm.comm.codec import Codec, GridCodec
-from pdadmm.trace import Clock
+from pdadmm.codec.codecs import Codec, GridCodec
+from pdadmm.trace.clock import Clock
 
 __all__ = ["CouplingEnd", "Link", "copy_into"]
 

@@ -12,10 +12,10 @@ from pdadmm.admm import updates
 from pdadmm.admm.activations import Activation
 from pdadmm.admm.coupling import CouplingEnd, copy_into
 from pdadmm.admm.row_space import RowSpaceWeights
-from pdadmm.backend import NUMPY, label_of
-from pdadmm.comm.codec import NonFiniteError
+from pdadmm.arrays.backend import NUMPY, label_of
+from pdadmm.codec.codecs import NonFiniteError
 from pdadmm.errors import RunError
-from pdadmm.trace import Clock
+from pdadmm.trace.clock import Clock
 
 __all__ = ["Hyper", "Layer", "Terms", "Workspace"]
 

@@ -9,13 +9,13 @@ from typing import Any
 from pdadmm.admm.coupling import CouplingEnd
 from pdadmm.admm.growth import stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms, Workspace
-from pdadmm.backend import NUMPY, place_of
-from pdadmm.comm.codec import Codec, NonFiniteError
+from pdadmm.arrays.backend import NUMPY, place_of
+from pdadmm.codec.codecs import Codec, NonFiniteError
 from pdadmm.comm.local import local_pair
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.transport import Edge, MPITransport
-from pdadmm.comm.waiting import Waiter
-from pdadmm.trace import Clock
+from pdadmm.comm.waiter import Waiter
+from pdadmm.trace.clock import Clock
 
 __all__ = ["FORWARD_ROWS", "Plan", "Stage"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pdadmm.backend import NUMPY
+from pdadmm.arrays.backend import NUMPY
 
 __all__ = ["LocalLink", "local_pair"]
 

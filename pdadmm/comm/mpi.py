@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pdadmm.comm.waiting import Waiter, pieces
+from pdadmm.comm.waiter import Waiter, pieces
 
 __all__ = ["LARGE", "MPILink", "ProgressThread"]
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pdadmm.comm.idle import IdleTime
-from pdadmm.comm.waiting import Waiter
+from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 
 __all__ = ["CupyNccl", "Device", "NCCLExchange", "NCCLLink", "Watch", "connect", "require_nccl"]

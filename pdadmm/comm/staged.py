@@ -14,7 +14,7 @@ import numpy as np
 
 from pdadmm.comm.idle import IdleTime
 from pdadmm.comm.mpi import MPILink
-from pdadmm.comm.waiting import Waiter
+from pdadmm.comm.waiter import Waiter
 
 __all__ = ["Copier", "CupyCopier", "Pump", "StagedLink"]
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pdadmm.comm.conveyor import HostConveyor, NCCLConveyor, StagedConveyor
 from pdadmm.comm.mpi import MPILink, ProgressThread
 from pdadmm.comm.nccl import CupyNccl, NCCLExchange, Watch
+from pdadmm.comm.pipeline import HostConveyor, NCCLConveyor, StagedConveyor
 from pdadmm.comm.staged import Copier, Pump, StagedLink
-from pdadmm.comm.waiting import Waiter
+from pdadmm.comm.waiter import Waiter
 
 __all__ = ["Edge", "MPITransport", "NCCLTransport", "StagedTransport"]
 

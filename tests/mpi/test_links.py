@@ -12,14 +12,14 @@ import pytest
 from pdadmm.admm.activations import make_activation
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Layer
+from pdadmm.admm.placement import place
 from pdadmm.admm.stage import FORWARD_ROWS, Plan, Stage
-from pdadmm.comm import waiting
+from pdadmm.comm import waiter as waiting
 from pdadmm.comm.mpi import MPILink, ProgressThread
-from pdadmm.comm.placement import place
-from pdadmm.comm.waiting import Waiter
+from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
-from pdadmm.launch import agree
-from pdadmm.trace import Clock
+from pdadmm.runtime.launch import agree
+from pdadmm.trace.clock import Clock
 
 pytestmark = pytest.mark.mpi(min_size=2)
 

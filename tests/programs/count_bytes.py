@@ -11,9 +11,9 @@ from typing import Any
 
 from mpi4py import MPI
 
-from pdadmm import launch
-from pdadmm.comm.waiting import Waiter
+from pdadmm.comm.waiter import Waiter
 from pdadmm.run import main
+from pdadmm.runtime import launch
 
 sent = {"bytes": 0, "messages": 0}
 

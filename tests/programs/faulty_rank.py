@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from pdadmm import checkpoint, trainer
+from pdadmm.admm import trainer
 from pdadmm.admm.stage import Stage
 from pdadmm.run import main
+from pdadmm.runtime import checkpoint
 
 
 def _later(seconds: float, number: int) -> None:

@@ -17,13 +17,13 @@ from mpi4py import MPI
 from pdadmm.admm.activations import ReLU
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
+from pdadmm.admm.options import Run
+from pdadmm.admm.passes.reference import ReferenceKernels
 from pdadmm.admm.stage import Plan, Stage
-from pdadmm.comm.codec import DeltaCodec
-from pdadmm.comm.waiting import Waiter
-from pdadmm.config import Run
-from pdadmm.device_clock import make_clock
-from pdadmm.devices import choose, make_backend, make_transport
-from pdadmm.kernels.reference import ReferenceKernels
+from pdadmm.codec.codecs import DeltaCodec
+from pdadmm.comm.waiter import Waiter
+from pdadmm.runtime.devices import choose, make_backend, make_transport
+from pdadmm.trace.device_clock import make_clock
 
 NODES, WIDTHS = 60, [12, 8, 8, 8, 3]
 

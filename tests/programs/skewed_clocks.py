@@ -9,7 +9,7 @@ import time
 
 from mpi4py import MPI
 
-from pdadmm.profiling.clocks import Alignment, read_offset
+from pdadmm.trace.offsets import Alignment, read_offset
 
 true_clock = time.perf_counter_ns
 comm = MPI.COMM_WORLD

@@ -1,0 +1,456 @@
+"""The training loop: stages of growth, iterations, evaluations, the files a run leaves."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pdadmm.admm.activations import make_activation
+from pdadmm.admm.coupling import copy_into
+from pdadmm.admm.evaluate import SPLITS, Split, evaluate
+from pdadmm.admm.growth import identity_layer, random_layer, stage_positions
+from pdadmm.admm.layer import Hyper, Layer, Terms
+from pdadmm.admm.monitor import Monitor
+from pdadmm.admm.options import Config
+from pdadmm.admm.passes.select import select_kernels
+from pdadmm.admm.placement import layer_cost, place
+from pdadmm.admm.stage import Array, Plan, Stage
+from pdadmm.codec.codecs import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.comm.mpi import ProgressThread
+from pdadmm.comm.waiter import Waiter
+from pdadmm.errors import InputError, RunError
+from pdadmm.inputs.scaling import normalise_inputs
+from pdadmm.runtime import checkpoint
+from pdadmm.runtime.checkpoint import Checkpoint
+from pdadmm.runtime.control import CONTINUE, STOP, Control
+from pdadmm.runtime.devices import ON_CPUS, Choice, make_backend, make_transport
+from pdadmm.trace.collect import Accounts
+from pdadmm.trace.device_clock import make_clock
+from pdadmm.trace.offsets import read_offset
+
+if TYPE_CHECKING:  # features imports SciPy and h5py, which only the first and last ranks need
+    from pdadmm.inputs.features import Features
+
+__all__ = ["Sizes", "Trainer", "largest_product", "widths_of"]
+
+
+#: objective over that of a uniform guess from which a run counts as diverging
+DIVERGED = 1e4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Dimensions of the data that every rank needs to know."""
+
+    dataset: str
+    inputs: int  #: columns of X
+    features_per_hop: int  #: of which a hop has that many
+    classes: int
+    rows: dict[str, int]  #: nodes of each split
+
+    @classmethod
+    def of(cls, features: Features) -> Sizes:
+        """Sizes of opened features."""
+        rows = dict(zip(SPLITS, (features.n_train, features.n_val, features.n_test), strict=True))
+        per_hop = int(features.attrs["features_per_hop"])
+        return cls(features.dataset, features.num_features, per_hop, features.num_classes, rows)
+
+
+def widths_of(config: Config, inputs: int, classes: int) -> list[int]:
+    """Widths n_0, ..., n_L of the finished network."""
+    return [inputs, *[config.network.hidden] * (config.network.layers - 1), classes]
+
+
+def in_row_space(config: Config, sizes: Sizes) -> bool:
+    """Whether layer 1 is kept in the row space of its input, see :mod:`pdadmm.admm.row_space`.
+
+    Not without mu, whose share keeps the gradient's norm away from the rounding of its parts where
+    equal nodes have different labels.
+    """
+    t = config.training
+    return t.solver == "gradient" and t.mu > 0 and sizes.rows["train"] <= sizes.inputs
+
+
+def largest_product(config: Config, sizes: Sizes) -> int:
+    """Multiply-adds of the largest product of an iteration."""
+    nodes, widths = sizes.rows["train"], widths_of(config, sizes.inputs, sizes.classes)
+    first = nodes if in_row_space(config, sizes) else sizes.inputs
+    return nodes * max(a * b for a, b in itertools.pairwise([first, *widths[1:]]))
+
+
+class Trainer:
+    """Trains the layers of one rank together with the other ranks.
+
+    Parameters
+    ----------
+    config
+        Complete and checked, the same on all ranks.
+    sizes
+        Dimensions of the data, the same on all ranks.
+    open_features
+        Opens the data; called only on the ranks of the first and the last layer.
+    waiter
+        Waits for MPI; holds the communicator.
+    control
+        Says when to save and to stop.
+    progress
+        Called with the record of every evaluated iteration, on all ranks.
+    choice
+        Arrays and way of the messages.
+    threads
+        Of this rank's compiled kernels.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        sizes: Sizes,
+        open_features: Callable[[], Features],
+        waiter: Waiter,
+        control: Control | None = None,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+        choice: Choice = ON_CPUS,
+        threads: int = 1,
+    ) -> None:
+        self.config = config
+        self.choice = choice
+        self.waiter = waiter
+        self.rank = waiter.comm.rank
+        self.layers_total = config.network.layers
+        self.dataset = sizes.dataset
+        self.widths = widths_of(config, sizes.inputs, sizes.classes)
+        nodes = sizes.rows["train"]
+        self.in_row_space = in_row_space(config, sizes)
+        costs = [
+            layer_cost(nodes, self.widths[i], self.widths[i + 1], i == 0, self.in_row_space)
+            for i in range(self.layers_total)
+        ]
+        self.blocks = place(costs, waiter.comm.size)
+        waiter.where.set_layers(self.blocks[self.rank].start, self.blocks[self.rank].stop - 1)
+        t = config.training
+        self.hyper = Hyper(
+            t.nu, t.rho, t.mu, t.solver, t.step, t.refresh, t.risk, t.damping, t.momentum, t.z_centre
+        )
+        self.backend = make_backend(choice, self.rank, config.run.precision)
+        self.kernels: Any = select_kernels(config.run.kernels, threads, self.backend.name)
+        self.transport: Any = None
+        self.layers: dict[int, Layer] = {}
+        self.splits = self._read(sizes, open_features)
+        self.monitor = Monitor(self.layers_total, {name: self.splits[name].rows for name in SPLITS})
+        self._progress = progress
+        self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
+        self.clock = make_clock(self.backend, config.output.trace)
+        self.accounts: Accounts
+        self.progress_thread: ProgressThread | None = None
+        self.records: list[dict[str, Any]] = []
+        self.iteration = 0
+        self.seconds_iterations = 0.0
+        self.seconds_evaluation = 0.0
+        self.seconds_exposed = 0.0
+        self.seconds_checkpoints = 0.0
+        self._losses: list[float] = []
+
+    def _read(self, sizes: Sizes, open_features: Callable[[], Features]) -> dict[str, Split]:
+        """Features on the rank of layer 1, labels on the output layer's rank; nothing elsewhere."""
+        mine = self.blocks[self.rank]
+        first, last = 1 in mine, self.layers_total in mine
+        if not first and not last:
+            return {name: Split(rows, None, None) for name, rows in sizes.rows.items()}
+        device = self.backend.asarray
+        n = self.config.network
+
+        def scaled(X: np.ndarray) -> np.ndarray:
+            return normalise_inputs(X, sizes.features_per_hop, n.input_norm, n.hop_decay)
+
+        with open_features() as features:
+            return {
+                name: Split(
+                    rows,
+                    device(scaled(features.x(name))) if first else None,
+                    device(np.asarray(features.y(name), np.int64)) if last else None,
+                )
+                for name, rows in sizes.rows.items()
+            }
+
+    # ---- the run ------------------------------------------------------------------------------------
+
+    def run(self, folder: Path | None = None, resumed: Checkpoint | None = None) -> bool:
+        """Train through all stages.
+
+        Parameters
+        ----------
+        folder
+            Where checkpoints go; None: nowhere.
+        resumed
+            Checkpoint to go on from.
+
+        Returns
+        -------
+        bool
+            Whether the run came to its end; False when it saved and stopped early.
+        """
+        self._folder = folder
+        stages = self.config.training.stages
+        first, done = 0, 0
+        if resumed is not None:
+            first, done = resumed.state["stage"], resumed.state["stage_iteration"]
+            self._restore(resumed.state)
+        # collective, so not in the constructor, where one rank may find its data unusable
+        self.accounts = Accounts(self.clock, read_offset(self.waiter.comm))
+        r = self.config.run
+        on_host = not self.backend.on_device
+        if on_host and r.overlap and self.waiter.comm.size > 1 and ProgressThread.available():
+            self.progress_thread = ProgressThread(self.waiter.comm)
+        plans = [Plan(depth, self.layers_total, self.blocks, self.rank) for depth in stages]
+        around = [(plan.previous, plan.next) for plan in plans]
+        self.transport = make_transport(
+            self.choice, self.backend, self.waiter, r, self.progress_thread, around
+        )
+        for index in range(first, len(stages)):
+            if not self._run_stage(index, done, resumed):
+                return False
+            done, resumed = 0, None
+        return True
+
+    def _run_stage(self, index: int, done: int, resumed: Checkpoint | None) -> bool:
+        """Iterations `done` + 1 to the last of a stage; False when stopped early."""
+        t = self.config.training
+        plan = Plan(t.stages[index], self.layers_total, self.blocks, self.rank)
+        saved = resumed.layers if resumed is not None else {}
+        for position in plan.mine:
+            if position not in self.layers:
+                self.layers[position] = self._new_layer(position)
+            if position in saved:
+                copy_into(self.layers[position].W, saved[position]["W"])
+                copy_into(self.layers[position].b, saved[position]["b"])
+        train = self.splits["train"]
+        first = self.layers.get(1)
+        if first is not None and first.rows is None and self.in_row_space:
+            first.keep_in_row_space(train.x)
+        stage = Stage(
+            plan,
+            [self.layers[p] for p in plan.mine],
+            self.waiter,
+            self.clock,
+            transport=self.transport,
+            backend=self.backend,
+        )
+        self.stage = stage
+        stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.kernels, t.seed)
+        if resumed is not None:
+            for layer in stage.layers:
+                place = plan.positions.index(layer.position)
+                around = [0, *plan.positions, 0][place : place + 3]
+                layer.restore(saved[layer.position], saved.get(around[0]), saved.get(around[2]))
+        self.clock.begin_stage()
+        self.control.expect(sum(a.nbytes for layer in stage.layers for a in layer.state().values()))
+        if not done:
+            self._losses = []
+        verdict = CONTINUE
+        for i in range(done, t.iterations):
+            self.iteration += 1
+            self.waiter.where.set_iteration(self.iteration, index + 1)
+            measure = (i + 1) % self.config.output.eval_every == 0 or i + 1 == t.iterations
+            self.control.before()
+            exposed = self.waiter.seconds
+            start = time.perf_counter()
+            terms = stage.iterate(i, measure)
+            seconds = time.perf_counter() - start
+            self.seconds_iterations += seconds
+            if self.clock.counts(i):
+                self.accounts.iterated(seconds)
+            self.seconds_exposed += self.waiter.seconds - exposed
+            last = i + 1 == t.iterations and index + 1 == len(t.stages)
+            if last and 1 in self.layers:  # what is evaluated in the end is what the model holds
+                self.layers[1].write_out()
+            if measure:
+                self.seconds_exposed += self.transport.waited()
+                with self.clock.span("evaluation"):
+                    self._evaluate(stage, terms, index, i + 1)
+                self.transport.waited()  # those of the evaluation are no part of the iterations
+            verdict = self.control.after(self.iteration)
+            if verdict != CONTINUE and not last:
+                with self.clock.span("checkpoint"):
+                    self._save(stage, index, i + 1)
+                if verdict == STOP:
+                    break
+        self._account(stage)
+        stage.finish()
+        self.accounts.end_stage(stage, plan.depth)
+        return verdict != STOP or self.iteration == t.iterations * len(t.stages)
+
+    def _new_layer(self, position: int) -> Layer:
+        t, n = self.config.training, self.widths
+        last = position == self.layers_total
+        activation = None if last else make_activation(self.config.network.activation)
+        if position not in stage_positions(t.stages[0], self.layers_total):
+            layer = identity_layer(position, n[position], activation, t.anchor == "identity")
+        else:
+            layer = random_layer(position, n[position - 1], n[position], activation, t.seed)
+        return layer.to(self.backend)
+
+    # ---- checkpoints --------------------------------------------------------------------------------
+
+    def _save(self, stage: Stage, index: int, stage_iteration: int) -> None:
+        if self._folder is None:
+            return
+        start = time.perf_counter()
+        exposed = self.waiter.sum(np.array([self.seconds_exposed]))[0] / self.waiter.comm.size
+        state = {
+            "stage": index,
+            "stage_iteration": stage_iteration,
+            "iteration": self.iteration,
+            "nu": self.hyper.nu,
+            "rho": self.hyper.rho,
+            "losses": self._losses,
+            "smallest_change": self.monitor.smallest_change,
+            "records": self.records,
+            "seconds_iterations": self.seconds_iterations,
+            "seconds_evaluation": self.seconds_evaluation,
+            "seconds_exposed": float(exposed),
+            "seconds_checkpoints": self.seconds_checkpoints,
+            "fingerprint": self.fingerprint(),
+        }
+        arrays = {layer.position: layer.state() for layer in stage.layers}
+        checkpoint.write(self._folder, self.iteration, state, arrays, self.waiter)
+        self.control.saved()
+        self.seconds_checkpoints += time.perf_counter() - start
+
+    def require_same(self, state: dict[str, Any]) -> None:
+        """Refuse to go on from the state of a run whose iterates this configuration would change.
+
+        Raises
+        ------
+        InputError
+        """
+        for name, value in self.fingerprint().items():
+            if state["fingerprint"].get(name) != value:
+                before = state["fingerprint"].get(name)
+                raise InputError(
+                    f"--resume: the checkpoint was made with {name} = {before}, not {value}; "
+                    "give the options it was started with, or none but --resume and --out"
+                )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.require_same(state)
+        self.hyper.nu, self.hyper.rho = state["nu"], state["rho"]
+        self._losses = state["losses"]
+        self.monitor.smallest_change = state["smallest_change"]
+        self.records = state["records"]
+        self.iteration = state["iteration"]
+        self.seconds_iterations = state["seconds_iterations"]
+        self.seconds_evaluation = state["seconds_evaluation"]
+        self.seconds_exposed = state["seconds_exposed"]
+        self.seconds_checkpoints = state["seconds_checkpoints"]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be gone on from."""
+        c = self.config
+        rows = {f"nodes_{name}": split.rows for name, split in self.splits.items()}
+        data = {"dataset": self.dataset, "widths": self.widths, **rows}
+        return {**data, **asdict(c.network), **asdict(c.training), **asdict(c.messages)}
+
+    # ---- measuring ----------------------------------------------------------------------------------
+
+    def _codec(self, start: Array) -> Codec:
+        m = self.config.messages
+        if m.codec == "float32":
+            return Float32Codec()
+        if m.codec == "affine":
+            return AffineCodec(m.bits)
+        if m.codec == "delta":
+            return DeltaCodec(m.bits)
+        low, high = m.grid_low, m.grid_high
+        if low is None or high is None:
+            low, high = grid_range(start)
+        return GridCodec(m.bits, low, high)
+
+    def _account(self, stage: Stage) -> None:
+        """Bytes and times of the stage that ends."""
+        rounds = self.config.training.iterations
+        self.message_bytes = sum(end.link.bytes_sent for end in stage.couplings)
+        self.float32_bytes = sum(4 * end.own.size for end in stage.couplings) * rounds
+
+    def _evaluate(self, stage: Stage, terms: dict[int, Terms], index: int, stage_iteration: int) -> None:
+        start = time.perf_counter()
+        counts = {name: evaluate(stage, self.splits[name], self.hyper.risk) for name in SPLITS}
+        total = self.waiter.sum(self.monitor.pack(terms, counts))
+        record: dict[str, Any] = {
+            "iteration": self.iteration,
+            "stage": index + 1,
+            "layers": self.config.training.stages[index],
+            "stage_iteration": stage_iteration,
+            "nu": self.hyper.nu,
+            "rho": self.hyper.rho,
+            **self.monitor.unpack(total, self.hyper, stage_iteration),
+            "seconds": self.seconds_iterations,
+        }
+        self._follow_schedule(record["train_loss"])
+        self.records.append(record)
+        bound = DIVERGED * max(self.splits["train"].rows, 1) * np.log(self.widths[-1] + 1)
+        if not record["objective"] < bound:
+            raise RunError(
+                f"the objective is {record['objective']:.3g}, above the bound of {bound:.3g}; the run "
+                "diverges, try a larger --rho, a smaller --nu or more --bits",
+                everywhere=True,
+            )
+        self.seconds_evaluation += time.perf_counter() - start
+        if self._progress is not None:
+            self._progress(record)
+
+    def _follow_schedule(self, loss: float) -> None:
+        """The authors' rule: nu and rho grow tenfold, up to 1, when the loss twice fell by less than .001."""
+        if self.config.training.schedule != "authors":
+            return
+        self._losses = [*self._losses[-2:], loss]
+        if len(self._losses) == 3:
+            a, b, c = self._losses
+            if c > b - 0.001 and b > a - 0.001:
+                self.hyper.nu = max(self.hyper.nu, min(10 * self.hyper.nu, 1.0))
+                self.hyper.rho = max(self.hyper.rho, min(10 * self.hyper.rho, 1.0))
+
+    def close(self) -> None:
+        """Copy the weights to the host, end the progress thread, close the transport; collective."""
+        for layer in self.layers.values():
+            layer.write_out()
+            layer.W, layer.b = self.backend.to_host(layer.W), self.backend.to_host(layer.b)
+        if self.transport is not None:
+            self.transport.close()
+        if self.progress_thread is not None:
+            self.progress_thread.close()
+
+    def summary(self) -> dict[str, Any]:
+        """Results of the whole run, the same on all ranks."""
+        t = self.config.training
+        last = self.records[-1]
+        best = max(self.records, key=lambda r: (r["val_accuracy"], r["iteration"]))
+        mine = [float(self.message_bytes), float(self.float32_bytes), self.seconds_exposed]
+        sent, plain, exposed = self.waiter.sum(np.array(mine)).tolist()
+        return {
+            "train_accuracy": last["train_accuracy"],
+            "val_accuracy": last["val_accuracy"],
+            "test_accuracy": last["test_accuracy"],
+            "best_val_accuracy": best["val_accuracy"],
+            "test_accuracy_at_best_val": best["test_accuracy"],
+            "objective": last["objective"],
+            "primal_residual": last["primal_residual"],
+            "bytes_per_iteration": round(sent / t.iterations),
+            "float32_bytes_per_iteration": round(plain / t.iterations),
+            "seconds_iterations": self.seconds_iterations,
+            "seconds_evaluation": self.seconds_evaluation,
+            "seconds_exposed_communication": exposed / self.waiter.comm.size,
+            "seconds_checkpoints": self.seconds_checkpoints,
+        }
+
+
+def grid_range(start: Array) -> tuple[float, float]:
+    """Range of the grid from the activations of the stage's first forward pass."""
+    low, high = float(start.min()), float(start.max())
+    margin = 0.1 * (high - low) or 1.0
+    return low - margin, high + margin

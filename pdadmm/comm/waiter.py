@@ -1,0 +1,207 @@
+"""Waiting for MPI without burning a core.
+
+MPI libraries spin in their blocking calls. With more ranks than cores the spinning ranks keep the
+working ones off the processor, so everything here polls: a few quick tests, then the rest of the
+time slice is given away, then short sleeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pdadmm.comm.where import Where, stopped_ranks
+from pdadmm.errors import RunError
+
+__all__ = ["ALL_RANKS", "MAX_BYTES", "Waiter", "pieces", "ranks_on_node", "usable_cores"]
+
+#: largest single MPI message; counts are C ints, so they must stay below 2^31
+MAX_BYTES = 1 << 30
+#: patience of a wait for all ranks
+ALL_RANKS = 1.5
+
+
+def pieces(buffer: Any) -> list[Any]:
+    """Views of at most `MAX_BYTES` of a contiguous uint8 buffer, in order."""
+    return [buffer[i : i + MAX_BYTES] for i in range(0, len(buffer), MAX_BYTES)] or [buffer]
+
+
+class Waiter:
+    """Polls requests politely; one a process.
+
+    Parameters
+    ----------
+    comm
+        The communicator of the run.
+    timeout
+        Seconds after which a wait gives up with :class:`RunError`; 0 waits for ever.
+    where
+        Kept up to date for the line about a failure.
+    sleeps
+        False: only give the processor away, so that nobody waits for a nap to end, and wait for ever.
+
+    Attributes
+    ----------
+    seconds
+        Time spent in waits so far: the exposed communication when only messages are waited for.
+    background
+        Called while polling, to move on what does not move by itself; None: nothing to do.
+    """
+
+    def __init__(
+        self, comm: Any, timeout: float = 0.0, where: Where | None = None, sleeps: bool = True
+    ) -> None:
+        self.comm = comm
+        self.where = where or Where()
+        self.timeout = timeout
+        self.seconds = 0.0
+        self.background: Callable[[], None] | None = None
+        local = ranks_on_node(comm)
+        #: tests before the first sleep; a rank with a core of its own may spin longer
+        self._spins = 20 if local > usable_cores() else 2000
+        if not sleeps:
+            self._spins = sys.maxsize
+
+    @contextlib.contextmanager
+    def patient(self, factor: float = 20.0) -> Iterator[None]:
+        """Wait longer than for a message: others read or write files."""
+        timeout = self.timeout
+        self.timeout = factor * timeout
+        try:
+            yield
+        finally:
+            self.timeout = timeout
+
+    def until(self, done: Callable[[], bool], what: str, patience: float = 1.0) -> float:
+        """Poll `done` until it holds, for `patience` times the timeout; returns the seconds waited."""
+        if done():
+            return 0.0
+        start = time.perf_counter()
+        spins = 0
+        pause = 2e-5
+        while not done():
+            if self.background is not None:
+                self.background()
+            spins += 1
+            if spins < self._spins:
+                os.sched_yield()
+                continue
+            time.sleep(pause)
+            pause = min(pause * 1.25, 5e-4)
+            if self.timeout and time.perf_counter() - start > self.timeout * patience:
+                raise RunError(
+                    f"no answer within {self.timeout * patience:g} s while waiting for {what}; "
+                    + (stopped_ranks() or "that process hangs or is slow: look at its host")
+                    + ", or give a longer --timeout"
+                )
+        waited = time.perf_counter() - start
+        self.seconds += waited
+        return waited
+
+    def all(self, requests: Sequence[Any], what: str, patience: float = 1.0) -> float:
+        """Wait until every MPI request is complete; returns the seconds waited.
+
+        Waits for all ranks have more `patience` than those for a neighbour, so that of all that wait
+        for a hung rank its neighbours, who know it, speak first.
+        """
+        if not requests:
+            return 0.0
+        if len(requests) == 1:
+            return self.until(requests[0].Test, what, patience)
+        from mpi4py import MPI
+
+        return self.until(lambda: MPI.Request.Testall(requests), what, patience)
+
+    def barrier(self) -> None:
+        """Barrier over the communicator."""
+        if self.comm.size > 1:
+            self.all([self.comm.Ibarrier()], "a barrier of all ranks", ALL_RANKS)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Sum of a float64 array over all ranks, on all ranks.
+
+        Where all ranks but one hold zeros in a place, the result there is that rank's value bit for
+        bit, however many ranks there are.
+        """
+        if self.comm.size == 1:
+            return values.copy()
+        from mpi4py import MPI
+
+        total = np.empty_like(values)
+        self.all([self.comm.Iallreduce(values, total, MPI.SUM)], "a sum over all ranks", ALL_RANKS)
+        return total
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """Python object of rank `root`, on all ranks."""
+        if self.comm.size == 1:
+            return value
+        import pickle
+
+        size = np.zeros(1, np.int64)
+        data = np.empty(0, np.uint8)
+        if self.comm.rank == root:
+            data = np.frombuffer(pickle.dumps(value), np.uint8).copy()
+            size[0] = len(data)
+        what = f"a broadcast from rank {root}"
+        self.all([self.comm.Ibcast(size, root)], what, ALL_RANKS)
+        if self.comm.rank != root:
+            data = np.empty(int(size[0]), np.uint8)
+        self.all([self.comm.Ibcast(data, root)], what, ALL_RANKS)
+        return pickle.loads(data.tobytes())
+
+    def gather(self, value: Any, root: int = 0) -> list[Any] | None:
+        """Python objects of all ranks in rank order, on rank `root`; None elsewhere."""
+        if self.comm.size == 1:
+            return [value]
+        import pickle
+
+        data = np.frombuffer(pickle.dumps(value), np.uint8).copy()
+        sizes = np.zeros(self.comm.size, np.int64)
+        what = f"a gather on rank {root}"
+        self.all([self.comm.Iallgather(np.array([len(data)], np.int64), sizes)], what, ALL_RANKS)
+        if self.comm.rank != root:
+            self.all([self.comm.Igatherv(data, None, root)], what, ALL_RANKS)
+            return None
+        out = np.empty(int(sizes.sum()), np.uint8)
+        from mpi4py import MPI
+
+        into = [out, sizes.tolist(), None, MPI.BYTE]
+        self.all([self.comm.Igatherv(data, into, root)], what, ALL_RANKS)
+        ends = np.cumsum(sizes)
+        return [
+            pickle.loads(out[e - n : e].tobytes()) for e, n in zip(ends.tolist(), sizes.tolist(), strict=True)
+        ]
+
+    def send(self, array: np.ndarray, to: int, tag: int) -> list[Any]:
+        """Start sending a C-contiguous array in pieces; returns the requests to wait for."""
+        data = array.reshape(-1).view(np.uint8)
+        return [self.comm.Isend(part, to, tag) for part in pieces(data)]
+
+    def receive(self, array: np.ndarray, source: int, tag: int) -> None:
+        """Receive a C-contiguous array sent by :meth:`send`."""
+        data = array.reshape(-1).view(np.uint8)
+        self.all(
+            [self.comm.Irecv(part, source, tag) for part in pieces(data)],
+            f"an array from rank {source}",
+        )
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ranks_on_node(comm: Any) -> int:
+    if comm.size == 1:
+        return 1
+    from mpi4py import MPI
+
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    size = node.size
+    node.Free()
+    return int(size)

@@ -1,0 +1,112 @@
+"""``python -m pdadmm.profile DIR [DIR ...]``: where the time and the bytes of runs went."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pdadmm.errors import InputError
+from pdadmm.profile.figures import Figures, figures
+from pdadmm.profile.load import load
+from pdadmm.profile.page import write_page
+from pdadmm.profile.predict import Scenario, kernels_named, parse_network, predict, resolve_codec
+from pdadmm.profile.report import print_report, write_csv, write_report_json
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see python -m pdadmm.profile --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m pdadmm.profile",
+        description="Report of a run, or of several runs side by side with ratios against the first.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="DIR", help="the --out of a run")
+    parser.add_argument("--html", metavar="FILE", help="write a page with plots that needs no network")
+    parser.add_argument("--csv", metavar="FILE", help="write every number as a line")
+    parser.add_argument("--json", metavar="FILE", help="write every number as JSON")
+    group = parser.add_argument_group("prediction, from the first run")
+    group.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="LATENCY,BANDWIDTH",
+        help="seconds and bytes/s of every link, or with units, 50us,1Gbit; may be given again",
+    )
+    group.add_argument("--ranks", type=int, action="append", default=[], metavar="N")
+    group.add_argument("--codec", action="append", default=[])
+    group.add_argument("--bits", type=int, action="append", default=[])
+    group.add_argument("--no-overlap", action="store_true", help="predict sends that wait")
+    return parser
+
+
+def _write(path: str | None, write: Any) -> None:
+    if path is None:
+        return
+    try:
+        write(Path(path))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _names(folders: list[str]) -> list[str]:
+    """The last parts of the paths where they differ, else the paths."""
+    short = [Path(folder).resolve().name for folder in folders]
+    return short if len(set(short)) == len(short) else folders
+
+
+def _predictions(profile: dict[str, Any], options: argparse.Namespace) -> list[tuple[str, Any]]:
+    """An outcome for every combination of the options given."""
+    if not (options.network or options.ranks or options.codec or options.bits or options.no_overlap):
+        return []
+    if not options.network:
+        raise InputError("a prediction needs a network: --network LATENCY,BANDWIDTH, as in 50us,1Gbit")
+    kernels = kernels_named(profile["run"]["kernels"])
+    found = []
+    for text, ranks, codec, bits in itertools.product(
+        options.network, options.ranks or [None], options.codec or [None], options.bits or [None]
+    ):
+        scenario = Scenario(parse_network(text, not options.no_overlap), ranks, codec, bits)
+        name, width = resolve_codec(profile["run"], scenario)
+        label = f"{text}, {ranks or profile['run']['ranks']} ranks, {name} {width} bit"
+        found.append((label, predict(profile, scenario, kernels)))
+    return found
+
+
+def _report(arguments: list[str] | None) -> None:
+    options = _parser().parse_args(arguments)
+    profiles = [load(folder) for folder in options.runs]
+    runs: list[Figures] = []
+    for folder, profile, name in zip(options.runs, profiles, _names(options.runs), strict=True):
+        try:
+            runs.append(figures(profile, name))
+        except (KeyError, TypeError, IndexError, ZeroDivisionError):
+            raise InputError(f"{folder}/profile.json is damaged; run again") from None
+    predictions = _predictions(profiles[0], options)
+    print_report(runs, predictions)
+    _write(options.html, lambda path: write_page(path, runs, predictions))
+    _write(options.csv, lambda path: write_csv(path, runs))
+    _write(options.json, lambda path: write_report_json(path, runs, predictions))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    try:
+        _report(arguments)
+    except InputError as error:
+        print(f"pdadmm: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

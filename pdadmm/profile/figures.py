@@ -1,0 +1,206 @@
+"""The numbers of a report, from a profile: efficiencies, traffic, exposed communication.
+
+The efficiencies are those of the POP Centre of Excellence (Performance Optimisation and Productivity),
+of the iterations of the last stage, warm-up dropped. With *useful* the time a rank computes:
+
+* load balance = mean useful / largest useful
+* communication efficiency = largest useful / runtime
+* parallel efficiency = load balance × communication efficiency = mean useful / runtime
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pdadmm.trace.clock import PHASES
+
+__all__ = ["Figures", "LinkFigures", "RankFigures", "figures"]
+
+_NOT_USEFUL = ("send", "wait")
+
+
+@dataclass
+class LinkFigures:
+    """One direction of a coupling between two ranks.
+
+    Attributes
+    ----------
+    bytes, float32_bytes
+        A message, and what it would have been as float32.
+    bandwidth
+        Bytes/s a message travelled at, from its send to its being taken: a lower bound where it was
+        there before it was needed (`waited` near 0).
+    baseline_bandwidth
+        Bytes/s measured between the two ranks at this size, where the run measured its links.
+    wait, late_sender, exposed
+        Seconds an iteration the receiver waited, of which before the message was sent, and after.
+    """
+
+    name: str
+    coupling: int
+    upward: bool
+    sender: int
+    receiver: int
+    messages: int
+    bytes: float
+    float32_bytes: float
+    bandwidth: float | None
+    waited: float
+    wait: float
+    late_sender: float
+    exposed: float
+    baseline_bandwidth: float | None = None
+
+
+@dataclass
+class RankFigures:
+    """A rank's iteration, in seconds.
+
+    `exposed` is the communication that nothing hid: sends, and waits but for the time in which the
+    sender was not ready.
+    """
+
+    rank: int
+    host: str
+    layers: list[int]
+    iteration: float
+    phases: dict[str, float]
+    useful: float
+    late_sender: float
+    exposed: float
+    evaluation: float
+    checkpoint: float
+
+
+@dataclass
+class Figures:
+    """A run's numbers; times are seconds an iteration."""
+
+    name: str
+    run: dict[str, Any]
+    iterations: int
+    iteration: float
+    bytes_per_iteration: float
+    float32_bytes_per_iteration: float
+    exposed_share: float
+    wait_share: float
+    load_balance: float
+    communication_efficiency: float
+    parallel_efficiency: float
+    slowest_rank: int
+    slowest_link: str | None
+    ranks: list[RankFigures] = field(default_factory=list)
+    links: list[LinkFigures] = field(default_factory=list)
+
+    @property
+    def reduction(self) -> float:
+        """Share of float32's bytes that were saved."""
+        plain = self.float32_bytes_per_iteration
+        return 1 - self.bytes_per_iteration / plain if plain else 0.0
+
+    def table(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return {**asdict(self), "reduction": self.reduction}
+
+
+def figures(profile: dict[str, Any], name: str) -> Figures:
+    """Figures of the last stage of a profile.
+
+    Parameters
+    ----------
+    profile
+        From :func:`pdadmm.profile.load.load`.
+    name
+        What the run is called in tables.
+    """
+    links = _links(profile)
+    ranks = [_rank(rank, links) for rank in profile["ranks"] if rank["stages"][-1]["iterations"]]
+    useful = [rank.useful for rank in ranks]
+    runtime = max(rank.iteration for rank in ranks)
+    sent = [
+        link
+        for rank in profile["ranks"]
+        for link in rank["stages"][-1]["links"]
+        if link["kind"] == "sent" and link["messages"]
+    ]
+    balance = sum(useful) / len(useful) / max(useful) if max(useful) else 1.0
+    return Figures(
+        name=name,
+        run=profile["run"],
+        iterations=max(rank["stages"][-1]["iterations"] for rank in profile["ranks"]),
+        iteration=runtime,
+        bytes_per_iteration=sum(link["bytes"] / link["messages"] for link in sent),
+        float32_bytes_per_iteration=sum(link["float32_bytes"] / link["messages"] for link in sent),
+        exposed_share=sum(rank.exposed for rank in ranks) / len(ranks) / runtime,
+        wait_share=sum(rank.phases["wait"] for rank in ranks) / len(ranks) / runtime,
+        load_balance=balance,
+        communication_efficiency=max(useful) / runtime,
+        parallel_efficiency=sum(useful) / len(useful) / runtime,
+        slowest_rank=max(ranks, key=lambda rank: rank.useful).rank,
+        slowest_link=max(links, key=lambda link: (link.exposed, link.wait)).name if links else None,
+        ranks=ranks,
+        links=links,
+    )
+
+
+def _rank(rank: dict[str, Any], links: list[LinkFigures]) -> RankFigures:
+    stage = rank["stages"][-1]
+    count = stage["iterations"]
+    phases = {phase: sum(layer[phase] for layer in stage["phases"].values()) / count for phase in PHASES}
+    incoming = [link for link in links if link.receiver == rank["rank"]]
+    late = sum(link.late_sender for link in incoming)
+    return RankFigures(
+        rank=rank["rank"],
+        host=rank["host"],
+        layers=stage["layers"],
+        iteration=stage["iteration_seconds"]["mean"],
+        phases=phases,
+        useful=sum(seconds for phase, seconds in phases.items() if phase not in _NOT_USEFUL),
+        late_sender=late,
+        exposed=max(phases["send"] + phases["wait"] - late, 0.0),
+        evaluation=rank["seconds"]["evaluation"],
+        checkpoint=rank["seconds"]["checkpoint"],
+    )
+
+
+def _links(profile: dict[str, Any]) -> list[LinkFigures]:
+    found = []
+    for rank in profile["ranks"]:
+        for link in rank["stages"][-1]["links"]:
+            if link["kind"] != "received" or not link["between_ranks"] or not link["messages"]:
+                continue
+            size = link["bytes"] / link["messages"]
+            flight = link.get("flight_seconds", 0.0)
+            coupling, upward = link["coupling"], link["upward"]
+            variable = f"q {coupling}" if upward else f"p {coupling + 1}"
+            found.append(
+                LinkFigures(
+                    name=f"{variable}: rank {link['peer']} to {rank['rank']}",
+                    coupling=coupling,
+                    upward=upward,
+                    sender=link["peer"],
+                    receiver=rank["rank"],
+                    messages=link["messages"],
+                    bytes=size,
+                    float32_bytes=link["float32_bytes"] / link["messages"],
+                    bandwidth=size / flight if flight else None,
+                    waited=link.get("waited", 0.0),
+                    wait=link.get("wait_seconds", 0.0),
+                    late_sender=link.get("late_sender_seconds", 0.0),
+                    exposed=link.get("exposed_seconds", 0.0),
+                    baseline_bandwidth=_baseline(profile, link["peer"], rank["rank"], size),
+                )
+            )
+    return sorted(found, key=lambda link: (link.coupling, link.upward))
+
+
+def _baseline(profile: dict[str, Any], a: int, b: int, size: float) -> float | None:
+    """Bandwidth of one message of `size` bytes by the measured link, latency included."""
+    for links in ((profile.get("links_baseline") or {}).get("transports") or {}).values():
+        for link in links:
+            if {link["lower"], link["upper"]} == {a, b}:
+                latency = min(row["latency_seconds"] for row in link["results"])
+                best = max(row["bandwidth"] for row in link["results"])
+                return float(size / (latency + size / best)) if size else best
+    return None

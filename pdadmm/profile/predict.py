@@ -1,0 +1,250 @@
+"""Iteration time on other networks, with other codecs and numbers of ranks, from one profile.
+
+Every layer's measured stretches of computing are laid out in the order of an iteration (all p from
+the top down, all W, all z, q, u from the bottom up, see DESIGN section 5 or docs/profiling.md) and
+run through :mod:`pdadmm.profile.simulate`. Stated assumptions:
+
+* a layer computes for as long as measured, wherever it is placed and whatever the network does;
+* for another codec, the stretches that decode and encode are scaled by the ratio of the two codecs'
+  passes, timed on this machine (:func:`codec_seconds`);
+* message sizes follow from the codec exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pdadmm.admm.activations import make_activation
+from pdadmm.admm.passes import make_kernels
+from pdadmm.admm.placement import place
+from pdadmm.codec.codecs import CODECS, AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.errors import InputError
+from pdadmm.profile.simulate import Network, Op, Outcome, simulate
+
+__all__ = ["Scenario", "codec_seconds", "kernels_named", "parse_network", "predict", "programs"]
+
+_ENTRIES = 1 << 20  #: of the arrays on which codecs are timed
+_RATES = {
+    "bit": 0.125,
+    "kbit": 125.0,
+    "mbit": 125e3,
+    "gbit": 125e6,
+    "b": 1.0,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+}
+_TIMES = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What to predict; None keeps what the run had."""
+
+    network: Network
+    ranks: int | None = None
+    codec: str | None = None
+    bits: int | None = None
+
+
+def _quantity(text: str, units: dict[str, float]) -> float:
+    lower = text.strip().lower().removesuffix("/s")
+    for unit in sorted(units, key=len, reverse=True):
+        if lower.endswith(unit):
+            return float(lower[: -len(unit)]) * units[unit]
+    return float(lower)
+
+
+def parse_network(text: str, overlap: bool = True) -> Network:
+    """``LATENCY,BANDWIDTH``: seconds and bytes/s, or with units, ``50us,1Gbit`` or ``50us,125MB``.
+
+    Raises
+    ------
+    InputError
+    """
+    parts = text.split(",")
+    try:
+        latency, bandwidth = _quantity(parts[0], _TIMES), _quantity(parts[1], _RATES)
+        good = len(parts) == 2 and 0 <= latency < np.inf and 0 < bandwidth < np.inf
+    except (ValueError, IndexError):
+        good = False
+    if not good:
+        raise InputError(
+            f"--network {text} is not LATENCY,BANDWIDTH; give seconds and bytes/s, or units: 50us,1Gbit"
+        )
+    return Network(latency, bandwidth, overlap)
+
+
+def make_codec(name: str, bits: int) -> Codec:
+    """A codec for sizes and times; a grid gets some range."""
+    if name == "float32":
+        return Float32Codec()
+    if name == "affine":
+        return AffineCodec(bits)
+    if name == "delta":
+        return DeltaCodec(bits)
+    return GridCodec(bits, -0.1, 1.0)
+
+
+def kernels_named(name: str) -> Any:
+    """The kernels a run had, for timing codecs here; NumPy's where they cannot be had."""
+    try:
+        return make_kernels("reference" if name == "reference" else "fused", 1)
+    except Exception:  # no compiled library here: the ratio of two codecs is still of some use
+        return make_kernels("reference", 1)
+
+
+def codec_seconds(codec: Codec, rows: int, cols: int, kernels: Any, repeats: int = 3) -> tuple[float, float]:
+    """Seconds of the passes around p (decode, gradient, step, encode) and of those around z, q, u.
+
+    Timed here on random (rows, cols) matrices, the rows cut to about a million entries; best of
+    `repeats`.
+    """
+    rows = max(1, min(rows, _ENTRIES // max(cols, 1)))
+    draw = np.random.default_rng(0)
+
+    def matrix() -> np.ndarray:
+        return np.abs(draw.standard_normal((rows, cols), np.float32)) * np.float32(0.1)
+
+    p, G, q, u, z, M, own_hat, other_hat = (matrix() for _ in range(8))
+    out = np.zeros(codec.nbytes(rows, cols), np.uint8)
+    message = np.zeros_like(out)
+    mean = np.zeros(cols, np.float32)
+    f = make_activation("relu")
+    codec.encode(p, other_hat, message, 1)
+    best = [np.inf, np.inf]
+    for i in range(repeats):
+        start = time.perf_counter()
+        kernels.p_gradient(G, p, own_hat, other_hat, u, codec, message, 0.01, 0.1)
+        if codec.name == "grid":
+            codec.encode(p, own_hat, out, i)
+        else:
+            kernels.p_step(p, G, 1e-3, p if codec.lossless else own_hat, codec, out, i)
+        middle = time.perf_counter()
+        hat = q if codec.lossless else own_hat
+        kernels.hidden(M, mean, z, q, other_hat, hat, u, codec, message, out, i, f, 0.01, 0.1, False)
+        end = time.perf_counter()
+        best = [min(best[0], middle - start), min(best[1], end - middle)]
+    return best[0], best[1]
+
+
+def _layers(profile: dict[str, Any]) -> dict[int, dict[str, list[dict[str, Any]]]]:
+    """Steps by layer and part."""
+    found: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    for rank in profile["ranks"]:
+        for step in rank["stages"][-1]["steps"]:
+            if step["layer"]:
+                parts = found.setdefault(step["layer"], {"p": [], "W": [], "z": []})
+                parts[step["part"]].append(step)
+    return found
+
+
+def programs(
+    profile: dict[str, Any],
+    blocks: Sequence[Sequence[int]],
+    codec: Codec,
+    scale: tuple[float, float] = (1.0, 1.0),
+    statistic: str = "median",
+) -> list[list[Op]]:
+    """The operations of an iteration of every rank.
+
+    Parameters
+    ----------
+    blocks
+        Layers of every rank.
+    codec
+        Gives the sizes of the messages.
+    scale
+        Factors of the updates that decode and encode, around p and around z, q, u.
+    statistic
+        Of the measured times: median, mean, or least, for a machine that others share.
+    """
+    layers = _layers(profile)
+    owner = {layer: rank for rank, block in enumerate(blocks) for layer in block}
+    rows, widths = profile["run"]["nodes_train"], profile["run"]["widths"]
+    positions = sorted(layers)
+    above = dict(itertools.pairwise(positions))
+
+    def ops(layer: int, part: str) -> list[Op]:
+        found = []
+        factor = {"p": scale[0], "z": scale[1]}.get(part, 1.0)
+        coded = [step for step in layers[layer][part] if step["phase"] in ("wait", "send")]
+        for step in layers[layer][part]:
+            # an output layer neither decodes nor encodes around its z
+            updates = step["updates"][statistic] * ((factor if coded else 1.0) - 1.0)
+            found.append(Op("compute", step["compute"][statistic] + updates))
+            coupling, upward = step["coupling"], step["upward"]
+            if coupling < 0 or step["phase"] == "other":
+                continue
+            lower, upper = owner[coupling], owner[above[coupling]]
+            if lower == upper:
+                continue
+            sends = step["phase"] == "send"
+            peer = upper if (sends == upward) else lower
+            size = codec.nbytes(rows, widths[coupling])
+            late = upward and not sends  # q is that of the iteration before
+            found.append(Op(step["phase"], 0.0, (coupling, upward), size, peer, late))
+        return found
+
+    return [
+        [op for layer in reversed(block) for op in ops(layer, "p")]
+        + [op for layer in block for op in ops(layer, "W")]
+        + [op for layer in block for op in ops(layer, "z")]
+        for block in blocks
+    ]
+
+
+def predict(
+    profile: dict[str, Any], scenario: Scenario, kernels: Any = None, statistic: str = "median"
+) -> Outcome:
+    """Iteration time and exposed communication in a scenario.
+
+    Raises
+    ------
+    InputError
+        When the scenario asks for more ranks than layers, or for a codec that does not exist.
+    """
+    run = profile["run"]
+    layers = _layers(profile)
+    positions = sorted(layers)
+    ranks = scenario.ranks or run["ranks"]
+    if not 1 <= ranks <= len(positions):
+        raise InputError(f"--ranks {ranks}: the run has {len(positions)} layers; give 1 to {len(positions)}")
+    measured = [stage["layers"] for stage in (rank["stages"][-1] for rank in profile["ranks"])]
+    if ranks == run["ranks"]:
+        blocks: list[list[int]] = measured
+    else:
+        costs = [
+            sum(step["compute"][statistic] for part in layers[position].values() for step in part)
+            for position in positions
+        ]
+        blocks = [[positions[i - 1] for i in block] for block in place(costs, ranks)]
+    codec, bits = resolve_codec(run, scenario)
+    scale = (1.0, 1.0)
+    if (codec, bits) != (run["codec"], run["bits"]):
+        kernels = kernels or kernels_named(run["kernels"])
+        shape = (run["nodes_train"], run["hidden"])
+        before = codec_seconds(make_codec(run["codec"], run["bits"]), *shape, kernels)
+        after = codec_seconds(make_codec(codec, bits), *shape, kernels)
+        scale = (after[0] / before[0], after[1] / before[1])
+    return simulate(programs(profile, blocks, make_codec(codec, bits), scale, statistic), scenario.network)
+
+
+def resolve_codec(run: dict[str, Any], scenario: Scenario) -> tuple[str, int]:
+    """Codec and bits of a scenario; bits follow the codec as in a run when they are not given."""
+    codec = scenario.codec or run["codec"]
+    if codec not in CODECS:
+        raise InputError(f"--codec {codec} is unknown; there are {', '.join(CODECS)}")
+    bits = scenario.bits
+    if bits is None:
+        bits = run["bits"] if codec == run["codec"] else (32 if codec == "float32" else 4)
+    if bits not in CODECS[codec]:
+        known = ", ".join(map(str, CODECS[codec]))
+        raise InputError(f"codec {codec} has no {bits}-bit form; --bits takes {known} with it")
+    return codec, bits

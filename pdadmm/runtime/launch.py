@@ -1,0 +1,128 @@
+"""How a command starts and ends under MPI: one line for bad input, no rank left hanging."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from pdadmm.comm.waiter import Waiter
+from pdadmm.comm.where import Where
+from pdadmm.errors import InputError, RunError
+
+__all__ = ["FORWARDING", "agree", "main_under_mpi"]
+
+#: seconds that all ranks wait for rank 0 to speak for them
+_LAST_WORDS = 3.0
+#: seconds that a launcher gets to forward a rank's words before the abort makes it drop them
+FORWARDING = 0.5
+
+
+def main_under_mpi(command: Callable[[Waiter, list[str]], None], arguments: list[str] | None = None) -> int:
+    """Run a command on every rank; returns the exit code.
+
+    0: done. 2: bad input; all ranks raise the same :class:`InputError` (see :func:`agree`) and rank 0
+    prints it. Anything else that a rank raises aborts all ranks with code 1.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    where = Where()
+    where.watch()
+    try:
+        return _main(command, arguments, where)
+    finally:
+        where.close()
+
+
+def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], where: Where) -> int:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        print(
+            f"pdadmm: no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'", file=sys.stderr
+        )
+        return 2
+    comm = MPI.COMM_WORLD
+    rank = comm.rank
+    where.set_rank(rank)
+    waiter = Waiter(comm, where=where)
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # a crash in compiled code shows where Python was
+    try:
+        _require_one_world(comm.size)
+        command(waiter, arguments)
+        waiter.barrier()
+        return 0
+    except SystemExit as stop:  # argparse after --help
+        waiter.barrier()
+        return int(stop.code or 0)
+    except InputError as error:
+        if rank == 0:
+            print(f"pdadmm: {error}", file=sys.stderr, flush=True)
+        waiter.barrier()
+        return 2
+    except BaseException as error:
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        where.claim()
+        if isinstance(error, RunError) and error.everywhere:
+            if rank == 0:
+                _say(where, error)
+            # the others would end rank 0 before it has spoken
+            waiter.timeout = _LAST_WORDS
+            with contextlib.suppress(RunError):
+                waiter.barrier()
+        elif code == 1:
+            _say(where, error)
+        time.sleep(FORWARDING)
+        comm.Abort(code)
+    return 1
+
+
+def _say(where: Where, error: BaseException) -> None:
+    """One line on stderr: rank, layers, iteration and why; a traceback before it for the unforeseen."""
+    reason = str(error)
+    if isinstance(error, MemoryError):
+        reason = f"out of memory ({reason or 'no size given'}); use more ranks or hosts, or fewer nodes"
+    elif isinstance(error, OSError):
+        reason = f"{error.strerror or reason}{f': {error.filename}' if error.filename else ''}"
+    elif not isinstance(error, RunError):
+        print("".join(traceback.format_exception(error)), file=sys.stderr)
+        reason = f"{type(error).__name__}: {reason}"
+    print(f"pdadmm: {where}: {' '.join(reason.split())}", file=sys.stderr, flush=True)
+
+
+def agree(waiter: Waiter, work: Callable[[], Any]) -> Any:
+    """Do `work` on every rank; when it raises InputError or SystemExit on any, raise the first one on all.
+
+    Returns
+    -------
+    What `work` returned on this rank.
+    """
+    value, problem = None, None
+    try:
+        value = work()
+    except (InputError, SystemExit) as error:  # SystemExit: argparse after --help
+        problem = error
+    problems = waiter.gather(problem)
+    first = next((p for p in problems if p is not None), None) if problems else None
+    first = waiter.broadcast(first)
+    if first is not None:
+        raise first
+    return value
+
+
+def _require_one_world(size: int) -> None:
+    """srun without a matching --mpi starts separate worlds of one rank: refuse to train N times."""
+    steps = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1") or 1)
+    if size == 1 and steps > 1 and "PMI_SIZE" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        if os.environ.get("SLURM_PROCID", "0") != "0":
+            raise SystemExit(2)
+        raise InputError(
+            f"srun started {steps} tasks, but each sees an MPI world of one rank; "
+            "give srun the --mpi that matches the MPI library (srun --mpi=list), or use mpirun"
+        )

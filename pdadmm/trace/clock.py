@@ -1,0 +1,250 @@
+"""Where an iteration's time goes: a lap clock that is always on, and a timeline when asked for.
+
+The clock attributes all the time between two laps to the phase named at the second, so that the
+phases of a rank add up to the wall time of its iterations by construction. A lap costs a clock read
+and an addition; nothing is ever synchronised for it. On a GPU the times are those of CUDA events
+(:mod:`pdadmm.trace.device_clock`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any
+
+__all__ = ["PHASES", "WARM_UP", "Clock", "Message", "Step"]
+
+#: what an iteration's time is split into. Encode and decode run inside the fused updates, which are
+#: not interrupted to time them; the reference kernels are timed the same way.
+PHASES = ("products", "updates", "send", "wait", "other")
+
+#: iterations at the start of a stage that are left out of the phases
+WARM_UP = 3
+
+#: iterations of a stage up to which each one is accounted for; after them every `_EVERY`-th, since
+#: notes cost 3 to 7 us a layer and small networks' layers take a hundred
+_EACH, _EVERY = 20, 8
+
+#: messages of a stage whose times are kept without a timeline; enough for steady means
+_MESSAGES_KEPT = 1000
+
+_NOTHING = (-1, False)  # about no message
+
+#: ``(kind, coupling, upward, sequence, start, end, counted)``: kind ``sent`` or ``received``;
+#: nanoseconds; whether it happened within an iteration after the warm-up
+Message = tuple[str, int, bool, int, int, int, bool]
+
+
+@dataclass
+class Step:
+    """A stretch of computing in an iteration, and the wait or send that ends it.
+
+    The steps of an iteration are always the same, so that each one is a place in the dependency
+    graph between the ranks, from which other networks are predicted.
+    """
+
+    part: str  #: of the layer's iteration: p, W or z (with q and u)
+    layer: int
+    phase: str  #: wait, send, or other where the part ends
+    coupling: int  #: -1 where no message is concerned
+    upward: bool  #: q (up) or p (down)
+    #: of every counted iteration, nanoseconds: computing, of these in updates, and the wait or send
+    times: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def compute(self) -> list[float]:
+        """Seconds of computing in every counted iteration."""
+        return [times[0] * 1e-9 for times in self.times]
+
+    @property
+    def updates(self) -> list[float]:
+        """Of these, seconds in the phase `updates`."""
+        return [times[1] * 1e-9 for times in self.times]
+
+    @property
+    def seconds(self) -> list[float]:
+        """Seconds of the wait or send itself."""
+        return [times[2] * 1e-9 for times in self.times]
+
+
+class Clock:
+    """Seconds by layer and phase of the current stage, and the events of a timeline.
+
+    Parameters
+    ----------
+    traced
+        Keep every lap and message for the timeline, and name ranges for NVIDIA's profilers where
+        CuPy is installed.
+
+    Attributes
+    ----------
+    iteration_seconds
+        Of every counted iteration.
+    events
+        ``(name, layer, start, end)`` in nanoseconds of :func:`time.perf_counter_ns`; None unless
+        traced. Layer 0 is the rank as a whole.
+    messages
+        Of the current stage.
+    walls
+        Of every counted iteration, seconds as a single measurement from its begin to its end,
+        where only this clock can tell them; empty on the host, where the caller can.
+    """
+
+    def __init__(self, traced: bool = False) -> None:
+        self.events: list[tuple[str, int, int, int]] | None = [] if traced else None
+        self.past: list[list[Message]] = []
+        self._nvtx: Any = _nvtx() if traced else None
+        self._in_range = False
+        self._counting = False
+        self._noting = self._sending = True
+        self._last = self._iteration_start = perf_counter_ns()
+        self.begin_stage()
+
+    @property
+    def traced(self) -> bool:
+        """Whether a timeline is kept."""
+        return self.events is not None
+
+    def begin_stage(self) -> None:
+        """Forget the phases of the stage before."""
+        self._rows: dict[int, dict[str, int]] = {}
+        self._row_of = 0
+        self._row: dict[str, int] = {}
+        self.iteration_seconds: list[float] = []
+        self.walls: list[float] = []
+        self.messages: list[Message] = []
+        self._steps: list[Step] = []
+        self._place = 0
+        self._computed = self._updating = 0
+        self._part = ("", 0)
+        self._about: tuple[int, bool] = _NOTHING
+
+    def end_stage(self) -> None:
+        """Complete the accounts of the stage, and keep its messages for the timeline."""
+        if self.traced:
+            self.past.append(self.messages)
+
+    @property
+    def seconds(self) -> dict[int, dict[str, float]]:
+        """``seconds[layer][phase]`` since :meth:`begin_stage`, warm-up iterations left out."""
+        return {
+            layer: {phase: taken * 1e-9 for phase, taken in row.items()} for layer, row in self._rows.items()
+        }
+
+    @property
+    def steps(self) -> list[Step]:
+        """The iteration cut at its waits and sends; only those that every counted iteration had."""
+        times = len(self.iteration_seconds)
+        return [step for step in self._steps if len(step.times) == times]
+
+    # every time may be given (`now`, in ns) by who knows it better than this process's clock
+
+    def counts(self, iteration: int) -> bool:
+        """Whether an iteration, counted from 0 in its stage, is accounted for; the same on all ranks."""
+        if iteration < WARM_UP:
+            return False
+        return iteration < _EACH or iteration % _EVERY == 0 or self.traced
+
+    def begin_iteration(self, iteration: int, now: int = 0) -> None:
+        """Start the first lap of an iteration, counted from 0 in its stage."""
+        self._counting = self.counts(iteration)
+        self._noting = self._counting or self.traced
+        # q leaves in the iteration before the one that takes it
+        self._sending = self._noting or self.counts(iteration + 1)
+        self._place = 0
+        self._computed = self._updating = 0
+        self._part = ("", 0)
+        self._about = _NOTHING
+        self._last = self._iteration_start = now or perf_counter_ns()
+
+    def part(self, name: str, layer: int) -> None:
+        """Begin a part of the iteration: p, W or z of a layer."""
+        if self._counting and self._part[1]:
+            self._step("other", 0)
+        self._part = (name, layer)
+        if self._nvtx is not None:
+            self._open_range(name, layer)
+
+    def _open_range(self, name: str, layer: int) -> None:
+        self._close_range()
+        self._nvtx.RangePush(f"{name} {layer}")
+        self._in_range = True
+
+    def _close_range(self) -> None:
+        if self._in_range and self._nvtx is not None:
+            self._nvtx.RangePop()
+            self._in_range = False
+
+    def lap(self, phase: str, layer: int, now: int = 0) -> None:
+        """Attribute the time since the last lap to a phase of a layer."""
+        if not self._noting:
+            return
+        now = now or perf_counter_ns()
+        if self._counting:
+            took = now - self._last
+            if layer != self._row_of:
+                self._row_of = layer
+                self._row = self._rows.setdefault(layer, dict.fromkeys(PHASES, 0))
+            self._row[phase] += took
+            if phase == "updates":
+                self._computed += took
+                self._updating += took
+            elif phase == "wait" or phase == "send":
+                self._step(phase, took)
+            else:
+                self._computed += took
+        if self.events is not None:
+            self.events.append((phase, layer, self._last, now))
+        self._last = now
+
+    def _step(self, phase: str, took: int) -> None:
+        place = self._place
+        self._place = place + 1
+        if place == len(self._steps):
+            self._steps.append(Step(*self._part, phase, *self._about))
+        self._steps[place].times.append((self._computed, self._updating, took))
+        self._computed = self._updating = 0
+        self._about = _NOTHING
+
+    def end_iteration(self, layer: int, now: int = 0) -> None:
+        """Close the last lap."""
+        Clock.lap(self, "other", layer, now)  # a subclass's lap may be another
+        self._close_range()
+        if not self._noting:
+            self._last = now or perf_counter_ns()
+        if self._counting:
+            self.iteration_seconds.append((self._last - self._iteration_start) * 1e-9)
+            self._about = _NOTHING  # of a send after the last lap
+            self._step("other", 0)
+        self._counting = False
+        self._noting = self._sending = True  # what lies between iterations
+
+    def message(
+        self, kind: str, coupling: int, upward: bool, sequence: int, start: int, now: int = 0
+    ) -> None:
+        """Note that a message was handed to the transport, or waited for since `start` (ns) and taken."""
+        if not (self._sending if kind == "sent" else self._noting):
+            return
+        self._about = (coupling, upward)
+        if self.events is not None or len(self.messages) < _MESSAGES_KEPT:
+            end = now or perf_counter_ns()
+            self.messages.append((kind, coupling, upward, sequence, start, end, self._counting))
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Show work between iterations on the timeline."""
+        start = perf_counter_ns()
+        yield
+        if self.events is not None:
+            self.events.append((name, 0, start, perf_counter_ns()))
+
+
+def _nvtx() -> Any:
+    """CuPy's NVTX module; None where there is none."""
+    try:
+        from cupy.cuda import nvtx
+    except Exception:  # CuPy raises its own errors where there is no driver
+        return None
+    return nvtx if nvtx.available else None

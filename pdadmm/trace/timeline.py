@@ -1,0 +1,107 @@
+"""trace.json: a run's timeline for Perfetto (ui.perfetto.dev) and chrome://tracing.
+
+A process is a rank, with two tracks: compute (phases of the layers, evaluations, checkpoints) and
+communication (sends, waits for messages). An arrow leads from every send to its receive. All times
+are of rank 0's clock, in microseconds since the first event.
+
+Format: "Trace Event Format", Google, the JSON object form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pdadmm.trace.messages import alignment
+
+__all__ = ["timeline", "write_timeline"]
+
+_COMPUTE, _COMMUNICATION = 0, 1
+
+
+def timeline(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Trace events of all ranks.
+
+    Parameters
+    ----------
+    ranks
+        What every rank kept: ``rank``, ``host``, ``clock``, ``events`` and ``traced_messages`` (see
+        :class:`pdadmm.trace.clock.Clock`).
+    """
+    to_zero = [alignment(rank) for rank in ranks]
+    first = min(
+        (aligned(event[2]) for rank, aligned in zip(ranks, to_zero, strict=True) for event in rank["events"]),
+        default=0.0,
+    )
+    events: list[dict[str, Any]] = []
+    arrows: dict[tuple[int, int, bool, int], dict[str, tuple[int, float]]] = {}
+    for rank, aligned in zip(ranks, to_zero, strict=True):
+        number = rank["rank"]
+
+        def stamp(nanoseconds: int, aligned: Any = aligned) -> float:
+            return (aligned(nanoseconds) - first) / 1e3
+
+        events += _names(number, rank["host"])
+        for name, layer, start, end in rank["events"]:
+            shown = f"{name} {layer}" if layer else name
+            events.append(_slice(shown, number, _COMPUTE, stamp(start), stamp(end), {"layer": layer}))
+        for stage, messages in enumerate(rank["traced_messages"], 1):
+            for kind, coupling, upward, sequence, start, end, _ in messages:
+                variable = f"q {coupling}" if upward else f"p {coupling + 1}"
+                arguments = {"stage": stage, "coupling": coupling, "message": sequence}
+                name = f"send {variable}" if kind == "sent" else f"receive {variable}"
+                begin, done = stamp(start), stamp(end)
+                events.append(_slice(name, number, _COMMUNICATION, begin, done, arguments))
+                pair = arrows.setdefault((stage, coupling, upward, sequence), {})
+                pair[kind] = (number, begin if kind == "sent" else done)
+    for identifier, pair in enumerate(arrows.values()):
+        if len(pair) == 2:  # the last messages of a run that was stopped may have no receive
+            events += _arrow(identifier, *pair["sent"], *pair["received"])
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _names(rank: int, host: str) -> list[dict[str, Any]]:
+    process = {"name": f"rank {rank} on {host}"}
+    found = [
+        {"ph": "M", "name": "process_name", "pid": rank, "args": process},
+        {"ph": "M", "name": "process_sort_index", "pid": rank, "args": {"sort_index": rank}},
+    ]
+    for track, name in ((_COMPUTE, "compute"), (_COMMUNICATION, "communication")):
+        found.append({"ph": "M", "name": "thread_name", "pid": rank, "tid": track, "args": {"name": name}})
+    return found
+
+
+def _slice(
+    name: str, rank: int, track: int, start: float, end: float, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "ph": "X",
+        "name": name,
+        "pid": rank,
+        "tid": track,
+        "ts": round(start, 3),
+        "dur": round(max(end - start, 0.0), 3),
+        "args": arguments,
+    }
+
+
+def _arrow(identifier: int, sender: int, left: float, receiver: int, taken: float) -> list[dict[str, Any]]:
+    common = {"name": "message", "cat": "message", "id": identifier, "tid": _COMMUNICATION}
+    return [
+        {**common, "ph": "s", "pid": sender, "ts": round(left, 3)},
+        # an arrow that would go back in time, within the error of the clocks, ends where it starts
+        {**common, "ph": "f", "bp": "e", "pid": receiver, "ts": round(max(taken, left), 3)},
+    ]
+
+
+def write_timeline(path: Path, ranks: list[dict[str, Any]]) -> None:
+    """Write the timeline of all ranks, a line an event."""
+    found = timeline(ranks)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
+        file.write(",\n".join(json.dumps(event) for event in found["traceEvents"]))
+        file.write("\n]}\n")
+    os.replace(temporary, path)
