@@ -28,18 +28,10 @@ from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
 from pdadmm.admm.passes.reference import ReferenceKernels
 from pdadmm.admm.stage import Plan, Stage
-from pdadmm.codec.codecs import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.codec import Codec, make_codec
 from pdadmm.comm.waiter import Waiter
 from pdadmm.runtime import checkpoint
 from pdadmm.trace.clock import Clock
-
-
-def make_codec(name: str, bits: int) -> Codec:
-    if name == "float32":
-        return Float32Codec()
-    if name == "grid":
-        return GridCodec(bits, 0.0, 1.0)
-    return AffineCodec(bits) if name == "affine" else DeltaCodec(bits)
 
 
 def make_stage(nodes: int, hidden: int, layers: int, codec: Codec, waiter: Waiter) -> Stage:
@@ -100,7 +92,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     waiter = Waiter(MPI.COMM_SELF)
-    stage = make_stage(given.nodes, given.hidden, given.layers, make_codec(given.codec, given.bits), waiter)
+    codec = make_codec(given.codec, given.bits, (0.0, 1.0))
+    stage = make_stage(given.nodes, given.hidden, given.layers, codec, waiter)
     folder = Path(tempfile.mkdtemp(dir=given.out))
     try:
         found = measure(stage, given.repeat, folder, waiter)

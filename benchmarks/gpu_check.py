@@ -223,16 +223,18 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
     from pdadmm.admm.layer import Hyper
     from pdadmm.admm.passes import make_kernels
     from pdadmm.admm.stage import Plan, Stage
-    from pdadmm.arrays.backend import CupyBackend
-    from pdadmm.codec.codecs import AffineCodec, DeltaCodec, Float32Codec
+    from pdadmm.arrays.cupy_backend import CupyBackend
+    from pdadmm.codec import make_codec
     from pdadmm.comm.transport import MPITransport
     from pdadmm.trace.clock import Clock
     from pdadmm.trace.device_clock import make_clock
 
     layers, classes = 6, 10
     widths = [hidden] * layers + [classes]
-    codecs = {"float32": Float32Codec(), "delta8": DeltaCodec(8), "delta4": DeltaCodec(4),
-              "delta1": DeltaCodec(1), "affine8": AffineCodec(8)}  # fmt: skip
+    asked = [("float32", 32), ("delta", 8), ("delta", 4), ("delta", 1), ("affine", 8)]
+    codecs = {
+        name if bits == 32 else f"{name}{bits}": make_codec(name, bits, (0.0, 1.0)) for name, bits in asked
+    }
     variants = [("fused", "float32", codec) for codec in codecs]
     variants += [("fused", precision, "delta4") for precision in ("tf32", "bf16x3")]
     variants += [("reference", "float32", "delta4")]

@@ -24,7 +24,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from pdadmm.codec.codecs import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.codec import Codec, make_codec
 from pdadmm.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
@@ -56,12 +56,8 @@ def convergence(folders: list[Path]) -> Any:
 def codec_of(method: str) -> Codec:
     """The codec that benchmarks/accuracy.py calls by that name."""
     match = re.fullmatch(r"(grid|affine|delta)([1248])", method)
-    if match is None:
-        return Float32Codec()
-    bits = int(match[2])
-    if match[1] == "grid":
-        return GridCodec(bits, 0.0, 1.0)
-    return DeltaCodec(bits) if match[1] == "delta" else AffineCodec(bits)
+    name, bits = (match[1], int(match[2])) if match else ("float32", 32)
+    return make_codec(name, bits, (0.0, 1.0))
 
 
 def pareto(files: list[Path]) -> Any:

@@ -46,9 +46,9 @@ from networks import write_random_features
 from threadpoolctl import threadpool_limits
 from tune import Cached
 
-from pdadmm.admm.monitor import write_json
 from pdadmm.bench.iteration import Variant, make_stage, measure
 from pdadmm.errors import InputError
+from pdadmm.runtime.files import write_json
 
 DELTA4 = Variant("fused", "delta", 4, "gradient")
 REPEATS = 7

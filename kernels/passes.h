@@ -5,7 +5,7 @@
 
 enum Kind : int64_t { FLOAT32 = 0, GRID = 1, AFFINE = 2, DELTA = 3 };
 
-// A codec of pdadmm.codec.codecs; `low` and `step` belong to the grid.
+// A codec of pdadmm.codec; `low` and `step` belong to the grid.
 struct Coding {
   int64_t kind, bits;
   double low, step;

@@ -19,7 +19,6 @@ from threadpoolctl import threadpool_limits
 import pdadmm
 from pdadmm.admm import options as configuration
 from pdadmm.admm.growth import default_stages
-from pdadmm.admm.monitor import write_json, write_text
 from pdadmm.admm.options import Config
 from pdadmm.admm.passes.select import name_of
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
@@ -30,6 +29,7 @@ from pdadmm.model import write_model
 from pdadmm.runtime.checkpoint import newest, put_aside
 from pdadmm.runtime.control import STOPPED_EARLY, Control
 from pdadmm.runtime.devices import choose, describe
+from pdadmm.runtime.files import write_json, write_text
 from pdadmm.runtime.launch import agree, main_under_mpi
 from pdadmm.runtime.progress import Progress, final_table
 from pdadmm.trace.collect import write_profile

@@ -71,10 +71,10 @@ class OnDevice:
 def make(side: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
     """Kernels of a side; skips the test where the machine has none."""
     if side.endswith(("thread", "threads")):
-        from pdadmm.arrays import library
+        from pdadmm.arrays import sources
 
-        if library.find(library.HOST_LIBRARY) is None:
-            pytest.skip(f"{library.HOST_LIBRARY} is not built; run: pip install .")
+        if sources.find(sources.HOST_LIBRARY) is None:
+            pytest.skip(f"{sources.HOST_LIBRARY} is not built; run: pip install .")
         from pdadmm.admm.passes.host import HostKernels
 
         return HostKernels(int(side[0]))

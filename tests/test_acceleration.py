@@ -14,7 +14,7 @@ from pdadmm.admm.layer import Hyper, Layer
 from pdadmm.admm.passes.select import select_kernels
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.arrays.backend import NUMPY
-from pdadmm.codec.codecs import Float32Codec
+from pdadmm.codec import Float32Codec
 from pdadmm.comm.transport import MPITransport
 from pdadmm.trace.clock import Clock
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support import CODECS, message_bytes
 
-from pdadmm.codec.codecs import (
+from pdadmm.codec import (
     AffineCodec,
     Codec,
     DeltaCodec,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pdadmm.admm.passes import cuda
-from pdadmm.arrays import library
+from pdadmm.arrays import sources
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 SOURCES = ["quantize.cu", "updates.cu"]
@@ -66,5 +66,5 @@ def test_source_includes_its_headers_once() -> None:
 
 
 def test_a_missing_source_is_named() -> None:
-    with pytest.raises(library.LibraryError, match=r"absent\.cu.*pip install"):
-        library.find_source("absent.cu")
+    with pytest.raises(sources.LibraryError, match=r"absent\.cu.*pip install"):
+        sources.find_source("absent.cu")

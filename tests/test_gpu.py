@@ -35,8 +35,9 @@ from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
 from pdadmm.admm.passes import make_kernels
 from pdadmm.admm.stage import Plan, Stage
-from pdadmm.arrays.backend import CupyBackend, label_of, place_of
-from pdadmm.codec.codecs import AffineCodec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.arrays.backend import label_of, place_of
+from pdadmm.arrays.cupy_backend import CupyBackend
+from pdadmm.codec import AffineCodec, DeltaCodec, Float32Codec, GridCodec
 from pdadmm.comm.transport import MPITransport
 from pdadmm.trace.device_clock import make_clock
 

@@ -221,7 +221,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16x3"])
 def test_products_in_every_layout(precision: str, cupy: Any) -> None:
-    from pdadmm.arrays.backend import CupyBackend
+    from pdadmm.arrays.cupy_backend import CupyBackend
 
     backend = CupyBackend(0, precision)
     rng = np.random.default_rng(0)
@@ -241,7 +241,7 @@ def test_products_in_every_layout(precision: str, cupy: Any) -> None:
 @pytest.mark.parametrize("step", ["exact", "doubling"])
 def test_step_lengths_are_those_of_the_host(step: str, cupy: Any) -> None:
     from pdadmm.admm import updates
-    from pdadmm.arrays.backend import CupyBackend
+    from pdadmm.arrays.cupy_backend import CupyBackend
 
     backend = CupyBackend()
     for norm, image in ((3.0, 5.0), (0.0, 0.0), (1e-30, 1.0), (1.0, 1e6), (2.0, 0.0)):
@@ -253,7 +253,7 @@ def test_step_lengths_are_those_of_the_host(step: str, cupy: Any) -> None:
 
 
 def test_the_first_step_that_is_not_finite_is_named(cupy: Any) -> None:
-    from pdadmm.arrays.backend import CupyBackend
+    from pdadmm.arrays.cupy_backend import CupyBackend
 
     backend = CupyBackend()
     one, bad = backend.asarray(np.float64(1)), backend.asarray(np.float64("nan"))
@@ -268,8 +268,8 @@ def test_nan_on_the_device_ends_the_run_with_layer_and_iteration(cupy: Any) -> N
     from pdadmm.admm.layer import Hyper
     from pdadmm.admm.passes.reference import ReferenceKernels
     from pdadmm.admm.stage import Plan, Stage
-    from pdadmm.arrays.backend import CupyBackend
-    from pdadmm.codec.codecs import DeltaCodec
+    from pdadmm.arrays.cupy_backend import CupyBackend
+    from pdadmm.codec import DeltaCodec
     from pdadmm.comm.transport import MPITransport
     from pdadmm.trace.clock import Clock
 

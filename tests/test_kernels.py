@@ -15,12 +15,12 @@ from pdadmm.admm import updates
 from pdadmm.admm.activations import LeakyReLU, ReLU, Tanh
 from pdadmm.admm.passes.host import HostKernels
 from pdadmm.admm.passes.reference import ReferenceKernels
-from pdadmm.arrays import library
+from pdadmm.arrays import sources
 from pdadmm.bench import iteration as bench_iteration
-from pdadmm.codec.codecs import AffineCodec, DeltaCodec, Float32Codec, GridCodec, NonFiniteError
+from pdadmm.codec import AffineCodec, DeltaCodec, Float32Codec, GridCodec, NonFiniteError
 
 needs_library = pytest.mark.skipif(
-    library.find(library.HOST_LIBRARY) is None, reason="the library is not built; run: pip install ."
+    sources.find(sources.HOST_LIBRARY) is None, reason="the library is not built; run: pip install ."
 )
 CODECS = [
     Float32Codec(),
@@ -37,9 +37,9 @@ REFERENCE = ReferenceKernels()
 
 
 def instruction_sets() -> list[str]:
-    if library.find(library.HOST_LIBRARY) is None:
+    if sources.find(sources.HOST_LIBRARY) is None:
         return []
-    lib = library.load()
+    lib = sources.load()
     best = lib.pdadmm_isa()
     found = [isa for isa in ("portable", "avx2", "avx512") if lib.pdadmm_select_isa(isa.encode())]
     lib.pdadmm_select_isa(best)
@@ -125,7 +125,7 @@ def test_codes_and_decoded_copies_equal_the_numpy_codec(kernels, codec, shape, r
 @pytest.fixture(params=instruction_sets())
 def isa_kernels(request):
     """The host's kernels, an instruction set at a time."""
-    lib = library.load()
+    lib = sources.load()
     best = lib.pdadmm_isa()
     lib.pdadmm_select_isa(request.param.encode())
     yield HostKernels(1)
@@ -185,7 +185,7 @@ def test_newton_gives_a_node_the_same_bits_alone(isa_kernels, classes, rng):
 @codecs
 def test_every_instruction_set_gives_the_same_bits(isa, codec, rng):
     shape = (37, 300)
-    lib = library.load()
+    lib = sources.load()
     best = lib.pdadmm_isa()
     kernels = HostKernels(1)
     arrays_ = {name: normal(rng, shape) for name in ("M", "z", "q", "p_hat", "q_hat", "u")}
@@ -545,6 +545,6 @@ def test_fresh_products_instead_of_the_residual(kernels, codec, activation, rng)
 
 
 def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setattr(library, "HOST_LIBRARY", "libabsent.so")
-    with pytest.raises(library.LibraryError, match=r"libabsent\.so.*pip install"):
-        library.load.__wrapped__()
+    monkeypatch.setattr(sources, "HOST_LIBRARY", "libabsent.so")
+    with pytest.raises(sources.LibraryError, match=r"libabsent\.so.*pip install"):
+        sources.load.__wrapped__()

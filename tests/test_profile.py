@@ -16,7 +16,7 @@ import pytest
 from support import Finished, on_standin, python, succeed, summary_of
 
 from pdadmm.bench.links import SIZES, NCCLWay
-from pdadmm.codec.codecs import DeltaCodec
+from pdadmm.codec import DeltaCodec
 from pdadmm.errors import InputError
 from pdadmm.profile.__main__ import main
 from pdadmm.profile.figures import figures

@@ -17,6 +17,7 @@ from pdadmm.admm.options import parse
 from pdadmm.admm.passes.reference import ReferenceKernels
 from pdadmm.admm.row_space import RowSpaceWeights
 from pdadmm.admm.trainer import Sizes, Trainer
+from pdadmm.arrays import squared_norm
 from pdadmm.arrays.backend import NUMPY
 from pdadmm.comm.waiter import Waiter
 
@@ -38,7 +39,7 @@ def test_steps_are_those_of_the_written_out_weights(V: int, n_in: int, step: str
         z = z + 0.02 * rng.standard_normal(z.shape)
         M = X @ W.T - z
         G = updates.weight_gradient(M.T @ X, W, 0.0, nu, mu)
-        norm, image = updates.squared_norm(G), updates.squared_norm(X @ G.T)
+        norm, image = squared_norm(G), squared_norm(X @ G.T)
         length = updates.step_length(mu, nu, image, norm, step)
         found, K = rows.gradient(M.astype(np.float32), nu, mu, kernels, work)
         first = first or norm
@@ -106,10 +107,10 @@ def test_equal_nodes_with_different_targets_stay_with_the_written_out_weights() 
     for _ in range(3000):
         M = rows.linear(rows.products, rows.image) - z.astype(np.float32)
         norm, K = rows.gradient(M, nu, mu, kernels, work)
-        rows.step(updates.step_length(mu, nu, updates.squared_norm(K), norm, "exact"), kernels)
+        rows.step(updates.step_length(mu, nu, squared_norm(K), norm, "exact"), kernels)
         G = updates.weight_gradient((X @ W.T - z).T @ X, W, 0.0, nu, mu)
-        image = updates.squared_norm(X @ G.T)
-        W = W - updates.step_length(mu, nu, image, updates.squared_norm(G), "exact") * G
+        image = squared_norm(X @ G.T)
+        W = W - updates.step_length(mu, nu, image, squared_norm(G), "exact") * G
     np.testing.assert_allclose(rows.weights(), W, atol=1e-3)
 
 

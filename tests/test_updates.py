@@ -12,7 +12,8 @@ from scipy.special import logsumexp
 
 from pdadmm.admm import updates
 from pdadmm.admm.activations import make_activation
-from pdadmm.codec.codecs import GridCodec
+from pdadmm.arrays import squared_norm
+from pdadmm.codec import GridCodec
 
 GRID = GridCodec(8, -1.0, 2.0)
 
@@ -55,8 +56,8 @@ def p_gradient_of(a: dict[str, Any]) -> Any:
 def test_p_update_is_the_authors(authors: dict[str, Any]) -> None:
     a, rho = authors, authors["rho"]
     G = p_gradient_of(a)
-    image = updates.squared_norm(G @ a["W"].T)
-    length = updates.step_length(rho, rho, image, updates.squared_norm(G), "doubling")
+    image = squared_norm(G @ a["W"].T)
+    length = updates.step_length(rho, rho, image, squared_norm(G), "doubling")
     assert length > 0
     p = a["p"] - np.asarray(length, a["dtype"]) * G
     close(p, a["p_new"])
@@ -68,7 +69,7 @@ def test_p_update_is_the_authors(authors: dict[str, Any]) -> None:
 def test_quantized_p_update_is_the_authors(authors: dict[str, Any]) -> None:
     a, rho = authors, authors["rho"]
     G = p_gradient_of(a)
-    norm = updates.squared_norm(G)
+    norm = squared_norm(G)
     change, image, length = updates.projected_step(
         a["p"], G, norm, a["W"], rho, rho, "doubling", GRID.project
     )
@@ -80,8 +81,8 @@ def test_weight_update_is_the_authors(authors: dict[str, Any]) -> None:
     a, rho = authors, authors["rho"]
     M = updates.residual(a["p"], a["W"], a["b"], a["z"])
     G = updates.weight_gradient(M.T @ a["p"], a["W"], 0.0, rho, a["mu"])
-    image = updates.squared_norm(a["p"] @ G.T)
-    length = updates.step_length(a["mu"], rho, image, updates.squared_norm(G), "doubling")
+    image = squared_norm(a["p"] @ G.T)
+    length = updates.step_length(a["mu"], rho, image, squared_norm(G), "doubling")
     assert length > 0
     W = a["W"] - np.asarray(length, a["dtype"]) * G
     close(W, a["W_new"])
@@ -193,8 +194,8 @@ def test_steps_decrease_sufficiently_and_the_exact_one_no_more_than_that(
     G = f.p_gradient() if variable == "p" else f.W_gradient()
     image = G @ f.W.T if variable == "p" else f.p @ G.T
     curvature = f.rho if variable == "p" else f.mu
-    norm = updates.squared_norm(G)
-    length = updates.step_length(curvature, f.nu, updates.squared_norm(image), norm, step)
+    norm = squared_norm(G)
+    length = updates.step_length(curvature, f.nu, squared_norm(image), norm, step)
     after = f.value(**{variable: getattr(f, variable) - length * G})
     bound = f.value() - 0.5 * length * norm  # phi(x) + <G, d> + |d|^2 / (2 length), d = -length G
     if step == "exact":
@@ -228,7 +229,7 @@ def test_projected_step_lands_on_the_grid_and_decreases_sufficiently(problem: Pr
     here.__dict__ = {**f.__dict__, "p": p}
     G = here.p_gradient()
     change, image, length = updates.projected_step(
-        p, G, updates.squared_norm(G), f.W, f.nu, f.rho, step, grid.project
+        p, G, squared_norm(G), f.W, f.nu, f.rho, step, grid.project
     )
     assert length > 0 and np.any(change)
     np.testing.assert_allclose(grid.project(p + change), p + change, atol=1e-6)
@@ -407,6 +408,6 @@ def test_updates_leave_their_arguments_alone(dtype: str) -> None:
     updates.z_last_least_squares(a, y, 0.1)
     updates.inverse_hessian(W, 0.1, 0.2)
     updates.exact_weights(p, z, 0.0, 0.1, 0.2)
-    updates.projected_step(p, G, updates.squared_norm(G), W, 0.1, 0.2, "exact", GRID.project)
+    updates.projected_step(p, G, squared_norm(G), W, 0.1, 0.2, "exact", GRID.project)
     for x, kept in zip(arguments, before, strict=True):
         np.testing.assert_array_equal(x, kept)

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["ACTIVATIONS", "Activation", "LeakyReLU", "ReLU", "Sigmoid", "Tanh", "make_activation"]
+from pdadmm.arrays import Array
 
-Array = Any
+__all__ = ["ACTIVATIONS", "Activation", "LeakyReLU", "ReLU", "Sigmoid", "Tanh", "make_activation"]
 
 
 class Activation(Protocol):

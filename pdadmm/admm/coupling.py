@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from pdadmm.codec.codecs import Codec, GridCodec
+from pdadmm.arrays import Array, copy_into
+from pdadmm.codec import Codec, make_codec
 from pdadmm.trace.clock import Clock
 
-__all__ = ["CouplingEnd", "Link", "copy_into"]
-
-Array = Any
+__all__ = ["CouplingEnd", "Link"]
 
 
 class Link(Protocol):
@@ -32,16 +31,6 @@ class Link(Protocol):
     def wait_sent(self) -> float: ...
     def wait_received(self) -> float: ...
     def close(self) -> None: ...
-
-
-def copy_into(target: Array, source: np.ndarray) -> None:
-    """Overwrite an array, on the host or on a GPU, with one of the same shape on the host."""
-    if target.shape != source.shape:
-        raise ValueError(f"an array of shape {source.shape} does not fit {target.shape}")
-    if isinstance(target, np.ndarray):
-        target[...] = source
-    else:
-        target.set(np.ascontiguousarray(source, target.dtype))
 
 
 class CouplingEnd:
@@ -125,8 +114,8 @@ class CouplingEnd:
         found["above/u"] = self.u
         if not self.codec.lossless:
             found["above/q_hat"] = self.own_hat
-        if isinstance(self.codec, GridCodec):
-            found["above/grid"] = np.array([self.codec.low, self.codec.high])
+        if self.codec.span is not None:
+            found["above/grid"] = np.array(self.codec.span)
         return found
 
     def restore(self, lower: Mapping[str, Array], upper: Mapping[str, Array]) -> None:
@@ -141,8 +130,9 @@ class CouplingEnd:
             copy_into(self.own_hat, lower[p_hat if self.upper else q_hat])
         copy_into(self.other_hat, lower[q_hat if self.upper else p_hat])
         copy_into(self.u, lower["above/u"])
-        if isinstance(self.codec, GridCodec):
-            self.codec = GridCodec(self.codec.bits, *(float(v) for v in lower["above/grid"]))
+        if self.codec.span is not None:
+            low, high = lower["above/grid"].tolist()
+            self.codec = make_codec(self.codec.name, self.codec.bits, (low, high))
         counts = [lower["above/counts"], upper["below/counts"]]
         mine, other = counts[:: -1 if self.upper else 1]
         self._sent, self.link.bytes_sent = (int(v) for v in mine)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pdadmm.admm.layer import risk_sum
-from pdadmm.admm.stage import Array, Stage
-from pdadmm.admm.updates import number
+from pdadmm.admm.stage import Stage
+from pdadmm.arrays import Array, number
 
 __all__ = ["SPLITS", "Split", "evaluate"]
 

@@ -10,16 +10,15 @@ import numpy as np
 
 from pdadmm.admm import updates
 from pdadmm.admm.activations import Activation
-from pdadmm.admm.coupling import CouplingEnd, copy_into
+from pdadmm.admm.coupling import CouplingEnd
 from pdadmm.admm.row_space import RowSpaceWeights
+from pdadmm.arrays import Array, copy_into, namespace, number, squared_norm
 from pdadmm.arrays.backend import NUMPY, label_of
-from pdadmm.codec.codecs import NonFiniteError
+from pdadmm.codec import NonFiniteError
 from pdadmm.errors import RunError
 from pdadmm.trace.clock import Clock
 
 __all__ = ["Hyper", "Layer", "Terms", "Workspace"]
-
-Array = Any
 
 
 @dataclass
@@ -320,13 +319,14 @@ class Layer:
 
     def _output(self, measure: bool) -> Terms | None:
         h = self.hyper
+        assert self.y is not None
         fresh = h.solver == "exact"
         dz = self.kernels.output(self.M, self.mean, self.z, self.y, h.nu, h.risk, fresh=fresh)
         if not measure:
             return None
         return Terms(
             risk=risk_sum(self.z, self.y, h.risk),
-            residual=updates.squared_norm(self.M),
+            residual=squared_norm(self.M),
             change=self._change() + 0.5 * h.nu * dz,
         )
 
@@ -338,7 +338,7 @@ class Layer:
                 weight = weight * factor
             total = total + weight
         if self.hyper.solver == "gradient":  # the exact solver has noted the change of b already
-            total = total + 0.5 * self.hyper.nu * updates.squared_norm(self.mean)
+            total = total + 0.5 * self.hyper.nu * squared_norm(self.mean)
         return total
 
     def _exact_p(self, G: Array, out: Array, key: int) -> None:
@@ -370,8 +370,8 @@ class Layer:
             b = b + np.float32(h.momentum) * self.steps["b"]
             self.steps["W"][...] = W - self.W
             self.steps["b"][...] = b - self.b
-        self._changes.append((0.5 * mu, updates.squared_norm(W - self.W)))
-        self._changes.append((0.5 * h.nu, updates.squared_norm(b - self.b)))
+        self._changes.append((0.5 * mu, squared_norm(W - self.W)))
+        self._changes.append((0.5 * h.nu, squared_norm(b - self.b)))
         self.W[...] = W
         self.b[...] = b
         self._lap("updates")
@@ -405,7 +405,7 @@ class Layer:
     def _weight_penalty(self) -> float:
         if self.rows is not None:
             return self.rows.squared_norm()
-        return updates.squared_norm(self.W - self.W_bar)
+        return squared_norm(self.W - self.W_bar)
 
     def _require_finite(self, norm: float, what: str, iteration: int) -> None:
         if self.backend.known_bad(norm):
@@ -425,9 +425,9 @@ def risk_sum(z: Array, y: Array, risk: str) -> Any:
     A float, or a 0-d array for one on a GPU.
     """
     z64 = z.astype(np.float64)
-    rows = updates.namespace(z).arange(len(z64))
+    rows = namespace(z).arange(len(z64))
     if risk == "cross_entropy":
         top = z64.max(axis=1)
-        return updates.number((np.log(np.exp(z64 - top[:, None]).sum(axis=1)) + top - z64[rows, y]).sum())
+        return number((np.log(np.exp(z64 - top[:, None]).sum(axis=1)) + top - z64[rows, y]).sum())
     z64[rows, y] -= 1
-    return 0.5 * updates.number((z64 * z64).sum())
+    return 0.5 * number((z64 * z64).sum())

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pdadmm.admm.layer import Hyper, Terms
 
-__all__ = ["Monitor", "write_json", "write_text"]
+__all__ = ["Monitor"]
 
 _TERMS = [f.name for f in dataclasses.fields(Terms)]
 
@@ -73,15 +70,3 @@ class Monitor:
             record[f"{split}_accuracy"] = float(tail[2 * i]) / max(rows, 1)
             record[f"{split}_loss"] = float(tail[2 * i + 1]) / max(rows, 1)
         return record
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name and rename, so that no half-written file is ever seen."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON as :func:`write_text` does."""
-    write_text(path, json.dumps(value, indent=2) + "\n")

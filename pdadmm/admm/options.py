@@ -20,7 +20,7 @@ import tomli_w
 
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.arrays.backend import PRECISIONS
-from pdadmm.codec.codecs import CODECS
+from pdadmm.codec import CODECS, check_codec, default_bits
 from pdadmm.errors import InputError
 from pdadmm.inputs.scaling import INPUT_NORMS
 
@@ -361,10 +361,8 @@ def check(config: Config) -> None:
         if value < least:
             raise InputError(f"--{name} is {value}; it must be at least {least}")
     if m.bits == 0:
-        m.bits = 32 if m.codec == "float32" else 4
-    if m.bits not in CODECS[m.codec]:
-        known = ", ".join(map(str, CODECS[m.codec]))
-        raise InputError(f"codec {m.codec} has no {m.bits}-bit form; --bits takes {known} with it")
+        m.bits = default_bits(m.codec)
+    check_codec(m.codec, m.bits)
     if (m.grid_low is None) != (m.grid_high is None):
         raise InputError("--grid-low and --grid-high go together; give both or neither")
     if m.grid_low is not None and m.grid_high is not None and not m.grid_low < m.grid_high:

@@ -18,12 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from pdadmm.admm import updates
-from pdadmm.admm.coupling import copy_into
+from pdadmm.arrays import Array, copy_into, inner, number, single, squared_norm
 
 __all__ = ["RowSpaceWeights"]
-
-Array = Any
 
 
 class RowSpaceWeights:
@@ -46,7 +43,7 @@ class RowSpaceWeights:
 
     def __init__(self, X: Array, W: Array, backend: Any) -> None:
         self._X, self._start, self._backend = X, W, backend
-        self._start_norm = updates.squared_norm(W)
+        self._start_norm = squared_norm(W)
         self._scale: Any = 1.0
         self._coefficients = backend.zeros((X.shape[0], W.shape[0]))
         self.products, self.image = self.project(X)
@@ -58,7 +55,7 @@ class RowSpaceWeights:
     def linear(self, products: Array, image: Array, out: Array | None = None) -> Array:
         """``x W^T`` (rows, n_out) from the nodes' :meth:`project`."""
         z = self._backend.matmul(products, self._coefficients, out=out)
-        z += image * updates.single(self._scale)
+        z += image * single(self._scale)
         return z
 
     def gradient(self, M: Array, nu: float, mu: float, kernels: Any, work: Any) -> tuple[Any, Array]:
@@ -74,8 +71,8 @@ class RowSpaceWeights:
         s = mu * self._scale
         kernels.subtract(K, self.image, -s)
         room = work.get("R64", M.shape, np.float64)
-        norm = updates.inner(R, K, room) + s * updates.inner(R, self.image, room) + s * s * self._start_norm
-        return updates.number(np.maximum(norm, 0.0)), K  # rounding may leave a sum of parts below 0
+        norm = inner(R, K, room) + s * inner(R, self.image, room) + s * s * self._start_norm
+        return number(np.maximum(norm, 0.0)), K  # rounding may leave a sum of parts below 0
 
     def step(self, length: Any, kernels: Any) -> None:
         """``W - length G`` for the gradient found last."""
@@ -87,12 +84,12 @@ class RowSpaceWeights:
         C = self._coefficients.astype(np.float64)
         image = self._scale * self.image.astype(np.float64)
         inside = ((self._backend.matmul(self.products, self._coefficients) + 2 * image) * C).sum()
-        return updates.number(inside) + self._scale * self._scale * self._start_norm
+        return number(inside) + self._scale * self._scale * self._start_norm
 
     def weights(self) -> Array:
         """W (n_out, n_in), written out."""
         W = self._backend.matmul(self._coefficients.T, self._X)
-        W += self._start * updates.single(self._scale)
+        W += self._start * single(self._scale)
         return W
 
     def state(self) -> dict[str, Array]:

@@ -9,8 +9,9 @@ from typing import Any
 from pdadmm.admm.coupling import CouplingEnd
 from pdadmm.admm.growth import stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms, Workspace
+from pdadmm.arrays import Array
 from pdadmm.arrays.backend import NUMPY, place_of
-from pdadmm.codec.codecs import Codec, NonFiniteError
+from pdadmm.codec import Codec, NonFiniteError
 from pdadmm.comm.local import local_pair
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.transport import Edge, MPITransport
@@ -18,8 +19,6 @@ from pdadmm.comm.waiter import Waiter
 from pdadmm.trace.clock import Clock
 
 __all__ = ["FORWARD_ROWS", "Plan", "Stage"]
-
-Array = Any
 
 #: nodes that move through the ranks together in a forward pass
 FORWARD_ROWS = 2048

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pdadmm.admm.activations import make_activation
-from pdadmm.admm.coupling import copy_into
 from pdadmm.admm.evaluate import SPLITS, Split, evaluate
 from pdadmm.admm.growth import identity_layer, random_layer, stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms
@@ -20,8 +19,9 @@ from pdadmm.admm.monitor import Monitor
 from pdadmm.admm.options import Config
 from pdadmm.admm.passes.select import select_kernels
 from pdadmm.admm.placement import layer_cost, place
-from pdadmm.admm.stage import Array, Plan, Stage
-from pdadmm.codec.codecs import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.admm.stage import Plan, Stage
+from pdadmm.arrays import Array, copy_into
+from pdadmm.codec import Codec, make_codec
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
@@ -232,6 +232,7 @@ class Trainer:
         train = self.splits["train"]
         first = self.layers.get(1)
         if first is not None and first.rows is None and self.in_row_space:
+            assert train.x is not None
             first.keep_in_row_space(train.x)
         stage = Stage(
             plan,
@@ -360,16 +361,8 @@ class Trainer:
 
     def _codec(self, start: Array) -> Codec:
         m = self.config.messages
-        if m.codec == "float32":
-            return Float32Codec()
-        if m.codec == "affine":
-            return AffineCodec(m.bits)
-        if m.codec == "delta":
-            return DeltaCodec(m.bits)
-        low, high = m.grid_low, m.grid_high
-        if low is None or high is None:
-            low, high = grid_range(start)
-        return GridCodec(m.bits, low, high)
+        given = None if m.grid_low is None or m.grid_high is None else (m.grid_low, m.grid_high)
+        return make_codec(m.codec, m.bits, given or (lambda: grid_range(start)))
 
     def _account(self, stage: Stage) -> None:
         """Bytes and times of the stage that ends."""

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from pdadmm.admm.activations import Activation
+from pdadmm.arrays import Array, namespace, squared_norm
 
 __all__ = [
     "DOUBLING_CEILING",
@@ -38,16 +39,11 @@ __all__ = [
     "centred_gram",
     "damped_anchor",
     "exact_weights",
-    "inner",
     "inverse_hessian",
-    "namespace",
-    "number",
     "p_gradient",
     "projected_step",
     "q_update",
     "residual",
-    "single",
-    "squared_norm",
     "step_length",
     "u_update",
     "weight_gradient",
@@ -56,32 +52,9 @@ __all__ = [
     "z_update",
 ]
 
-Array = Any  # numpy.ndarray or cupy.ndarray
-
 #: first trial of the authors' search, and how often it doubles
 DOUBLING_START = 20.0
 DOUBLING_CEILING = 10
-
-
-def number(x: Any) -> Any:
-    """A NumPy scalar as a float; a 0-d array on a GPU as it is, since a float would wait for the device."""
-    return float(x) if isinstance(x, (float, np.generic, np.ndarray)) else x
-
-
-def single(x: Any) -> Any:
-    """A number in float32; one on a GPU stays there."""
-    return np.float32(x) if isinstance(x, (float, int)) else x.astype(np.float32)
-
-
-def squared_norm(x: Array) -> Any:
-    """Sum of squares, accumulated in float64: a float, or a 0-d array for one on a GPU."""
-    flat = x.ravel()
-    return number((flat * flat).sum(dtype=np.float64) if flat.dtype != np.float64 else flat @ flat)
-
-
-def inner(x: Array, y: Array, room: Array) -> Any:
-    """Scalar product in float64, a float or a 0-d array on a GPU; `room`: a float64 array of their shape."""
-    return number(namespace(x).multiply(x, y, out=room, dtype=np.float64).sum())
 
 
 def residual(p: Array, W: Array, b: Array, z: Array) -> Array:
@@ -322,12 +295,3 @@ def projected_step(
             return change, image, 1.0 / tau
         tau *= 2.0
     return change, image, 0.0
-
-
-def namespace(x: Array) -> Any:
-    """The array module of an array, NumPy or CuPy."""
-    if isinstance(x, np.ndarray):
-        return np
-    import cupy
-
-    return cupy.get_array_module(x)

@@ -32,15 +32,15 @@ from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
 from pdadmm.admm.passes import make_kernels
 from pdadmm.admm.stage import Plan, Stage
-from pdadmm.arrays.backend import NUMPY, CupyBackend
-from pdadmm.codec.codecs import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.arrays import Array
+from pdadmm.arrays.backend import NUMPY
+from pdadmm.arrays.cupy_backend import CupyBackend
+from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
 from pdadmm.errors import InputError
 from pdadmm.trace.clock import WARM_UP, Clock
 
 __all__ = ["Variant", "main", "make_stage", "measure"]
-
-Array = Any
 
 CLASSES = 10
 _PARTS = ("p", "W", "z_q_u")
@@ -191,13 +191,10 @@ def make_stage(
 
 
 def _codec_maker(variant: Variant) -> Callable[[Array], Codec]:
-    if variant.codec == "float32":
-        return lambda start: Float32Codec()
-    if variant.codec == "affine":
-        return lambda start: AffineCodec(variant.bits)
-    if variant.codec == "delta":
-        return lambda start: DeltaCodec(variant.bits)
-    return lambda start: GridCodec(variant.bits, -0.1 * float(start.max()), 1.1 * float(start.max()))
+    def span(start: Array) -> tuple[float, float]:
+        return -0.1 * float(start.max()), 1.1 * float(start.max())
+
+    return lambda start: make_codec(variant.codec, variant.bits, lambda: span(start))
 
 
 def _calls(stage: Stage, iteration: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:
@@ -267,7 +264,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=10, help="measured iterations (10)")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
-    parser.add_argument("--codec", choices=("float32", "grid", "affine", "delta"), help="only this codec")
+    parser.add_argument("--codec", choices=CODECS, help="only this codec")
     parser.add_argument("--bits", type=int, help="only this width")
     parser.add_argument("--solver", choices=("gradient", "exact"), help="only this solver")
     parser.add_argument("--kernels", choices=("fused", "reference"), help="only these kernels")

@@ -21,21 +21,15 @@ from rich.table import Table
 
 from pdadmm.admm.activations import ReLU
 from pdadmm.admm.passes import make_kernels
-from pdadmm.codec.codecs import AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.arrays import Array
+from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
 from pdadmm.errors import InputError
 
 __all__ = ["main", "measure"]
 
-Array = Any
-
 CLASSES = 10
-_CODECS: list[Codec] = [
-    Float32Codec(),
-    *(GridCodec(bits, -4.0, 4.0) for bits in (8, 4, 2)),
-    *(AffineCodec(bits) for bits in (8, 4, 2)),
-    *(DeltaCodec(bits) for bits in (8, 4, 2, 1)),
-]
+_CODECS = [make_codec(name, bits, (-4.0, 4.0)) for name, entry in CODECS.items() for bits in entry.bits]
 
 
 def measure(

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from pdadmm.arrays import Array
 from pdadmm.comm.waiter import Waiter
 
 __all__ = ["HostConveyor", "NCCLConveyor", "StagedConveyor"]
-
-Array = Any
 
 _TAG = 20000
 

@@ -23,12 +23,13 @@ import numpy as np
 from pdadmm.admm.activations import make_activation
 from pdadmm.admm.passes import make_kernels
 from pdadmm.admm.placement import place
-from pdadmm.codec.codecs import CODECS, AffineCodec, Codec, DeltaCodec, Float32Codec, GridCodec
+from pdadmm.codec import Codec, check_codec, default_bits, make_codec
 from pdadmm.errors import InputError
 from pdadmm.profile.simulate import Network, Op, Outcome, simulate
 
 __all__ = ["Scenario", "codec_seconds", "kernels_named", "parse_network", "predict", "programs"]
 
+_SPAN = -0.1, 1.0  #: of a grid, whose sizes and times do not depend on it
 _ENTRIES = 1 << 20  #: of the arrays on which codecs are timed
 _RATES = {
     "bit": 0.125,
@@ -79,17 +80,6 @@ def parse_network(text: str, overlap: bool = True) -> Network:
             f"--network {text} is not LATENCY,BANDWIDTH; give seconds and bytes/s, or units: 50us,1Gbit"
         )
     return Network(latency, bandwidth, overlap)
-
-
-def make_codec(name: str, bits: int) -> Codec:
-    """A codec for sizes and times; a grid gets some range."""
-    if name == "float32":
-        return Float32Codec()
-    if name == "affine":
-        return AffineCodec(bits)
-    if name == "delta":
-        return DeltaCodec(bits)
-    return GridCodec(bits, -0.1, 1.0)
 
 
 def kernels_named(name: str) -> Any:
@@ -230,21 +220,19 @@ def predict(
     if (codec, bits) != (run["codec"], run["bits"]):
         kernels = kernels or kernels_named(run["kernels"])
         shape = (run["nodes_train"], run["hidden"])
-        before = codec_seconds(make_codec(run["codec"], run["bits"]), *shape, kernels)
-        after = codec_seconds(make_codec(codec, bits), *shape, kernels)
+        before = codec_seconds(make_codec(run["codec"], run["bits"], _SPAN), *shape, kernels)
+        after = codec_seconds(make_codec(codec, bits, _SPAN), *shape, kernels)
         scale = (after[0] / before[0], after[1] / before[1])
-    return simulate(programs(profile, blocks, make_codec(codec, bits), scale, statistic), scenario.network)
+    return simulate(
+        programs(profile, blocks, make_codec(codec, bits, _SPAN), scale, statistic), scenario.network
+    )
 
 
 def resolve_codec(run: dict[str, Any], scenario: Scenario) -> tuple[str, int]:
     """Codec and bits of a scenario; bits follow the codec as in a run when they are not given."""
     codec = scenario.codec or run["codec"]
-    if codec not in CODECS:
-        raise InputError(f"--codec {codec} is unknown; there are {', '.join(CODECS)}")
     bits = scenario.bits
     if bits is None:
-        bits = run["bits"] if codec == run["codec"] else (32 if codec == "float32" else 4)
-    if bits not in CODECS[codec]:
-        known = ", ".join(map(str, CODECS[codec]))
-        raise InputError(f"codec {codec} has no {bits}-bit form; --bits takes {known} with it")
+        bits = run["bits"] if codec == run["codec"] else default_bits(codec)
+    check_codec(codec, bits)
     return codec, bits

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pdadmm.admm.options import Run
-from pdadmm.arrays.backend import NUMPY, CupyBackend, device_name
+from pdadmm.arrays.backend import NUMPY
+from pdadmm.arrays.cupy_backend import CupyBackend, device_name
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.nccl import MULTI_RANK_VERSION, Watch, connect, require_nccl
 from pdadmm.comm.staged import CupyCopier

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pdadmm
-from pdadmm.admm.monitor import write_json
 from pdadmm.comm.waiter import Waiter
+from pdadmm.runtime.files import write_json
 from pdadmm.trace.clock import WARM_UP, Clock
 from pdadmm.trace.messages import flights
 from pdadmm.trace.offsets import Reading

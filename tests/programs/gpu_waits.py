@@ -20,7 +20,7 @@ from pdadmm.admm.layer import Hyper
 from pdadmm.admm.options import Run
 from pdadmm.admm.passes.reference import ReferenceKernels
 from pdadmm.admm.stage import Plan, Stage
-from pdadmm.codec.codecs import DeltaCodec
+from pdadmm.codec import DeltaCodec
 from pdadmm.comm.waiter import Waiter
 from pdadmm.runtime.devices import choose, make_backend, make_transport
 from pdadmm.trace.device_clock import make_clock

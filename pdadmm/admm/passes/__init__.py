@@ -30,7 +30,7 @@ def make_kernels(choice: str, threads: int, backend: str = "numpy") -> Any:
 
     Raises
     ------
-    pdadmm.arrays.library.LibraryError
+    pdadmm.arrays.sources.LibraryError
         When the compiled kernels are wanted and not installed.
     """
     # imported here: the reference needs no library, and only one backend's is loaded

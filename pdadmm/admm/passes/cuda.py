@@ -14,13 +14,12 @@ import numpy as np
 from pdadmm.admm.activations import Activation
 from pdadmm.admm.passes import in_place
 from pdadmm.admm.passes.reference import HiddenSums, ReferenceKernels
-from pdadmm.arrays.library import find_source
-from pdadmm.codec.codecs import Codec, NonFiniteError
+from pdadmm.arrays import DeviceArray as Array
+from pdadmm.arrays import Scalar
+from pdadmm.arrays.sources import find_source
+from pdadmm.codec import Codec, NonFiniteError
 
 __all__ = ["BLOCK", "OPTIONS", "CudaKernels", "source"]
-
-Array = Any
-Scalar = Any  # a float, or a 0-d float64 array on the device
 
 #: threads of a block, 8 warps; kernels/codec.cuh counts on it
 BLOCK = 256

@@ -16,12 +16,10 @@ import numpy as np
 from pdadmm.admm.activations import Activation
 from pdadmm.admm.passes import in_place
 from pdadmm.admm.passes.reference import HiddenSums, ReferenceKernels
-from pdadmm.arrays import library
-from pdadmm.codec.codecs import Codec, NonFiniteError
+from pdadmm.arrays import Array, sources
+from pdadmm.codec import Codec, NonFiniteError
 
 __all__ = ["HostKernels"]
-
-Array = Any
 
 _KINDS = {"float32": 0, "grid": 1, "affine": 2, "delta": 3}
 _CODING = "2q2d"
@@ -58,14 +56,14 @@ class HostKernels:
 
     Raises
     ------
-    pdadmm.arrays.library.LibraryError
+    pdadmm.arrays.sources.LibraryError
         When the library is missing.
     """
 
     name = "fused"
 
     def __init__(self, threads: int = 1) -> None:
-        lib = library.load()
+        lib = sources.load()
         self._library = lib
         lib.pdadmm_set_threads(threads)
 

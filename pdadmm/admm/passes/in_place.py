@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from pdadmm.admm import updates
-from pdadmm.codec.codecs import Codec, NonFiniteError
+from pdadmm.arrays import Array, namespace
+from pdadmm.codec import Codec, NonFiniteError
 
 __all__ = ["exact_weights", "inverse_hessian", "projected_step"]
-
-Array = Any
 
 
 def projected_step(
@@ -33,7 +32,7 @@ def projected_step(
     kernels: Any,
 ) -> tuple[Array, Array, float]:
     """p-step of pdADMM-G-Q: :func:`pdadmm.admm.updates.projected_step` in `change` and `image`."""
-    matmul = updates.namespace(p).matmul
+    matmul = namespace(p).matmul
     norm = float(norm)  # the search decides on the host
     if not np.isfinite(norm):
         raise NonFiniteError

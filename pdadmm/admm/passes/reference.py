@@ -12,11 +12,10 @@ import numpy as np
 
 from pdadmm.admm import updates
 from pdadmm.admm.activations import Activation
-from pdadmm.codec.codecs import Codec
+from pdadmm.arrays import Array, number, single, squared_norm
+from pdadmm.codec import Codec
 
 __all__ = ["HiddenSums", "ReferenceKernels"]
-
-Array = Any
 
 
 @dataclass
@@ -41,7 +40,7 @@ class ReferenceKernels:
 
     def squared_norm(self, x: Array) -> float:
         """Sum of squares, accumulated in float64."""
-        return updates.squared_norm(x)
+        return squared_norm(x)
 
     def weight_gradient(self, G: Array, W: Array, W_bar: Array | float, nu: float, mu: float) -> float:
         """``G = nu G + mu (W - W_bar)``, `G` holding ``M^T p`` on entry; returns its squared norm.
@@ -49,7 +48,7 @@ class ReferenceKernels:
         All arrays (n_out, n_in); `W_bar` may be 0.
         """
         G[...] = updates.weight_gradient(G, W, W_bar, nu, mu)
-        return updates.squared_norm(G)
+        return squared_norm(G)
 
     def p_gradient(
         self,
@@ -78,13 +77,13 @@ class ReferenceKernels:
             codec.decode(message, q_hat)
             u[...] = updates.u_update(u, p_hat, q_hat, rho)
         G[...] = updates.p_gradient(G, p, q_hat, u, nu, rho)
-        return updates.squared_norm(G)
+        return squared_norm(G)
 
     def p_step(
         self, p: Array, G: Array, length: float, p_hat: Array, codec: Codec, out: Array, key: int
     ) -> None:
         """``p -= length * G``, then encode p into `out` against its decoded copy `p_hat`."""
-        p -= updates.single(length) * G
+        p -= single(length) * G
         codec.encode(p, p_hat, out, key)
 
     def projected_change(self, change: Array, p: Array, G: Array, length: float, codec: Codec) -> float:
@@ -94,16 +93,16 @@ class ReferenceKernels:
         ------
         NonFiniteError
         """
-        change[...] = codec.project(p - updates.single(length) * G) - p  # type: ignore[attr-defined]
-        return updates.squared_norm(change)
+        change[...] = codec.project(p - single(length) * G) - p  # type: ignore[attr-defined]
+        return squared_norm(change)
 
     def subtract(self, M: Array, H: Array, length: float) -> None:
         """``M -= length * H``."""
-        M -= updates.single(length) * H
+        M -= single(length) * H
 
     def subtract_mean(self, M: Array, K: Array, length: float) -> Array:
         """``M -= length * K``; returns the mean of M over the nodes, (n_out,), still part of M."""
-        M -= updates.single(length) * K
+        M -= single(length) * K
         return updates.bias_step(M)
 
     def column_means(self, x: Array) -> Array:
@@ -185,8 +184,8 @@ class ReferenceKernels:
         q_new = updates.q_update(p_hat, u, fz, np.float32(nu), np.float32(rho))
         if codec.name == "grid":
             q_new = codec.project(q_new)  # type: ignore[attr-defined]
-        dz = updates.squared_norm(z_new - z) if measure else 0.0
-        dq = updates.squared_norm(q_new - q) if measure else 0.0
+        dz = squared_norm(z_new - z) if measure else 0.0
+        dq = squared_norm(q_new - q) if measure else 0.0
         z[...] = z_new
         q[...] = q_new
         codec.encode(q, q_hat, out, key)
@@ -195,10 +194,10 @@ class ReferenceKernels:
             return None
         gap = p_hat - q_hat
         return HiddenSums(
-            residual=updates.squared_norm(M),
-            relaxation=updates.squared_norm(q - fz),
-            primal=updates.squared_norm(gap),
-            dual=updates.number((u * gap).sum(dtype=np.float64)),
+            residual=squared_norm(M),
+            relaxation=squared_norm(q - fz),
+            primal=squared_norm(gap),
+            dual=number((u * gap).sum(dtype=np.float64)),
             dz=dz,
             dq=dq,
         )
@@ -219,14 +218,14 @@ class ReferenceKernels:
         else:
             z_new = updates.z_last_least_squares(M, y, nu)
         M -= z_new
-        change = updates.squared_norm(z_new - z)
+        change = squared_norm(z_new - z)
         z[...] = z_new
         return change
 
     def encode(self, codec: Codec, x: Array, hat: Array, out: Array, key: int = 0) -> None:
-        """Encode alone, see :meth:`pdadmm.codec.codecs.Codec.encode`."""
+        """Encode alone, see :meth:`pdadmm.codec.Codec.encode`."""
         codec.encode(x, hat, out, key)
 
     def decode(self, codec: Codec, message: Array, hat: Array) -> None:
-        """Decode alone, see :meth:`pdadmm.codec.codecs.Codec.decode`."""
+        """Decode alone, see :meth:`pdadmm.codec.Codec.decode`."""
         codec.decode(message, hat)

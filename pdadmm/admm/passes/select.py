@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pdadmm.admm.passes import make_kernels
-from pdadmm.arrays import library
+from pdadmm.arrays import sources
 
 __all__ = ["name_of", "select_kernels"]
 
@@ -15,10 +15,10 @@ def select_kernels(choice: str, threads: int, backend: str) -> Any:
 
     Raises
     ------
-    pdadmm.arrays.library.LibraryError
+    pdadmm.arrays.sources.LibraryError
         When compiled kernels are asked for and missing, or are another version's.
     """
-    if choice == "auto" and backend == "numpy" and library.find(library.HOST_LIBRARY) is None:
+    if choice == "auto" and backend == "numpy" and sources.find(sources.HOST_LIBRARY) is None:
         choice = "reference"
     return make_kernels(choice, threads, backend)
 

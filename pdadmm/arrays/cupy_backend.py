@@ -1,0 +1,197 @@
+"""Arrays on one GPU, by CuPy."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pdadmm.admm import updates
+from pdadmm.arrays.backend import _NEVER, PRECISIONS
+from pdadmm.arrays.helpers import DeviceArray as Array
+from pdadmm.arrays.helpers import Scalar
+
+__all__ = ["CupyBackend", "device_name"]
+
+
+class CupyBackend:
+    """Arrays on one GPU; see :class:`Backend`.
+
+    The compute stream is CuPy's current stream. Arrays come from CuPy's memory pool, which after a
+    stage's first iteration holds all that an iteration needs.
+
+    Parameters
+    ----------
+    device
+        Number of the device among those this process sees; it becomes the current one.
+    precision
+        ``float32``; ``tf32``: cuBLAS rounds the factors to 10 bits of mantissa; ``bf16x3``: each factor
+        is split into two bfloat16 parts and three products of parts are added, about 16 bits.
+    """
+
+    name = "cupy"
+    on_device = True
+
+    def __init__(self, device: int = 0, precision: str = "float32") -> None:
+        import cupy
+
+        from pdadmm.arrays.sources import find_source
+
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision}; it must be one of {', '.join(PRECISIONS)}")
+        self._cupy = cupy
+        self.device = device
+        self.precision = precision
+        cupy.cuda.Device(device).use()
+        code = find_source("scalars.cu").read_text()
+        options = ("--std=c++14", "--fmad=false")
+        self._step_length = cupy.RawKernel(code, "step_length", options)
+        self._split = cupy.RawKernel(code, "split_bfloat16", options)
+        self._first_bad = cupy.full(1, _NEVER, cupy.int64)
+        self._parts: dict[tuple[str, tuple[int, ...]], tuple[Array, Array]] = {}
+        # factors that cuBLAS reads on the host
+        self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+
+    @property
+    def description(self) -> str:
+        name, uuid = device_name(self.device)
+        return f"{name} {uuid}"
+
+    def empty(self, shape: Any, dtype: Any = np.float32) -> Array:
+        return self._cupy.empty(shape, dtype)
+
+    def zeros(self, shape: Any, dtype: Any = np.float32) -> Array:
+        return self._cupy.zeros(shape, dtype)
+
+    def asarray(self, x: np.ndarray) -> Array:
+        return self._cupy.asarray(x)
+
+    def to_host(self, x: Array) -> np.ndarray:
+        return self._cupy.asnumpy(x)
+
+    # ---- products -----------------------------------------------------------------------------------
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        if out is None:
+            out = self._cupy.empty((a.shape[0], b.shape[1]), np.float32)
+        if not out.size:
+            return out
+        if self.precision == "float32":
+            return self._cupy.dot(a, b, out=out)
+        from cupy.cuda import cublas
+        from cupy_backends.cuda.api import runtime
+
+        if self.precision == "tf32":
+            whole = runtime.CUDA_R_32F
+            self._gemm(a, b, out, whole, cublas.CUBLAS_COMPUTE_32F_FAST_TF32, self._zero)
+            return out
+        parts = runtime.CUDA_R_16BF
+        (a_high, a_low), (b_high, b_low) = self._split_parts(a, "a"), self._split_parts(b, "b")
+        # small terms first
+        self._gemm(a_low, b_high, out, parts, cublas.CUBLAS_COMPUTE_32F, self._zero)
+        self._gemm(a_high, b_low, out, parts, cublas.CUBLAS_COMPUTE_32F, self._one)
+        self._gemm(a_high, b_high, out, parts, cublas.CUBLAS_COMPUTE_32F, self._one)
+        return out
+
+    def _gemm(self, a: Array, b: Array, out: Array, kind: int, compute: int, beta: np.ndarray) -> None:
+        """``out = a b + beta out`` by cuBLAS, which sees row-major matrices as their transposes."""
+        from cupy.cuda import cublas, device
+        from cupy_backends.cuda.api import runtime
+
+        (m, k), n = a.shape, b.shape[1]
+        b_op, b_lead = _layout(b)
+        a_op, a_lead = _layout(a)
+        cublas.gemmEx(
+            device.get_cublas_handle(), b_op, a_op, n, m, k,
+            self._one.ctypes.data, b.data.ptr, kind, b_lead, a.data.ptr, kind, a_lead,
+            beta.ctypes.data, out.data.ptr, runtime.CUDA_R_32F, n, compute, cublas.CUBLAS_GEMM_DEFAULT,
+        )  # fmt: skip
+
+    def _split_parts(self, x: Array, side: str) -> tuple[Array, Array]:
+        """High and low bfloat16 parts (as uint16) of a matrix, in its layout."""
+        _layout(x)  # refuses other strides
+        stored = x if x.flags.c_contiguous else x.T
+        key = (side, stored.shape)
+        if key not in self._parts:
+            self._parts[key] = (
+                self._cupy.empty(stored.shape, np.uint16),
+                self._cupy.empty(stored.shape, np.uint16),
+            )
+        high, low = self._parts[key]
+        blocks = min(-(-stored.size // 256), 65535)
+        self._split((blocks,), (256,), (stored, high, low, np.int64(stored.size)))
+        return (high, low) if stored is x else (high.T, low.T)
+
+    # ---- numbers ------------------------------------------------------------------------------------
+
+    def step_length(
+        self, curvature: float, weight: float, image: Scalar, norm: Scalar, step: str, label: int
+    ) -> Scalar:
+        if isinstance(norm, float) and isinstance(image, float):  # kernels that decided on the host
+            return updates.step_length(curvature, weight, image, norm, step)
+        length = self._cupy.empty((), np.float64)
+        self._step_length(
+            (1,), (1,),
+            (
+                image, norm, np.float64(curvature), np.float64(weight), np.int32(step == "doubling"),
+                np.int64(label), length, self._first_bad,
+            ),
+        )  # fmt: skip
+        return length
+
+    def known_bad(self, norm: Scalar) -> bool:
+        return isinstance(norm, float) and not np.isfinite(norm)
+
+    def floats(self, values: Sequence[Scalar], wait: Callable[[Callable[[], bool], str], Any]) -> list[float]:
+        cupy = self._cupy
+        there = [i for i, value in enumerate(values) if not isinstance(value, (float, int))]
+        found = [0.0 if i in there else float(value) for i, value in enumerate(values)]
+        event = cupy.cuda.Event(disable_timing=True)
+        gathered = None
+        if there:
+            gathered = cupy.stack([values[i].reshape(()).astype(np.float64) for i in there])
+        event.record(cupy.cuda.get_current_stream())
+        wait(lambda: event.done, f"{self.description} to finish its work")
+        if gathered is not None:
+            for i, value in zip(there, gathered.get().tolist(), strict=True):
+                found[i] = value
+        return found
+
+    def first_bad(self) -> int | None:
+        label = int(self._first_bad.get()[0])
+        return None if label == _NEVER else label
+
+
+def _layout(x: Array) -> tuple[int, int]:
+    """cuBLAS's operation and leading dimension for a C-contiguous matrix, or the transpose of one."""
+    from cupy.cuda import cublas
+
+    if x.flags.c_contiguous:
+        return cublas.CUBLAS_OP_N, x.shape[1]
+    if not x.flags.f_contiguous:
+        raise ValueError(f"a factor with strides {x.strides} is neither C-contiguous nor such a transpose")
+    return cublas.CUBLAS_OP_T, x.shape[0]
+
+
+def device_name(device: int) -> tuple[str, str]:
+    """Name and UUID of a GPU, as nvidia-smi shows them."""
+    import cupy
+
+    found = cupy.cuda.runtime.getDeviceProperties(device)
+    raw = (_uuid_of_driver(device) or bytes(found["uuid"])).ljust(16, b"\0").hex()
+    parts = (raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:32])
+    return found["name"].decode(), "GPU-" + "-".join(parts)
+
+
+def _uuid_of_driver(device: int) -> bytes | None:
+    """UUID from the driver, since CuPy's properties cut it at its first zero byte; None without one."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        get = getattr(driver, "cuDeviceGetUuid_v2", None) or driver.cuDeviceGetUuid
+    except (OSError, AttributeError):
+        return None
+    handle, raw = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(handle), device) or get(raw, handle)
+    return None if failed else bytes(raw)
