@@ -93,7 +93,7 @@ def main() -> int:
     stage = Stage(plan, list(trainer.layers.values()), trainer.waiter, trainer.clock)
     train = trainer.splits["train"]
     t = config.training
-    stage.start(train.x, train.y, train.rows, trainer._codec, trainer.hyper, trainer.kernels, t.seed)
+    stage.start(train.x, train.y, train.rows, trainer._codec, trainer.hyper, trainer.passes, t.seed)
     clocks: tuple[Clock, Clock] = (Clock(), Silent())
     seconds: tuple[list[float], list[float]] = ([], [])
     for block in range(4, 2 * o.pairs + 4):

@@ -26,7 +26,7 @@ from pdadmm.admm import options as config
 from pdadmm.admm.activations import make_activation
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
-from pdadmm.admm.passes.reference import ReferenceKernels
+from pdadmm.admm.passes.reference import ReferencePasses
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.codec import Codec, make_codec
 from pdadmm.comm.waiter import Waiter
@@ -44,7 +44,7 @@ def make_stage(nodes: int, hidden: int, layers: int, codec: Codec, waiter: Waite
     stage = Stage(Plan(layers, layers, [range(1, layers + 1)], 0), owned, waiter, Clock())
     x = rng.standard_normal((nodes, hidden), np.float32)
     hyper = Hyper(0.01, 0.1, 0.01, "gradient", "exact", 25, "cross_entropy")
-    stage.start(x, rng.integers(0, hidden, nodes), nodes, lambda _: codec, hyper, ReferenceKernels(), 0)
+    stage.start(x, rng.integers(0, hidden, nodes), nodes, lambda _: codec, hyper, ReferencePasses(), 0)
     return stage
 
 

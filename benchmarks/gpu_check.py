@@ -221,7 +221,7 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
     from pdadmm.admm.activations import ReLU
     from pdadmm.admm.growth import random_layer
     from pdadmm.admm.layer import Hyper
-    from pdadmm.admm.passes import make_kernels
+    from pdadmm.admm.passes import make_passes
     from pdadmm.admm.stage import Plan, Stage
     from pdadmm.arrays.cupy_backend import CupyBackend
     from pdadmm.codec import make_codec
@@ -244,7 +244,7 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
         if only not in ("auto", kernels):
             continue
         backend = CupyBackend(0, precision)
-        chosen = make_kernels(kernels, 1, "cupy")
+        chosen = make_passes(kernels, 1, "cupy")
         network = [
             random_layer(i, widths[i - 1], widths[i], ReLU() if i < layers else None, 0).to(backend)
             for i in range(1, layers + 1)

@@ -85,7 +85,7 @@ Partial run(RowPass<Arguments> pass, const Arguments &a, double *columns = nullp
 
 #define PDADMM_API extern "C" __attribute__((visibility("default")))
 
-PDADMM_API int pdadmm_abi() { return 2; }
+PDADMM_API int pdadmm_abi() { return 3; }
 PDADMM_API const char *pdadmm_isa() { return selected()->name; }
 // Returns 0 where the machine or the build lacks the instruction set.
 PDADMM_API int pdadmm_select_isa(const char *name) {
@@ -112,11 +112,7 @@ PDADMM_API int pdadmm_subtract(const Subtract *a) {
 }
 
 PDADMM_API int pdadmm_subtract_mean(const SubtractMean *a) {
-  static thread_local std::vector<double> columns;
-  const int64_t n = a->shape.cols;
-  if ((int64_t)columns.size() < n) columns.resize((size_t)n);
-  run(selected()->subtract_mean, *a, columns.data());
-  for (int64_t j = 0; j < n; ++j) a->mean[j] = (float)(columns[j] / (double)a->shape.rows);
+  run(selected()->subtract_mean, *a, a->sums);
   return 0;
 }
 

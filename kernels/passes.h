@@ -1,4 +1,4 @@
-// Arguments of the passes, as pdadmm/kernels/host.py packs them: eight bytes a field.
+// Arguments of the passes, as pdadmm/kernels/host.py and pdadmm/admm/passes/host.py pack them: eight bytes a field.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ struct SubtractMean {
   float *M;
   const float *K;
   double length;
-  float *mean;  // (cols)
+  double *sums;  // (cols)
 };
 
 struct ColumnSums {

@@ -401,14 +401,21 @@ PDADMM_KERNEL column_sums(float *M, const float *K, double length, const double 
   }
 }
 
-// Means from the sums of column_sums: in float64, and rounded to float32 unless that is null.
-PDADMM_KERNEL column_means(const double *partial, i64 chunks, i64 rows, i64 cols, double *mean, float *rounded) {
+// Sums of the columns from those of column_sums, in float64.
+PDADMM_KERNEL column_totals(const double *partial, i64 chunks, i64 cols, double *sums) {
   const i64 j = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (j >= cols) return;
   double total = 0.0;
   for (i64 i = 0; i < chunks; ++i) total += partial[i * cols + j];
-  mean[j] = total / (double)rows;
-  if (rounded) rounded[j] = (float)mean[j];
+  sums[j] = total;
+}
+
+// mean = sums / nodes; b <- b - mean
+PDADMM_KERNEL bias_step(const double *sums, i64 nodes, i64 cols, float *b, float *mean) {
+  const i64 j = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+  if (j >= cols) return;
+  mean[j] = (float)(sums[j] / (double)nodes);
+  b[j] = b[j] - mean[j];
 }
 
 // bias step and z-update of the output layer

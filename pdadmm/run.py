@@ -20,7 +20,7 @@ import pdadmm
 from pdadmm.admm import options as configuration
 from pdadmm.admm.growth import default_stages
 from pdadmm.admm.options import Config
-from pdadmm.admm.passes.select import name_of
+from pdadmm.admm.passes import passes_in_words
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.bench.links import measure_neighbours
 from pdadmm.comm.waiter import Waiter, ranks_on_node, usable_cores
@@ -184,7 +184,7 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
             for path in made:
                 path.rmdir()
         raise
-    kernels = name_of(trainer.kernels, config.run.kernels)
+    kernels = passes_in_words(trainer.passes, config.run.kernels, config.messages.codec, config.messages.bits)
     if comm.rank == 0 and not o.quiet:
         line = describe(choice, config.run, comm.size, kernels, threads)
         print(f"pdadmm: {line}", file=sys.stderr, flush=True)
@@ -221,7 +221,7 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
         "ranks": comm.size,
         "backend": config.run.backend,
         "transport": config.run.transport,
-        "kernels": trainer.kernels.name,
+        "kernels": trainer.passes.name,
         "precision": config.run.precision,
         "devices": choice.devices,
         "codec": config.messages.codec,
@@ -283,7 +283,7 @@ def _write_profile(
         "step": config.training.step,
         "backend": config.run.backend,
         "transport": config.run.transport,
-        "kernels": trainer.kernels.name,
+        "kernels": trainer.passes.name,
         "overlap": config.run.overlap,
         "threads": threads,
     }

@@ -1,6 +1,6 @@
 """A stand-in for CuPy on machines without a GPU: NumPy arrays, and the CUDA kernels run on the CPU.
 
-It runs the sources and the calls of :class:`pdadmm.admm.passes.cuda.CudaKernels` as they are, with the
+It runs the sources and the calls of :class:`pdadmm.kernels.cuda.CudaKernels` as they are, with the
 threads of a block as fibers (``programs/cuda_on_cpu.h``). It is slow, and no substitute for a GPU.
 """
 

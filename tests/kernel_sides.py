@@ -11,7 +11,7 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 
-from pdadmm.admm.passes.reference import HiddenSums
+from pdadmm.admm.passes import Copies, HiddenSums
 
 
 def gpu() -> bool:
@@ -47,6 +47,8 @@ class OnDevice:
             moved: dict[int, tuple[Any, Any]] = {}
 
             def move(a: Any) -> Any:
+                if isinstance(a, Copies):
+                    return Copies(*(move(value) for value in vars(a).values()))
                 if not isinstance(a, np.ndarray):
                     return a
                 return moved.setdefault(id(a), (a, self.cupy.asarray(a)))[1]
@@ -75,10 +77,11 @@ def make(side: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
 
         if sources.find(sources.HOST_LIBRARY) is None:
             pytest.skip(f"{sources.HOST_LIBRARY} is not built; run: pip install .")
-        from pdadmm.admm.passes.host import HostKernels
+        from pdadmm.admm.passes.host import HostPasses
 
-        return HostKernels(int(side[0]))
-    from pdadmm.admm.passes import cuda
+        return HostPasses(int(side[0]))
+    from pdadmm.admm.passes.cuda import CudaPasses
+    from pdadmm.kernels import cuda
 
     if side == "cuda-on-cpu":
         cupy: Any = cuda_on_cpu.stand_in(folder)
@@ -88,7 +91,7 @@ def make(side: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
         monkeypatch.setattr(
             cuda, "_module", lambda name, device: cupy.RawModule(cuda.source(name), cuda.OPTIONS)
         )
-        return OnDevice(cuda.CudaKernels(), cupy)
+        return OnDevice(CudaPasses(), cupy)
     import cupy
 
-    return OnDevice(cuda.CudaKernels(), cupy)
+    return OnDevice(CudaPasses(), cupy)

@@ -11,7 +11,7 @@ from pdadmm.admm import updates
 from pdadmm.admm.activations import ReLU
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper, Layer
-from pdadmm.admm.passes.select import select_kernels
+from pdadmm.admm.passes import select_passes
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.arrays.backend import NUMPY
 from pdadmm.codec import Float32Codec
@@ -23,7 +23,7 @@ NU, RHO, MU = 0.02, 0.1, 0.3
 
 @pytest.fixture(params=["reference", "fused"])
 def kernels(request: pytest.FixtureRequest) -> Any:
-    return select_kernels(request.param, 1, "numpy")
+    return select_passes(request.param, 1, "numpy")
 
 
 def layers_of(kernels: Any, iterations: int, solver: str = "exact", **options: Any) -> list[Layer]:

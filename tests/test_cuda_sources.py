@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pdadmm.admm.passes import cuda
 from pdadmm.arrays import sources
+from pdadmm.kernels import cuda
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 SOURCES = ["quantize.cu", "updates.cu"]

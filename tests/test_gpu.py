@@ -33,9 +33,9 @@ from pdadmm.admm import updates
 from pdadmm.admm.activations import ReLU
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
-from pdadmm.admm.passes import make_kernels
+from pdadmm.admm.passes import make_passes
+from pdadmm.admm.passes.lengths import DeviceLengths, label_of, place_of
 from pdadmm.admm.stage import Plan, Stage
-from pdadmm.arrays.backend import label_of, place_of
 from pdadmm.arrays.cupy_backend import CupyBackend
 from pdadmm.codec import AffineCodec, DeltaCodec, Float32Codec, GridCodec
 from pdadmm.comm.transport import MPITransport
@@ -68,15 +68,15 @@ def test_products(precision: str, bound: float) -> None:
 
 @pytest.mark.parametrize("step", ["exact", "doubling"])
 def test_step_lengths(step: str) -> None:
-    backend = CupyBackend()
+    backend, lengths = CupyBackend(), DeviceLengths()
     for norm, image in ((3.0, 5.0), (0.0, 0.0), (1e-30, 1.0), (1.0, 1e6), (2.0, 0.0)):
-        on_device = backend.step_length(
+        on_device = lengths.step(
             0.3, 0.7, backend.asarray(np.float64(image)), backend.asarray(np.float64(norm)), step, 5
         )
         assert float(on_device) == updates.step_length(0.3, 0.7, image, norm, step)
     bad = backend.asarray(np.float64("inf"))
-    backend.step_length(1.0, 1.0, bad, bad, step, label_of(4, 6, "p"))
-    assert place_of(backend.first_bad() or 0) == (4, 6, "p")
+    lengths.step(1.0, 1.0, bad, bad, step, label_of(4, 6, "p"))
+    assert place_of(lengths.first_bad() or 0) == (4, 6, "p")
 
 
 @pytest.mark.parametrize(("name", "bits"), CODECS)
@@ -113,7 +113,7 @@ def stage_of(kernels: str, codec: Any) -> Stage:
     # the reference's Newton iteration decides on the host, so the loss is the squared error here
     risk = "cross_entropy" if kernels == "fused" else "least_squares"
     hyper = Hyper(0.01, 0.1, 0.01, "gradient", "exact", 7, risk)
-    stage.start(X, y, 300, lambda start: codec, hyper, make_kernels(kernels, 1, "cupy"), 0)
+    stage.start(X, y, 300, lambda start: codec, hyper, make_passes(kernels, 1, "cupy"), 0)
     return stage
 
 

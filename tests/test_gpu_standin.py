@@ -32,7 +32,7 @@ from support import (
 )
 
 from pdadmm.admm.options import Run
-from pdadmm.arrays.backend import label_of, place_of
+from pdadmm.admm.passes.lengths import label_of, place_of
 from pdadmm.errors import InputError, RunError
 from pdadmm.runtime.devices import Place, decide
 
@@ -241,32 +241,34 @@ def test_products_in_every_layout(precision: str, cupy: Any) -> None:
 @pytest.mark.parametrize("step", ["exact", "doubling"])
 def test_step_lengths_are_those_of_the_host(step: str, cupy: Any) -> None:
     from pdadmm.admm import updates
+    from pdadmm.admm.passes.lengths import DeviceLengths
     from pdadmm.arrays.cupy_backend import CupyBackend
 
-    backend = CupyBackend()
+    backend, lengths = CupyBackend(), DeviceLengths()
     for norm, image in ((3.0, 5.0), (0.0, 0.0), (1e-30, 1.0), (1.0, 1e6), (2.0, 0.0)):
-        on_device = backend.step_length(
+        on_device = lengths.step(
             0.3, 0.7, backend.asarray(np.float64(image)), backend.asarray(np.float64(norm)), step, 5
         )
         assert float(on_device) == updates.step_length(0.3, 0.7, image, norm, step)
-    assert backend.first_bad() is None
+    assert lengths.first_bad() is None
 
 
 def test_the_first_step_that_is_not_finite_is_named(cupy: Any) -> None:
+    from pdadmm.admm.passes.lengths import DeviceLengths
     from pdadmm.arrays.cupy_backend import CupyBackend
 
-    backend = CupyBackend()
+    backend, lengths = CupyBackend(), DeviceLengths()
     one, bad = backend.asarray(np.float64(1)), backend.asarray(np.float64("nan"))
     for iteration, position, norm in ((3, 2, one), (4, 7, bad), (4, 6, bad), (5, 1, bad)):
-        backend.step_length(1.0, 1.0, one, norm, "exact", label_of(iteration, position, "W"))
-    assert place_of(backend.first_bad() or 0) == (4, 6, "W")
+        lengths.step(1.0, 1.0, one, norm, "exact", label_of(iteration, position, "W"))
+    assert place_of(lengths.first_bad() or 0) == (4, 6, "W")
 
 
 def test_nan_on_the_device_ends_the_run_with_layer_and_iteration(cupy: Any) -> None:
     from pdadmm.admm.activations import ReLU
     from pdadmm.admm.growth import random_layer
     from pdadmm.admm.layer import Hyper
-    from pdadmm.admm.passes.reference import ReferenceKernels
+    from pdadmm.admm.passes import make_passes
     from pdadmm.admm.stage import Plan, Stage
     from pdadmm.arrays.cupy_backend import CupyBackend
     from pdadmm.codec import DeltaCodec
@@ -289,7 +291,7 @@ def test_nan_on_the_device_ends_the_run_with_layer_and_iteration(cupy: Any) -> N
     rng = np.random.default_rng(1)
     X, y = backend.asarray(rng.random((9, 4), np.float32)), backend.asarray(rng.integers(0, 2, 9))
     hyper = Hyper(0.1, 1.0, 0.01, "gradient", "exact", 25, "least_squares")
-    stage.start(X, y, 9, lambda start: DeltaCodec(8), hyper, ReferenceKernels(), 0)
+    stage.start(X, y, 9, lambda start: DeltaCodec(8), hyper, make_passes("reference", 1, "cupy"), 0)
     stage.iterate(0, measure=True)
     layers[1].M[0, 0] = float("nan")
     stage.iterate(1, measure=False)

@@ -13,8 +13,9 @@ from hypothesis.extra.numpy import arrays
 
 from pdadmm.admm import updates
 from pdadmm.admm.activations import LeakyReLU, ReLU, Tanh
-from pdadmm.admm.passes.host import HostKernels
-from pdadmm.admm.passes.reference import ReferenceKernels
+from pdadmm.admm.passes import Copies
+from pdadmm.admm.passes.host import HostPasses
+from pdadmm.admm.passes.reference import ReferencePasses
 from pdadmm.arrays import sources
 from pdadmm.bench import iteration as bench_iteration
 from pdadmm.codec import AffineCodec, DeltaCodec, Float32Codec, GridCodec, NonFiniteError
@@ -33,7 +34,7 @@ codecs = pytest.mark.parametrize("codec", CODECS, ids=lambda c: f"{c.name}{c.bit
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
 
 NU, RHO, MU = 0.37, 1.3, 0.02
-REFERENCE = ReferenceKernels()
+REFERENCE = ReferencePasses()
 
 
 def instruction_sets() -> list[str]:
@@ -77,7 +78,7 @@ def assert_ran(kernels, name, before):
     """A kernel ran, and it is not the NumPy form under another name."""
     assert kernels.calls > before
     kernels = getattr(kernels, "kernels", kernels)
-    assert getattr(type(kernels), name) is not getattr(ReferenceKernels, name)
+    assert getattr(type(kernels), name) is not getattr(ReferencePasses, name)
 
 
 def assert_close(a, b, bound=4e-6):
@@ -128,7 +129,7 @@ def isa_kernels(request):
     lib = sources.load()
     best = lib.pdadmm_isa()
     lib.pdadmm_select_isa(request.param.encode())
-    yield HostKernels(1)
+    yield HostPasses(1)
     lib.pdadmm_select_isa(best)
 
 
@@ -187,7 +188,7 @@ def test_every_instruction_set_gives_the_same_bits(isa, codec, rng):
     shape = (37, 300)
     lib = sources.load()
     best = lib.pdadmm_isa()
-    kernels = HostKernels(1)
+    kernels = HostPasses(1)
     arrays_ = {name: normal(rng, shape) for name in ("M", "z", "q", "p_hat", "q_hat", "u")}
     mean = normal(rng, shape[1])
     message, _, _ = coupling(rng, codec, shape)
@@ -198,10 +199,8 @@ def test_every_instruction_set_gives_the_same_bits(isa, codec, rng):
             assert lib.pdadmm_select_isa(name)
             a = {k: v.copy() for k, v in arrays_.items()}
             out = np.zeros(codec.nbytes(*shape), np.uint8)
-            sums = kernels.hidden(
-                a["M"], mean, a["z"], a["q"], a["p_hat"], a["q_hat"], a["u"], codec, message, out, 3,
-                ReLU(), NU, RHO, True,
-            )  # fmt: skip
+            end = Copies(codec, a["q"], a["q_hat"], a["p_hat"], a["u"])
+            sums = kernels.hidden(a["M"], mean, a["z"], end, message, out, 3, ReLU(), NU, RHO, True)
             kernels.output(a["M"], mean, a["z"], y, NU, "cross_entropy")
             results.append((out, a, sums))
     finally:
@@ -223,7 +222,7 @@ def test_every_instruction_set_gives_the_same_bits(isa, codec, rng):
     )
 )
 def test_codes_are_equal_for_any_finite_values(codec, x):
-    kernels = HostKernels(1)
+    kernels = HostPasses(1)
     hats = [np.zeros_like(x), np.zeros_like(x)]
     outs = [np.zeros(codec.nbytes(*x.shape), np.uint8) for _ in hats]
     with np.errstate(all="ignore"):
@@ -243,8 +242,9 @@ def test_non_finite_values_are_refused(kernels, codec, value, rng):
     with pytest.raises(NonFiniteError):
         kernels.encode(codec, x, np.zeros_like(x), out)
     p = normal(rng, shape)
+    end = Copies(codec, p, np.zeros_like(x), np.zeros_like(x), np.zeros_like(x))
     with pytest.raises(NonFiniteError):
-        kernels.p_step(p, x, 1.0, np.zeros_like(x), codec, out, 0)
+        kernels.p_step(end, x, 1.0, out, 0)
 
 
 # ---- passes ---------------------------------------------------------------------------------------
@@ -280,11 +280,29 @@ def test_subtract_and_mean(kernels, shape, rng):
     kernels.subtract(ours, K, 0.3)
     REFERENCE.subtract(theirs, K, 0.3)
     assert_close(ours, theirs)
-    mean = kernels.subtract_mean(ours, K, 0.1)
-    assert kernels.calls >= before + 2
-    assert_close(mean, ours.astype(np.float64).mean(axis=0), 1e-6)
-    assert_close(mean, REFERENCE.subtract_mean(theirs, K, 0.1))
+    sums = kernels.subtract_mean(ours, K, 0.1)
+    assert_ran(kernels, "subtract_mean", before + 1)
+    assert sums.dtype == np.float64  # unrounded: other shards' sums are added before the mean is taken
+    np.testing.assert_allclose(sums, ours.astype(np.float64).sum(axis=0), rtol=1e-12, atol=1e-12)
+    assert_close(sums, REFERENCE.subtract_mean(theirs, K, 0.1), 1e-5)
     assert_close(ours, theirs)
+    b, mean = normal(rng, shape[1]), np.empty(shape[1], np.float32)
+    wanted = (sums / 3).astype(np.float32)
+    their_b = b - wanted
+    before = kernels.calls
+    kernels.bias_step(sums.copy(), 3, b, mean)
+    np.testing.assert_array_equal(mean, wanted)
+    np.testing.assert_array_equal(b, their_b)
+
+
+@shapes
+def test_column_sums_are_float64_exact(kernels, shape, rng):
+    x = normal(rng, shape, 1e3)
+    before = kernels.calls
+    sums = kernels.column_sums(x)
+    assert_ran(kernels, "column_sums", before)
+    scale = np.abs(x).astype(np.float64).sum(axis=0)
+    np.testing.assert_array_less(np.abs(sums - x.astype(np.float64).sum(axis=0)), 1e-13 * scale + 1e-300)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
@@ -298,7 +316,8 @@ def test_p_gradient(kernels, codec, shape, first, rng):
     before = kernels.calls
     for k in (REFERENCE, kernels):
         a = {name: value.copy() for name, value in start.items()}
-        norm = k.p_gradient(*(a[n] for n in names), codec, None if first else message, NU, RHO)
+        end = Copies(codec, a["p"], a["p_hat"], a["q_hat"], a["u"])
+        norm = k.p_gradient(a["G"], end, None if first else message, NU, RHO)
         sides.append((a, norm))
     assert_ran(kernels, "p_gradient", before)
     (theirs, norm), (ours, our_norm) = sides
@@ -317,7 +336,7 @@ def test_p_step(kernels, codec, shape, rng):
     for k in (REFERENCE, kernels):
         own, out = p.copy(), np.zeros(codec.nbytes(*shape), np.uint8)
         hat = own if codec.lossless else p_hat.copy()
-        k.p_step(own, G, 0.21, hat, codec, out, 9)
+        k.p_step(Copies(codec, own, hat, p_hat, p_hat), G, 0.21, out, 9)
         sides.append((own, hat, out))
     assert_ran(kernels, "p_step", before)
     for theirs, ours in zip(*sides, strict=True):
@@ -331,8 +350,9 @@ def test_projected_change(kernels, bits, shape, rng):
     p, G = codec.project(normal(rng, shape)), normal(rng, shape)
     changes = [np.empty_like(p), np.empty_like(p)]
     before = kernels.calls
+    end = Copies(codec, p, p, p, p)
     moved = [
-        k.projected_change(change, p, G, 0.4, codec)
+        k.projected_change(change, end, G, 0.4)
         for k, change in zip((REFERENCE, kernels), changes, strict=True)
     ]
     assert_ran(kernels, "projected_change", before)
@@ -340,10 +360,10 @@ def test_projected_change(kernels, bits, shape, rng):
     assert moved[1] == pytest.approx(moved[0], rel=1e-6)
     G[0, 0] = np.nan
     if hasattr(kernels, "kernels"):  # on a device NaN does not raise, it shows in the sum
-        assert np.isnan(kernels.projected_change(changes[1], p, G, 0.4, codec))
+        assert np.isnan(kernels.projected_change(changes[1], end, G, 0.4))
     else:
         with pytest.raises(NonFiniteError):
-            kernels.projected_change(changes[1], p, G, 0.4, codec)
+            kernels.projected_change(changes[1], end, G, 0.4)
 
 
 @pytest.mark.parametrize("f", [ReLU(), LeakyReLU(0.1)], ids=lambda f: f.name)
@@ -362,10 +382,8 @@ def test_hidden(kernels, codec, shape, measure, f, rng):
         if codec.lossless:
             a["q_hat"] = a["q"]
         out = np.zeros(codec.nbytes(*shape), np.uint8)
-        sums = k.hidden(
-            a["M"], mean, a["z"], a["q"], a["p_hat"], a["q_hat"], a["u"], codec, message, out, 9, f,
-            NU, RHO, measure,
-        )  # fmt: skip
+        end = Copies(codec, a["q"], a["q_hat"], a["p_hat"], a["u"])
+        sums = k.hidden(a["M"], mean, a["z"], end, message, out, 9, f, NU, RHO, measure)
         sides.append((a, out, sums))
     assert_ran(kernels, "hidden", before)
     (theirs, their_out, their_sums), (ours, our_out, our_sums) = sides
@@ -386,7 +404,8 @@ def test_hidden_runs_other_activations_in_numpy(kernels, rng):
     message = np.zeros_like(out)
     mean = np.zeros(12, np.float32)
     M, z, q, p_hat, q_hat, u = arrays_
-    kernels.hidden(M, mean, z, q, p_hat, q_hat, u, codec, message, out, 0, Tanh(), NU, RHO, False)
+    end = Copies(codec, q, q_hat, p_hat, u)
+    kernels.hidden(M, mean, z, end, message, out, 0, Tanh(), NU, RHO, False)
     np.testing.assert_array_equal(out.view(np.float32), q.ravel())
 
 
@@ -442,10 +461,11 @@ def test_results_do_not_depend_on_the_number_of_threads(rng):
     message, _, _ = coupling(rng, codec, shape)
     results = []
     for threads in (1, 2, 3, 5):
-        kernels = HostKernels(threads)
+        kernels = HostPasses(threads)
         M, z, q, p_hat, q_hat, u = (x.copy() for x in start)
         out = np.zeros(codec.nbytes(*shape), np.uint8)
-        sums = kernels.hidden(M, mean, z, q, p_hat, q_hat, u, codec, message, out, 1, ReLU(), NU, RHO, True)
+        end = Copies(codec, q, q_hat, p_hat, u)
+        sums = kernels.hidden(M, mean, z, end, message, out, 1, ReLU(), NU, RHO, True)
         results.append((vars(sums), kernels.squared_norm(M), kernels.subtract_mean(M, z, 0.1).tobytes()))
     assert all(result == results[0] for result in results)
 
@@ -500,7 +520,7 @@ def test_iterates_differ_from_the_reference_by_rounding(solver, shape):
     for kernels in ("reference", "fused"):
         variant = bench_iteration.Variant(kernels, codec.name, codec.bits, solver)
         stage = bench_iteration.make_stage(variant, nodes, hidden, 4, 2, inputs, np.random.default_rng(0))
-        stage.layers[1].W_bar = np.eye(hidden, dtype=np.float32)
+        stage.layers[1].weights.W_bar = np.eye(hidden, dtype=np.float32)
         for i in range(8):
             stage.iterate(i, False)
         terms.append(stage.iterate(8, True))
@@ -532,10 +552,10 @@ def test_fresh_products_instead_of_the_residual(kernels, codec, activation, rng)
         (REFERENCE, (product + b) - z, np.zeros_like(b), False),
         (kernels, product.copy(), -b, True),
     ):
-        a = [x.copy() for x in (z, q, p_hat, q_hat, u)]
+        own_z, *a = [x.copy() for x in (z, q, q_hat, p_hat, u)]
         out = np.zeros(codec.nbytes(*shape), np.uint8)
-        k.hidden(M, mean, *a, codec, message, out, 3, activation, NU, RHO, False, fresh)
-        sides.append((M, a[0]))
+        k.hidden(M, mean, own_z, Copies(codec, *a), message, out, 3, activation, NU, RHO, False, fresh)
+        sides.append((M, own_z))
     for theirs, ours in zip(*sides, strict=True):
         assert_close(ours, theirs, 1e-5)
     y = rng.integers(0, 130, 20)

@@ -12,14 +12,19 @@ from support import python, records_of, succeed, weights_of
 
 from pdadmm import run
 from pdadmm.admm import trainer, updates
-from pdadmm.admm.layer import Workspace
 from pdadmm.admm.options import parse
-from pdadmm.admm.passes.reference import ReferenceKernels
-from pdadmm.admm.row_space import RowSpaceWeights
+from pdadmm.admm.passes.reference import ReferencePasses
 from pdadmm.admm.trainer import Sizes, Trainer
+from pdadmm.admm.weights import DenseWeights, RowSpaceWeights
 from pdadmm.arrays import squared_norm
 from pdadmm.arrays.backend import NUMPY
+from pdadmm.arrays.workspace import Workspace
 from pdadmm.comm.waiter import Waiter
+
+
+def gradient(rows: RowSpaceWeights, M: Any, inputs: Any, nu: float, mu: float, passes: Any, work: Any) -> Any:
+    total = rows.gradient_share(M, inputs, work)
+    return rows.gradient(total, inputs, nu, mu, passes, work, lambda phase: None)
 
 
 @pytest.mark.parametrize("step", ["exact", "doubling"])
@@ -33,7 +38,8 @@ def test_steps_are_those_of_the_written_out_weights(V: int, n_in: int, step: str
     W = rng.standard_normal((n_out, n_in)) * np.sqrt(2 / n_in)
     z = rng.standard_normal((V, n_out))
     rows = RowSpaceWeights(X.astype(np.float32), W.astype(np.float32), NUMPY)
-    kernels, work = ReferenceKernels(), Workspace()
+    trained = rows.inputs_of(X.astype(np.float32))
+    passes, work = ReferencePasses(), Workspace()
     first = None
     for _ in range(150):
         z = z + 0.02 * rng.standard_normal(z.shape)
@@ -41,17 +47,17 @@ def test_steps_are_those_of_the_written_out_weights(V: int, n_in: int, step: str
         G = updates.weight_gradient(M.T @ X, W, 0.0, nu, mu)
         norm, image = squared_norm(G), squared_norm(X @ G.T)
         length = updates.step_length(mu, nu, image, norm, step)
-        found, K = rows.gradient(M.astype(np.float32), nu, mu, kernels, work)
+        found, K = gradient(rows, M.astype(np.float32), trained, nu, mu, passes, work)
         first = first or norm
         assert found == pytest.approx(norm, rel=1e-3, abs=1e-6 * first)
         np.testing.assert_allclose(K, X @ G.T, atol=1e-4 * np.sqrt(first))
-        rows.step(length, kernels)
+        rows.step(length, passes)
         W = W - length * G
     assert norm < 0.2 * first
-    np.testing.assert_allclose(rows.weights(), W, rtol=1e-3, atol=2e-4)
-    assert rows.squared_norm() == pytest.approx((W * W).sum(), rel=1e-4)
+    np.testing.assert_allclose(rows.written_out(), W, rtol=1e-3, atol=2e-4)
+    assert rows.penalty() == pytest.approx((W * W).sum(), rel=1e-4)
     x = rng.standard_normal((7, n_in))
-    np.testing.assert_allclose(rows.linear(*rows.project(x.astype(np.float32))), x @ W.T, atol=2e-3)
+    np.testing.assert_allclose(rows.linear(rows.inputs_of(x.astype(np.float32))), x @ W.T, atol=2e-3)
 
 
 def trained(path: Path, options: str) -> Trainer:
@@ -73,7 +79,7 @@ def test_a_run_is_that_of_the_written_out_weights(
     assert kept.in_row_space
     monkeypatch.setattr(trainer, "in_row_space", lambda *_: False)
     plain = trained(small, options)
-    assert not plain.in_row_space and plain.layers[1].rows is None
+    assert not plain.in_row_space and isinstance(plain.layers[1].weights, DenseWeights)
 
     def same(name: str, **tolerance: Any) -> None:
         a, b = ([r[name] for r in t.records] for t in (kept, plain))
@@ -103,15 +109,16 @@ def test_equal_nodes_with_different_targets_stay_with_the_written_out_weights() 
     X[10:] = X[:10]
     W, z, nu, mu = rng.standard_normal((4, 60)) * 0.2, rng.standard_normal((20, 4)), 0.01, 0.001
     rows = RowSpaceWeights(X.astype(np.float32), W.astype(np.float32), NUMPY)
-    kernels, work = ReferenceKernels(), Workspace()
+    trained = rows.inputs_of(X.astype(np.float32))
+    passes, work = ReferencePasses(), Workspace()
     for _ in range(3000):
-        M = rows.linear(rows.products, rows.image) - z.astype(np.float32)
-        norm, K = rows.gradient(M, nu, mu, kernels, work)
-        rows.step(updates.step_length(mu, nu, squared_norm(K), norm, "exact"), kernels)
+        M = rows.linear(trained) - z.astype(np.float32)
+        norm, K = gradient(rows, M, trained, nu, mu, passes, work)
+        rows.step(updates.step_length(mu, nu, squared_norm(K), norm, "exact"), passes)
         G = updates.weight_gradient((X @ W.T - z).T @ X, W, 0.0, nu, mu)
         image = squared_norm(X @ G.T)
         W = W - updates.step_length(mu, nu, image, squared_norm(G), "exact") * G
-    np.testing.assert_allclose(rows.weights(), W, atol=1e-3)
+    np.testing.assert_allclose(rows.written_out(), W, atol=1e-3)
 
 
 def test_iterates_do_not_depend_on_the_ranks_with_more_nodes_than_inputs(mpirun: Any, tmp_path: Path) -> None:

@@ -19,6 +19,11 @@ class Activation(Protocol):
 
     name: str
 
+    @property
+    def slope_below(self) -> float | None:
+        """Slope below zero of an activation with two linear branches; None for a smooth one."""
+        ...
+
     def __call__(self, z: Array) -> Array: ...
 
     def proximal(self, a: Array, q: Array, z: Array) -> Array: ...
@@ -28,6 +33,7 @@ class ReLU:
     """max(z, 0)."""
 
     name = "relu"
+    slope_below = 0.0
 
     def __call__(self, z: Array) -> Array:
         return np.maximum(z, 0)
@@ -44,6 +50,10 @@ class LeakyReLU:
     def __init__(self, slope: float = 0.01) -> None:
         self.slope = slope
 
+    @property
+    def slope_below(self) -> float:
+        return self.slope
+
     def __call__(self, z: Array) -> Array:
         return np.where(z > 0, z, np.multiply(z, self.slope, dtype=z.dtype))
 
@@ -55,6 +65,7 @@ class Tanh:
     """tanh(z)."""
 
     name = "tanh"
+    slope_below = None
 
     def __call__(self, z: Array) -> Array:
         return np.tanh(z)
@@ -72,6 +83,7 @@ class Sigmoid:
     """1 / (1 + exp(-z))."""
 
     name = "sigmoid"
+    slope_below = None
 
     def __call__(self, z: Array) -> Array:
         return (0.5 * (1 + np.tanh(0.5 * z))).astype(z.dtype)

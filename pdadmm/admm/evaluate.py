@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from pdadmm.admm.layer import risk_sum
 from pdadmm.admm.stage import Stage
-from pdadmm.arrays import Array, number
+from pdadmm.admm.weights import Inputs, Weights
+from pdadmm.arrays import Array, Scalar
 
 __all__ = ["SPLITS", "Split", "evaluate"]
 
@@ -28,18 +25,22 @@ class Split:
         (rows, n_0) features on the rank of layer 1, else None.
     y
         (rows,) labels on the output layer's rank, else None.
-    projected
-        Of x, while layer 1 is kept in the row space of the training nodes' x; see
-        :meth:`pdadmm.admm.row_space.RowSpaceWeights.project`. Formed by the first evaluation.
     """
 
     rows: int
     x: Array | None
     y: Array | None
-    projected: tuple[Array, Array] | None = None
+    _inputs: tuple[Weights, Inputs] | None = None
+
+    def inputs_of(self, weights: Weights) -> Inputs:
+        """What the weights of layer 1 take for x, formed by the first evaluation."""
+        assert self.x is not None
+        if self._inputs is None or self._inputs[0] is not weights:
+            self._inputs = weights, weights.inputs_of(self.x)
+        return self._inputs[1]
 
 
-def evaluate(stage: Stage, split: Split, risk: str) -> tuple[float, float]:
+def evaluate(stage: Stage, split: Split) -> tuple[float, float]:
     """Number of correctly classified nodes and the summed risk.
 
     Returns
@@ -47,26 +48,22 @@ def evaluate(stage: Stage, split: Split, risk: str) -> tuple[float, float]:
     correct, loss
         Zeros on every rank but the output layer's.
     """
-    correct: Any = 0.0
-    loss: Any = 0.0
+    correct: Scalar = 0.0
+    loss: Scalar = 0.0
 
     def count(start: int, stop: int, logits: Array) -> None:
         nonlocal correct, loss
         assert split.y is not None
         y = split.y[start:stop]
         # on a GPU both stay there until the pass is over
-        correct = correct + number((logits.argmax(axis=1) == y).sum(dtype=np.float64))
-        loss = loss + risk_sum(logits, y, risk)
+        right, risk = stage.layers[-1].score(logits, y)
+        correct, loss = correct + right, loss + risk
 
-    def source(start: int, stop: int) -> Any:
-        assert split.x is not None
-        rows = stage.layers[0].rows
-        if rows is None:
-            return split.x[start:stop]
-        if split.projected is None:
-            split.projected = rows.project(split.x)
-        return tuple(part[start:stop] for part in split.projected)
+    def source(start: int, stop: int) -> Inputs:
+        return stage.layers[0].weights.rows_of(split.inputs_of(stage.layers[0].weights), start, stop)
 
     stage.forward(split.rows, source, output=count)
+    if stage.layers:
+        correct, loss = stage.layers[-1].totals(correct, loss)
     correct, loss = stage.floats([correct, loss])
     return correct, loss

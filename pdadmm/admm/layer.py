@@ -1,24 +1,31 @@
-"""One layer's state and its third of an iteration: p, then W and b, then z, q and u."""
+"""One layer's state and its third of an iteration: p, then W and b, then z, q and u.
+
+The layer alone adds up sums over nodes: passes give the share of the rank's nodes, and `nodes`, the
+shards of the layer's block, makes the total of it (the share itself where there is one shard).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pdadmm.admm import updates
 from pdadmm.admm.activations import Activation
 from pdadmm.admm.coupling import CouplingEnd
-from pdadmm.admm.row_space import RowSpaceWeights
-from pdadmm.arrays import Array, copy_into, namespace, number, squared_norm
-from pdadmm.arrays.backend import NUMPY, label_of
+from pdadmm.admm.passes.lengths import label_of
+from pdadmm.admm.passes.protocol import HiddenSums, Passes
+from pdadmm.admm.weights import DenseWeights, Inputs, RowSpaceWeights, Weights
+from pdadmm.arrays import Array, Scalar, copy_into, namespace, number, squared_norm
+from pdadmm.arrays.backend import NUMPY, Backend
+from pdadmm.arrays.workspace import Workspace
 from pdadmm.codec import NonFiniteError
+from pdadmm.comm.grid import ALONE, Axis
 from pdadmm.errors import RunError
 from pdadmm.trace.clock import Clock
 
-__all__ = ["Hyper", "Layer", "Terms", "Workspace"]
+__all__ = ["Hyper", "Layer", "Terms"]
 
 
 @dataclass
@@ -39,29 +46,15 @@ class Hyper:
 
 @dataclass
 class Terms:
-    """A layer's share of the monitored sums, float64, over its nodes."""
+    """A layer's part of the monitored sums, float64, over all nodes."""
 
-    risk: float = 0.0  #: R(z_L; y)
-    residual: float = 0.0  #: |p W^T + b - z|^2
-    relaxation: float = 0.0  #: |q - f(z)|^2
-    weights: float = 0.0  #: |W - W_bar|^2
-    primal: float = 0.0  #: |p_{l+1} - q_l|^2
-    dual: float = 0.0  #: <u_l, p_{l+1} - q_l>
-    change: float = 0.0  #: squared successive differences, weighted as in the paper's descent lemma
-
-
-class Workspace:
-    """Scratch arrays by name and shape, shared by the layers of a rank, made once a stage."""
-
-    def __init__(self, backend: Any = NUMPY) -> None:
-        self._backend = backend
-        self._arrays: dict[tuple[str, tuple[int, ...]], Array] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        key = (name, shape)
-        if key not in self._arrays:
-            self._arrays[key] = self._backend.empty(shape, dtype)
-        return self._arrays[key]
+    risk: Scalar = 0.0  #: R(z_L; y)
+    residual: Scalar = 0.0  #: |p W^T + b - z|^2
+    relaxation: Scalar = 0.0  #: |q - f(z)|^2
+    weights: Scalar = 0.0  #: |W - W_bar|^2
+    primal: Scalar = 0.0  #: |p_{l+1} - q_l|^2
+    dual: Scalar = 0.0  #: <u_l, p_{l+1} - q_l>
+    change: Scalar = 0.0  #: squared successive differences, weighted as in the paper's descent lemma
 
 
 class Layer:
@@ -75,29 +68,44 @@ class Layer:
         (n_out, n_in), (n_out,), and the anchor of the L2 penalty: an array or 0.
     activation
         f, None for the output layer.
+
+    Attributes
+    ----------
+    weights
+        W, written out, or for layer 1 in the row space of its input.
     """
 
     def __init__(
         self, position: int, W: Array, b: Array, W_bar: Array | float, activation: Activation | None
     ) -> None:
         self.position = position
-        self.W = W
+        self.weights: Weights = DenseWeights(W, W_bar, NUMPY)
         self.b = b
-        self.W_bar = W_bar
         self.activation = activation
         self.below: CouplingEnd | None = None
         self.above: CouplingEnd | None = None
-        self.backend: Any = NUMPY
-        #: where the weights are while they are kept in the row space of X; `W` is then what they started from
-        self.rows: RowSpaceWeights | None = None
+        self.backend: Backend = NUMPY
+        self.nodes: Axis = ALONE
 
-    def to(self, backend: Any) -> Layer:
+    def to(self, backend: Backend) -> Layer:
         """Move the weights to where `backend` computes; returns the layer."""
         self.backend = backend
-        self.W, self.b = backend.asarray(self.W), backend.asarray(self.b)
-        if not isinstance(self.W_bar, float):
-            self.W_bar = backend.asarray(self.W_bar)
+        W_bar = self._dense.W_bar
+        if not isinstance(W_bar, float):
+            W_bar = backend.asarray(W_bar)
+        self.weights = DenseWeights(backend.asarray(self.W), W_bar, backend)
+        self.b = backend.asarray(self.b)
         return self
+
+    @property
+    def W(self) -> Array:
+        """The weights (n_out, n_in); those it started from while it is kept in the row space."""
+        return self.weights.W
+
+    @property
+    def _dense(self) -> DenseWeights:
+        assert isinstance(self.weights, DenseWeights)
+        return self.weights
 
     @property
     def n_in(self) -> int:
@@ -107,20 +115,28 @@ class Layer:
     def n_out(self) -> int:
         return int(self.W.shape[0])
 
-    def linear(self, p: Any) -> Array:
-        """``p W^T + b``, (V, n_out); `p` as :meth:`RowSpaceWeights.project` gives it while there is one."""
-        z = self.backend.matmul(p, self.W.T) if self.rows is None else self.rows.linear(*p)
+    def linear(self, inputs: Inputs) -> Array:
+        """``p W^T + b``, (rows, n_out), of what :meth:`Weights.inputs_of` gives for p."""
+        z = self.weights.linear(inputs)
         z += self.b
         return z
 
     def keep_in_row_space(self, X: Array) -> None:
         """Keep the weights of layer 1 as combinations of the rows of X, the same for all of a run."""
-        self.rows = RowSpaceWeights(X, self.W, self.backend)
+        if isinstance(self.weights, DenseWeights):
+            self.weights = RowSpaceWeights(X, self.W, self.backend)
 
     def write_out(self) -> None:
         """Make `W` the present weights, once and for all."""
-        if self.rows is not None:
-            self.W, self.rows = self.rows.weights(), None
+        if not isinstance(self.weights, DenseWeights):
+            self.weights = DenseWeights(self.weights.written_out(), 0.0, self.backend)
+
+    def to_host(self) -> None:
+        """Write the weights out and take them to the host."""
+        self.write_out()
+        self.weights = DenseWeights(self.backend.to_host(self.W), 0.0, NUMPY)
+        self.b = self.backend.to_host(self.b)
+        self.backend = NUMPY
 
     def start(
         self,
@@ -128,30 +144,38 @@ class Layer:
         z: Array,
         y: Array | None,
         hyper: Hyper,
-        kernels: Any,
+        passes: Passes,
         work: Workspace,
         clock: Clock,
+        nodes: Axis = ALONE,
     ) -> None:
         """Enter a stage from a forward pass: ``z = p W^T + b``, so that the residual is 0.
 
-        `p` is kept, not copied: X in layer 1, the own variable of the coupling below elsewhere.
+        `p` is kept, not copied: X in layer 1, the own variable of the coupling below elsewhere. `nodes`
+        are the shards over which sums over nodes go.
         """
         self.p, self.z, self.y = p, z, y
+        self.inputs = self.weights.inputs_of(p)
         self.M = self.backend.zeros(z.shape)
-        self.hyper, self.kernels, self.work, self.clock = hyper, kernels, work, clock
+        self.hyper, self.passes, self.work, self.clock = hyper, passes, work, clock
+        self.nodes = nodes
+        #: V, over all shards
+        self.V = int(nodes.sums(len(z))[0])
+        #: of the residual over the nodes, which the b-update takes off; the same array for all of a stage
+        self.mean = self.backend.zeros(self.b.shape)
         self._gram: Array | None = None
-        self._spread: Any = None
+        self._spread: Scalar | None = None
         #: last changes of W and b, which momentum repeats in part; nothing to repeat at first
         self.steps: dict[str, Array] = {}
         if hyper.momentum and self.activation is not None:
             self.steps = {"W": self.backend.zeros(self.W.shape), "b": self.backend.zeros(self.b.shape)}
-        self._changes: list[tuple[Any, ...]] = []
+        #: factors of the weighted squared changes of this iteration, in order, and whether they are
+        #: sums over this rank's nodes alone
+        self._changes: list[tuple[bool, tuple[Scalar, ...]]] = []
 
     def state(self) -> dict[str, Array]:
         """Arrays that make the next iteration the same, by name."""
-        found = {"W": self.W, "b": self.b, "z": self.z, "M": self.M}
-        if self.rows is not None:
-            found.update(self.rows.state())
+        found = {"W": self.W, "b": self.b, "z": self.z, "M": self.M, **self.weights.state()}
         found.update({f"{name}/step": step for name, step in self.steps.items()})
         for end in (self.below, self.above):
             if end is not None:
@@ -161,40 +185,36 @@ class Layer:
     def restore(
         self,
         saved: Mapping[str, Array],
-        previous: Mapping[str, Array] | None,
-        following: Mapping[str, Array] | None,
+        below: Mapping[str, Array] | None,
+        above: Mapping[str, Array] | None,
     ) -> None:
         """Take over the arrays of :meth:`state`, in a stage that was started.
 
-        `previous` and `following` are those of the layers below and above in the stage, since the
-        ends of a coupling save what they share only once.
+        `below` and `above` are those of the neighbouring layers in the stage, since the ends of a
+        coupling save what they share only once.
         """
         copy_into(self.z, saved["z"])
         copy_into(self.M, saved["M"])
-        if self.rows is not None:
-            self.rows.restore(saved)
+        self.weights.restore(saved)
         for name, step in self.steps.items():
             copy_into(step, saved[f"{name}/step"])
         if self.below is not None:
-            assert previous is not None
-            self.below.restore(previous, saved)
+            assert below is not None
+            self.below.restore(below, saved)
         if self.above is not None:
-            assert following is not None
-            self.above.restore(saved, following)
+            assert above is not None
+            self.above.restore(saved, above)
 
     # ---- the three parts of an iteration ------------------------------------------------------------
 
     def update_p(self, iteration: int) -> None:
         """p-update; sends p down. Nothing to do in layer 1, whose p is X."""
-        h, k, backend = self.hyper, self.kernels, self.backend
+        h, k, backend = self.hyper, self.passes, self.backend
         self._changes = []
         if self.above is not None:
             self.above.expect()
         if iteration and iteration % h.refresh == 0 and h.solver == "gradient":
-            if self.rows is not None:
-                self.rows.linear(self.rows.products, self.rows.image, out=self.M)
-            else:
-                backend.matmul(self.p, self.W.T, out=self.M)
+            self.weights.linear(self.inputs, out=self.M)
             self._lap("products")
             k.residual(self.M, self.b, self.z)
             self._lap("updates")
@@ -206,7 +226,7 @@ class Layer:
         self._lap("products")
         message = end.message()
         self._lap("wait")
-        norm = k.p_gradient(G, self.p, end.own_hat, end.other_hat, end.u, end.codec, message, h.nu, h.rho)
+        norm = k.p_gradient(G, end, message, h.nu, h.rho)
         self._lap("updates")
         self._require_finite(norm, "the gradient of p", iteration)
         end.expect()
@@ -215,48 +235,40 @@ class Layer:
         try:
             if h.solver == "exact":
                 self._exact_p(G, out, key)
-            elif end.codec.name == "grid":
+            elif end.codec.span is not None:
                 self._projected_p(G, norm, out, key)
             else:
                 H = backend.matmul(G, self.W.T, out=self.work.get("H", self.M.shape))
                 self._lap("products")
-                label = label_of(iteration, self.position, "p")
-                length = backend.step_length(h.rho, h.nu, k.squared_norm(H), norm, h.step, label)
-                k.p_step(self.p, G, length, end.own_hat, end.codec, out, key)
+                norm, image = self.nodes.sums(norm, k.squared_norm(H))
+                length = k.lengths.step(
+                    h.rho, h.nu, image, norm, h.step, label_of(iteration, self.position, "p")
+                )
+                k.p_step(end, G, length, out, key)
                 self._send(end)
                 k.subtract(self.M, H, length)
                 self._lap("updates")
-                self._changes.append((0.5, norm, length))
+                self._changes.append((False, (0.5, norm, length)))
         except NonFiniteError:
             raise self.diverged("p", iteration) from None
 
     def update_weights(self, iteration: int) -> None:
         """W-update, and the mean that the b-update takes off the residual."""
-        h, k, backend = self.hyper, self.kernels, self.backend
+        h, k = self.hyper, self.passes
         if h.solver == "exact":
             self._exact_weights()
             return
-        if self.rows is not None:
-            norm, K = self.rows.gradient(self.M, h.nu, h.mu, k, self.work)
-            self._require_finite(norm, "the gradient of W", iteration)
-        else:
-            G = self.work.get("GW", self.W.shape)
-            backend.matmul(self.M.T, self.p, out=G)
-            self._lap("products")
-            norm = k.weight_gradient(G, self.W, self.W_bar, h.nu, h.mu)
-            self._lap("updates")
-            self._require_finite(norm, "the gradient of W", iteration)
-            K = backend.matmul(self.p, G.T, out=self.work.get("H", self.M.shape))
+        total = self.nodes.sum(self.weights.gradient_share(self.M, self.inputs, self.work))
         self._lap("products")
-        label = label_of(iteration, self.position, "W")
-        length = backend.step_length(h.mu, h.nu, k.squared_norm(K), norm, h.step, label)
-        if self.rows is not None:
-            self.rows.step(length, k)
-        else:
-            k.subtract(self.W, G, length)
-        self.mean = k.subtract_mean(self.M, K, length)
-        self.b -= self.mean
-        self._changes.append((0.5, norm, length))
+        norm, K = self.weights.gradient(total, self.inputs, h.nu, h.mu, k, self.work, self._lap)
+        self._lap("products")
+        self._require_finite(norm, "the gradient of W", iteration)
+        (image,) = self.nodes.sums(k.squared_norm(K))
+        length = k.lengths.step(h.mu, h.nu, image, norm, h.step, label_of(iteration, self.position, "W"))
+        self.weights.step(length, k)
+        sums = self.nodes.sum(k.subtract_mean(self.M, K, length))
+        k.bias_step(sums, self.V, self.b, self.mean)
+        self._changes.append((False, (0.5, norm, length)))
         self._lap("updates")
 
     def update_outputs(self, iteration: int, measure: bool) -> Terms | None:
@@ -268,8 +280,21 @@ class Layer:
             raise self.diverged("q", iteration) from None
         self._lap("updates")
         if terms is not None:
-            terms.weights = self._weight_penalty() if h.mu else 0.0
+            terms.weights = self.weights.penalty() if h.mu else 0.0
         return terms
+
+    def score(self, logits: Array, y: Array) -> tuple[Scalar, Scalar]:
+        """Correctly classified nodes, and their risk, of these nodes' linear outputs and labels."""
+        correct = number((logits.argmax(axis=1) == y).sum(dtype=np.float64))
+        return correct, risk_sum(logits, y, self.hyper.risk)
+
+    def totals(self, *shares: Scalar) -> tuple[Scalar, ...]:
+        """Sums over all nodes of what this rank has of its own."""
+        return self.nodes.sums(*shares)
+
+    def span(self, x: Array) -> tuple[float, float]:
+        """Smallest and largest entry of an array of the nodes, over all of them."""
+        return self.nodes.span(float(x.min()), float(x.max()))
 
     # ---- their parts --------------------------------------------------------------------------------
 
@@ -282,9 +307,11 @@ class Layer:
         self._lap("send")
 
     def _hidden(self, measure: bool) -> Terms | None:
-        h, end = self.hyper, self.above
+        """A hidden layer's z, q and u by one pass, between the arrival of p and the departure of q."""
+        h, k, end = self.hyper, self.passes, self.above
         assert end is not None and self.activation is not None
         message = end.message()
+        assert message is not None
         out, key = end.outgoing()
         self._lap("wait")
         fresh = h.solver == "exact"
@@ -297,118 +324,145 @@ class Layer:
                 self.M += self.z
                 fresh = True
             np.subtract(self.M, self.mean, out=self.z)
-        sums = self.kernels.hidden(
-            self.M, self.mean, self.z, end.own, end.other_hat, end.own_hat, end.u,
-            end.codec, message, out, key, self.activation, h.nu, h.rho, measure, fresh=fresh,
+        sums = k.hidden(
+            self.M, self.mean, self.z, end, message, out, key, self.activation, h.nu, h.rho, measure,
+            fresh=fresh,
         )  # fmt: skip
         self._send(end)
         if sums is None:
             return None
         if before is not None:
-            self.kernels.subtract(before, self.z, 1.0)
-            sums.dz = self.kernels.squared_norm(before)
+            k.subtract(before, self.z, 1.0)
+            sums.dz = k.squared_norm(before)
+        total = HiddenSums(*self.nodes.sums(*vars(sums).values()))
         # weight of the q-term in the paper's descent lemma, where it is positive
         dq = max(0.5 * h.rho - 2 * h.nu**2 / h.rho - 0.5 * h.nu, 0.0)
         return Terms(
-            residual=sums.residual,
-            relaxation=sums.relaxation,
-            primal=sums.primal,
-            dual=sums.dual,
-            change=self._change() + 0.5 * h.nu * sums.dz + dq * sums.dq,
+            residual=total.residual,
+            relaxation=total.relaxation,
+            primal=total.primal,
+            dual=total.dual,
+            change=self._change() + 0.5 * h.nu * total.dz + dq * total.dq,
         )
 
     def _output(self, measure: bool) -> Terms | None:
+        """The output layer's z, which weighs the risk against the linear output."""
         h = self.hyper
         assert self.y is not None
         fresh = h.solver == "exact"
-        dz = self.kernels.output(self.M, self.mean, self.z, self.y, h.nu, h.risk, fresh=fresh)
+        dz = self.passes.output(self.M, self.mean, self.z, self.y, h.nu, h.risk, fresh=fresh)
         if not measure:
             return None
-        return Terms(
-            risk=risk_sum(self.z, self.y, h.risk),
-            residual=squared_norm(self.M),
-            change=self._change() + 0.5 * h.nu * dz,
-        )
+        risk, residual, dz = self.nodes.sums(risk_sum(self.z, self.y, h.risk), squared_norm(self.M), dz)
+        return Terms(risk=risk, residual=residual, change=self._change() + 0.5 * h.nu * dz)
 
-    def _change(self) -> Any:
+    def _change(self) -> Scalar:
         """Weighted squared changes of p, W and b; formed only when measured, since a GPU would sum them."""
+        own = iter(self.nodes.sums(*(_product(factors) for shared, factors in self._changes if shared)))
         total = 0.0
-        for weight, *factors in self._changes:
-            for factor in factors:
-                weight = weight * factor
-            total = total + weight
+        for shared, factors in self._changes:
+            total = total + (next(own) if shared else _product(factors))
         if self.hyper.solver == "gradient":  # the exact solver has noted the change of b already
             total = total + 0.5 * self.hyper.nu * squared_norm(self.mean)
         return total
 
     def _exact_p(self, G: Array, out: Array, key: int) -> None:
-        h, end = self.hyper, self.below
+        """p to the minimiser: ``p - G (nu W^T W + rho I)^-1``, since the gradient is linear in p."""
+        h, k, end = self.hyper, self.passes, self.below
         assert end is not None
-        inverse = self.kernels.inverse_hessian(self.W, h.nu, h.rho)
+        inverse = k.inverse_hessian(self.W, h.nu, h.rho)
         step = self.backend.matmul(G, inverse, out=self.work.get("S", G.shape))
         self._lap("products")
-        self._changes.append((0.5 * h.rho, self.kernels.squared_norm(step)))
+        self._changes.append((True, (0.5 * h.rho, k.squared_norm(step))))
         # on a grid, where own_hat is p itself, the encoding projects p
-        self.kernels.p_step(self.p, step, 1.0, end.own_hat, end.codec, out, key)
+        k.p_step(end, step, 1.0, out, key)
         self._send(end)
 
     def _exact_weights(self) -> None:
+        """W and b to the minimisers, a ridge regression of z on p, with damping and momentum."""
         h = self.hyper
-        gram = None
-        if self.below is None:  # X never changes, nor does its Gram matrix
-            if self._gram is None:
-                self._gram = updates.centred_gram(self.p)
-            gram = self._gram
-        W_bar, mu = self.W_bar, h.mu
+        weights = self._dense
+        W_bar, mu = weights.W_bar, h.mu
         if h.damping:
             if self._spread is None or self.below is not None:
                 self._spread = self._mean_eigenvalue()
             W_bar, mu = updates.damped_anchor(self.W, W_bar, mu, h.damping * h.nu * self._spread)
-        W, b = self.kernels.exact_weights(self.p, self.z, W_bar, h.nu, mu, gram, self.work)
+        W, b = self._ridge(W_bar, mu / h.nu)
         if self.steps:
             W = W + np.float32(h.momentum) * self.steps["W"]
             b = b + np.float32(h.momentum) * self.steps["b"]
             self.steps["W"][...] = W - self.W
             self.steps["b"][...] = b - self.b
-        self._changes.append((0.5 * mu, squared_norm(W - self.W)))
-        self._changes.append((0.5 * h.nu, squared_norm(b - self.b)))
+        self._changes.append((False, (0.5 * mu, squared_norm(W - self.W))))
+        self._changes.append((False, (0.5 * h.nu, squared_norm(b - self.b))))
         self.W[...] = W
         self.b[...] = b
         self._lap("updates")
-        self.backend.matmul(self.p, self.W.T, out=self.M)
+        weights.linear(self.p, out=self.M)
         self._lap("products")
-        self.mean = -self.b
+        np.negative(self.b, out=self.mean)
         self._lap("updates")
 
-    def _mean_eigenvalue(self) -> Any:
-        """Trace over order of the centred Gram matrix of p: V times the mean variance of an input."""
-        V, n = self.p.shape
-        means = self.kernels.column_means(self.p)
-        return (self.kernels.squared_norm(self.p) - V * (means * means).sum()) / n
+    def _ridge(self, W_bar: Array | float, penalty: Scalar) -> tuple[Array, Array]:
+        """W and b of the regression, from sums over the nodes or, for few of them, the dual system."""
+        k, nodes, p, z = self.passes, self.nodes, self.p, self.z
+        p_mean = nodes.sum(k.column_sums(p)) / self.V
+        z_mean = nodes.sum(k.column_sums(z)) / self.V
+        dual = self.n_in > self.V and nodes.size == 1
+        gram = None
+        if self.below is None:  # X never changes, nor does its Gram matrix
+            if self._gram is None:
+                mean = nodes.sum(p.sum(axis=0, dtype=np.float64)) / self.V
+                self._gram = nodes.sum(updates.centred_gram(p, mean, dual))
+            gram = self._gram
+        if dual:
+            W = k.dual_ridge(p, z, p_mean, z_mean, W_bar, penalty, gram, self.work)
+        else:
+            gram = nodes.sum(k.gram(p, p_mean, self.work)) if gram is None else gram.copy()
+            right = nodes.sum(k.right(p, z, p_mean, z_mean, W_bar, self.work))
+            W = k.ridge(gram, right, W_bar, penalty)
+        return W, updates.ridge_bias(W, p_mean, z_mean)
 
-    def _projected_p(self, G: Array, norm: float, out: Array, key: int) -> None:
-        h, end = self.hyper, self.below
+    def _mean_eigenvalue(self) -> Scalar:
+        """Trace over order of the centred Gram matrix of p: V times the mean variance of an input."""
+        means = self.nodes.sum(self.passes.column_sums(self.p)) / self.V
+        (norm,) = self.nodes.sums(self.passes.squared_norm(self.p))
+        return (norm - self.V * (means * means).sum()) / self.n_in
+
+    def _projected_p(self, G: Array, norm: Scalar, out: Array, key: int) -> None:
+        """p-step of pdADMM-G-Q: the sufficient-decrease test is made at the projected point."""
+        h, k, end = self.hyper, self.passes, self.below
         assert end is not None
-        k = self.kernels
         change, image = self.work.get("S", G.shape), self.work.get("H", self.M.shape)
-        change, image, length = k.projected_step(
-            self.p, G, norm, self.W, h.nu, h.rho, h.step, end.codec, change, image
-        )
+
+        def image_of(x: Array) -> float:
+            self.backend.matmul(x, self.W.T, out=image)
+            return k.squared_norm(image)
+
+        def trial(length: float) -> tuple[float, float]:
+            moved = k.projected_change(change, end, G, length)
+            moved, of_image = self.nodes.sums(moved, image_of(change))
+            return float(moved), float(of_image)
+
+        # the search decides on the host
+        (total,) = self.nodes.sums(norm)
+        norm, length, tau = float(total), 0.0, updates.DOUBLING_START
+        if not np.isfinite(norm):
+            raise NonFiniteError
+        if norm:
+            if h.step == "exact":
+                tau = h.rho + h.nu * float(self.nodes.sums(image_of(G))[0]) / norm
+            length = updates.projected_length(h.rho, h.nu, tau, trial)
         self._lap("products")
         if length:
-            k.subtract(self.p, change, -1.0)
+            k.subtract(end.own, change, -1.0)
             k.subtract(self.M, image, -1.0)
-            self._changes.append((0.5 / length, k.squared_norm(change)))
-        k.encode(end.codec, self.p, end.own_hat, out, key)
+            self._changes.append((True, (0.5 / length, k.squared_norm(change))))
+        k.encode(end.codec, end.own, end.own_hat, out, key)
         self._send(end)
 
-    def _weight_penalty(self) -> float:
-        if self.rows is not None:
-            return self.rows.squared_norm()
-        return squared_norm(self.W - self.W_bar)
-
-    def _require_finite(self, norm: float, what: str, iteration: int) -> None:
-        if self.backend.known_bad(norm):
+    def _require_finite(self, norm: Scalar, what: str, iteration: int) -> None:
+        if self.passes.lengths.known_bad(norm):
             raise self.diverged(what, iteration)
 
     def diverged(self, what: str, iteration: int) -> RunError:
@@ -419,10 +473,17 @@ class Layer:
         )
 
 
-def risk_sum(z: Array, y: Array, risk: str) -> Any:
+def _product(factors: tuple[Scalar, ...]) -> Scalar:
+    first, *others = factors
+    for factor in others:
+        first = first * factor
+    return first
+
+
+def risk_sum(z: Array, y: Array, risk: str) -> Scalar:
     """Risk summed over the nodes, float64: cross-entropy of softmax, or half the squared error.
 
-    A float, or a 0-d array for one on a GPU.
+    Of these nodes; a float, or a 0-d array for one on a GPU.
     """
     z64 = z.astype(np.float64)
     rows = namespace(z).arange(len(z64))

@@ -8,9 +8,12 @@ from typing import Any
 
 from pdadmm.admm.coupling import CouplingEnd
 from pdadmm.admm.growth import stage_positions
-from pdadmm.admm.layer import Hyper, Layer, Terms, Workspace
+from pdadmm.admm.layer import Hyper, Layer, Terms
+from pdadmm.admm.passes.lengths import place_of
+from pdadmm.admm.passes.protocol import Passes
 from pdadmm.arrays import Array
-from pdadmm.arrays.backend import NUMPY, place_of
+from pdadmm.arrays.backend import NUMPY
+from pdadmm.arrays.workspace import Workspace
 from pdadmm.codec import Codec, NonFiniteError
 from pdadmm.comm.local import local_pair
 from pdadmm.comm.mpi import ProgressThread
@@ -154,7 +157,7 @@ class Stage:
         nodes: int,
         make_codec: Callable[[Array], Codec],
         hyper: Hyper,
-        kernels: Any,
+        passes: Passes,
         seed: int,
     ) -> None:
         """Reset z, p, q from a forward pass and u to 0, and plan the messages.
@@ -186,9 +189,9 @@ class Stage:
                 p[layer.position][start:stop] = x
 
         def source(start: int, stop: int) -> Any:
-            rows = self.layers[0].rows
-            assert X is not None
-            return X[start:stop] if rows is None else (rows.products[start:stop], rows.image[start:stop])
+            return self.layers[0].weights.rows_of(inputs, start, stop)
+
+        inputs = None if X is None else self.layers[0].weights.inputs_of(X)
 
         self.forward(nodes, source, visit=keep)
         for layer in self.layers:
@@ -202,7 +205,7 @@ class Stage:
                 z[layer.position],
                 y if layer.activation is None else None,
                 hyper,
-                kernels,
+                passes,
                 work,
                 self.clock,
             )
@@ -298,16 +301,16 @@ class Stage:
     def _from_device(self, terms: dict[int, Terms], iteration: int) -> dict[int, Terms]:
         """Terms as floats, in one copy; RunError when a gradient was NaN or Inf since the last time."""
         values = self.floats([value for found in terms.values() for value in astuple(found)])
-        bad = self.backend.first_bad()
+        passes = self.layers[0].passes
+        bad = passes.lengths.first_bad()
         if bad is not None:
             iteration, position, variable = place_of(bad)
             layer = next(layer for layer in self.layers if layer.position == position)
             raise layer.diverged(f"the gradient of {variable}", iteration)
-        if self.layers:
-            try:
-                self.layers[0].kernels.require_finite()
-            except NonFiniteError:
-                raise self.layers[0].diverged("what this rank sends", iteration) from None
+        try:
+            passes.require_finite()
+        except NonFiniteError:
+            raise self.layers[0].diverged("what this rank sends", iteration) from None
         width = len(values) // max(len(terms), 1)
         return {position: Terms(*values[i * width : (i + 1) * width]) for i, position in enumerate(terms)}
 

@@ -17,7 +17,7 @@ from pdadmm.admm.growth import identity_layer, random_layer, stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms
 from pdadmm.admm.monitor import Monitor
 from pdadmm.admm.options import Config
-from pdadmm.admm.passes.select import select_kernels
+from pdadmm.admm.passes import Passes, select_passes
 from pdadmm.admm.placement import layer_cost, place
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.arrays import Array, copy_into
@@ -138,7 +138,7 @@ class Trainer:
             t.nu, t.rho, t.mu, t.solver, t.step, t.refresh, t.risk, t.damping, t.momentum, t.z_centre
         )
         self.backend = make_backend(choice, self.rank, config.run.precision)
-        self.kernels: Any = select_kernels(config.run.kernels, threads, self.backend.name)
+        self.passes: Passes = select_passes(config.run.kernels, threads, self.backend.name)
         self.transport: Any = None
         self.layers: dict[int, Layer] = {}
         self.splits = self._read(sizes, open_features)
@@ -231,7 +231,7 @@ class Trainer:
                 copy_into(self.layers[position].b, saved[position]["b"])
         train = self.splits["train"]
         first = self.layers.get(1)
-        if first is not None and first.rows is None and self.in_row_space:
+        if first is not None and self.in_row_space:
             assert train.x is not None
             first.keep_in_row_space(train.x)
         stage = Stage(
@@ -243,7 +243,7 @@ class Trainer:
             backend=self.backend,
         )
         self.stage = stage
-        stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.kernels, t.seed)
+        stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.passes, t.seed)
         if resumed is not None:
             for layer in stage.layers:
                 place = plan.positions.index(layer.position)
@@ -372,7 +372,7 @@ class Trainer:
 
     def _evaluate(self, stage: Stage, terms: dict[int, Terms], index: int, stage_iteration: int) -> None:
         start = time.perf_counter()
-        counts = {name: evaluate(stage, self.splits[name], self.hyper.risk) for name in SPLITS}
+        counts = {name: evaluate(stage, self.splits[name]) for name in SPLITS}
         total = self.waiter.sum(self.monitor.pack(terms, counts))
         record: dict[str, Any] = {
             "iteration": self.iteration,
@@ -411,8 +411,7 @@ class Trainer:
     def close(self) -> None:
         """Copy the weights to the host, end the progress thread, close the transport; collective."""
         for layer in self.layers.values():
-            layer.write_out()
-            layer.W, layer.b = self.backend.to_host(layer.W), self.backend.to_host(layer.b)
+            layer.to_host()
         if self.transport is not None:
             self.transport.close()
         if self.progress_thread is not None:

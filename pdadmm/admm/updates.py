@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pdadmm.admm.activations import Activation
 from pdadmm.arrays import Array, namespace, squared_norm
@@ -37,13 +38,19 @@ __all__ = [
     "DOUBLING_START",
     "bias_step",
     "centred_gram",
+    "column_mean",
     "damped_anchor",
+    "dual_ridge",
     "exact_weights",
     "inverse_hessian",
     "p_gradient",
+    "projected_length",
     "projected_step",
     "q_update",
     "residual",
+    "ridge",
+    "ridge_bias",
+    "ridge_right",
     "step_length",
     "u_update",
     "weight_gradient",
@@ -110,7 +117,12 @@ def weight_gradient(Mp: Array, W: Array, W_bar: Array | float, nu: float, mu: fl
 
 def bias_step(M: Array) -> Array:
     """Step to the minimiser in b: the mean of the residual over the nodes, shape (n_out,)."""
-    return M.mean(axis=0, dtype=np.float64).astype(M.dtype)
+    return column_mean(M).astype(M.dtype)
+
+
+def column_mean(x: Array) -> Array:
+    """Mean over the nodes, float64."""
+    return x.sum(axis=0, dtype=np.float64) / len(x)
 
 
 def z_update(a: Array, q: Array, z: Array, f: Activation) -> Array:
@@ -198,11 +210,78 @@ def inverse_hessian(W: Array, nu: float, rho: float) -> Array:
     return xp.linalg.inv(hessian).astype(W.dtype)
 
 
-def centred_gram(p: Array) -> Array:
-    """Gram matrix of p minus its mean over the nodes, float64: (V, V) where V < n_in, else (n_in, n_in)."""
-    centred = p - p.mean(axis=0, dtype=np.float64).astype(p.dtype)
+def centred_gram(p: Array, p_mean: Array | None = None, dual: bool | None = None) -> Array:
+    """Gram matrix of p minus its mean over the nodes, float64.
+
+    Parameters
+    ----------
+    p_mean
+        (n_in,) float64, where the mean is over more nodes than those of p.
+    dual
+        (V, V) or else (n_in, n_in); the smaller of them when None.
+    """
+    centred = p - (column_mean(p) if p_mean is None else p_mean).astype(p.dtype)
     V, n = p.shape
-    return (centred @ centred.T if n > V else centred.T @ centred).astype(np.float64)
+    dual = n > V if dual is None else dual
+    return (centred @ centred.T if dual else centred.T @ centred).astype(np.float64)
+
+
+def ridge_right(p: Array, z: Array, p_mean: Array, z_mean: Array, W_bar: Array | float) -> Array:
+    """Right-hand side of :func:`ridge`: the centred ``p^T (z - p W_bar^T)``, (n_in, n_out) float64."""
+    centred, target = _centred(p, z, p_mean, z_mean, W_bar)
+    return (centred.T @ target).astype(np.float64)
+
+
+def ridge(
+    gram: Array, right: Array, W_bar: Array | float, penalty: float, dtype: npt.DTypeLike = np.float32
+) -> Array:
+    """W (n_out, n_in) of the ridge regression by its n_in x n_in normal equations.
+
+    Parameters
+    ----------
+    gram, right
+        :func:`centred_gram` and :func:`ridge_right`, summed over all nodes.
+    penalty
+        ``mu/nu``.
+    """
+    xp = namespace(gram)
+    delta = xp.linalg.solve(_with_penalty(gram, penalty), right)
+    return xp.ascontiguousarray(delta.astype(dtype).T) + W_bar
+
+
+def dual_ridge(
+    p: Array,
+    z: Array,
+    p_mean: Array,
+    z_mean: Array,
+    W_bar: Array | float,
+    penalty: float,
+    gram: Array | None = None,
+) -> Array:
+    """The same W by the V x V dual system, for V < n_in."""
+    centred, target = _centred(p, z, p_mean, z_mean, W_bar)
+    if gram is None:
+        gram = (centred @ centred.T).astype(np.float64)
+    delta = namespace(p).linalg.solve(_with_penalty(gram, penalty), target.astype(np.float64))
+    return delta.astype(p.dtype).T @ centred + W_bar
+
+
+def _centred(p: Array, z: Array, p_mean: Array, z_mean: Array, W_bar: Array | float) -> tuple[Array, Array]:
+    centred, target = p - p_mean.astype(p.dtype), z - z_mean.astype(z.dtype)
+    return centred, target if np.isscalar(W_bar) else target - centred @ W_bar.T  # type: ignore[union-attr]
+
+
+def _with_penalty(gram: Array, penalty: float) -> Array:
+    # a floor keeps the system solvable when mu is 0 or vanishes against float32 products
+    gram = gram.copy()
+    diagonal = namespace(gram).arange(len(gram))
+    gram[diagonal, diagonal] += np.maximum(1e-7 * gram.trace() / len(gram) + 1e-30, penalty)
+    return gram
+
+
+def ridge_bias(W: Array, p_mean: Array, z_mean: Array) -> Array:
+    """The free bias of a ridge regression, ``mean(z) - W mean(p)``, (n_out,) in the dtype of W."""
+    return (z_mean - W.astype(np.float64) @ p_mean).astype(W.dtype)
 
 
 def exact_weights(
@@ -222,34 +301,46 @@ def exact_weights(
     W, b
         (n_out, n_in) and (n_out,), in the dtype of p.
     """
-    xp = namespace(p)
     V, n = p.shape
-    p_mean, z_mean = p.mean(axis=0, dtype=np.float64), z.mean(axis=0, dtype=np.float64)
-    centred = p - p_mean.astype(p.dtype)
-    target = z - z_mean.astype(z.dtype)
-    if not np.isscalar(W_bar):
-        target = target - centred @ W_bar.T  # type: ignore[union-attr]
-    gram = (
-        (centred @ centred.T if n > V else centred.T @ centred).astype(np.float64)
-        if gram is None
-        else gram.copy()
-    )
-    # a floor keeps the system solvable when mu is 0 or vanishes against float32 products
-    diagonal = xp.arange(len(gram))
-    gram[diagonal, diagonal] += np.maximum(1e-7 * gram.trace() / len(gram) + 1e-30, mu / nu)
+    p_mean, z_mean = column_mean(p), column_mean(z)
     if n > V:
-        delta = xp.linalg.solve(gram, target.astype(np.float64)).astype(p.dtype).T @ centred
+        W = dual_ridge(p, z, p_mean, z_mean, W_bar, mu / nu, gram)
     else:
-        right = (centred.T @ target).astype(np.float64)
-        delta = xp.ascontiguousarray(xp.linalg.solve(gram, right).astype(p.dtype).T)
-    W = delta + W_bar
-    return W, (z_mean - W.astype(np.float64) @ p_mean).astype(p.dtype)
+        gram = centred_gram(p, p_mean, dual=False) if gram is None else gram
+        W = ridge(gram, ridge_right(p, z, p_mean, z_mean, W_bar), W_bar, mu / nu, p.dtype)
+    return W, ridge_bias(W, p_mean, z_mean)
 
 
 def damped_anchor(W: Array, W_bar: Array | float, mu: float, weight: float) -> tuple[Array, Any]:
     """Anchor and penalty of one term in place of ``mu |W' - W_bar|^2 + weight |W' - W|^2``."""
     total = mu + weight
     return (W * (weight / total) + W_bar * (mu / total)).astype(W.dtype), total
+
+
+def projected_length(
+    curvature: float, weight: float, tau: float, trial: Callable[[float], tuple[float, float]]
+) -> float:
+    """Search of pdADMM-G-Q: first of ``tau * 2^k``, k <= 10, whose test passes at the projected point.
+
+    Parameters
+    ----------
+    curvature, weight
+        ``rho`` and ``nu``.
+    trial
+        Makes the projected step of a length ``1/tau`` and gives the squared norms of the change and of
+        the change's image under W.
+
+    Returns
+    -------
+    float
+        The accepted ``1/tau``; 0 when no trial passes.
+    """
+    for _ in range(DOUBLING_CEILING + 1):
+        moved, image = trial(1.0 / tau)
+        if moved == 0.0 or tau * (1 + 1e-6) >= curvature + weight * image / moved:
+            return 1.0 / tau
+        tau *= 2.0
+    return 0.0
 
 
 def projected_step(
@@ -287,11 +378,12 @@ def projected_step(
     if step == "exact":
         tau = rho + nu * float(squared_norm(G @ W.T)) / norm
     change, image = G, G
-    for _ in range(DOUBLING_CEILING + 1):
-        change = project(p - G / G.dtype.type(tau)) - p
+
+    def trial(length: float) -> tuple[float, float]:
+        nonlocal change, image
+        change = project(p - G.dtype.type(length) * G) - p
         image = change @ W.T
-        moved = float(squared_norm(change))
-        if moved == 0.0 or tau * (1 + 1e-6) >= rho + nu * float(squared_norm(image)) / moved:
-            return change, image, 1.0 / tau
-        tau *= 2.0
-    return change, image, 0.0
+        return float(squared_norm(change)), float(squared_norm(image))
+
+    length = projected_length(rho, nu, tau, trial)
+    return change, image, length

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from pdadmm.admm import updates
-from pdadmm.arrays.backend import _NEVER, PRECISIONS
+from pdadmm.arrays.backend import PRECISIONS, Wait
 from pdadmm.arrays.helpers import DeviceArray as Array
 from pdadmm.arrays.helpers import Scalar
+from pdadmm.arrays.sources import find_source
 
 __all__ = ["CupyBackend", "device_name"]
 
@@ -37,19 +37,14 @@ class CupyBackend:
     def __init__(self, device: int = 0, precision: str = "float32") -> None:
         import cupy
 
-        from pdadmm.arrays.sources import find_source
-
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision}; it must be one of {', '.join(PRECISIONS)}")
         self._cupy = cupy
         self.device = device
         self.precision = precision
         cupy.cuda.Device(device).use()
-        code = find_source("scalars.cu").read_text()
-        options = ("--std=c++14", "--fmad=false")
-        self._step_length = cupy.RawKernel(code, "step_length", options)
-        self._split = cupy.RawKernel(code, "split_bfloat16", options)
-        self._first_bad = cupy.full(1, _NEVER, cupy.int64)
+        source = find_source("split_bfloat16.cu").read_text()
+        self._split = cupy.RawKernel(source, "split_bfloat16", ("--std=c++14", "--fmad=false"))
         self._parts: dict[tuple[str, tuple[int, ...]], tuple[Array, Array]] = {}
         # factors that cuBLAS reads on the host
         self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
@@ -59,10 +54,10 @@ class CupyBackend:
         name, uuid = device_name(self.device)
         return f"{name} {uuid}"
 
-    def empty(self, shape: Any, dtype: Any = np.float32) -> Array:
+    def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
         return self._cupy.empty(shape, dtype)
 
-    def zeros(self, shape: Any, dtype: Any = np.float32) -> Array:
+    def zeros(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
         return self._cupy.zeros(shape, dtype)
 
     def asarray(self, x: np.ndarray) -> Array:
@@ -126,25 +121,7 @@ class CupyBackend:
 
     # ---- numbers ------------------------------------------------------------------------------------
 
-    def step_length(
-        self, curvature: float, weight: float, image: Scalar, norm: Scalar, step: str, label: int
-    ) -> Scalar:
-        if isinstance(norm, float) and isinstance(image, float):  # kernels that decided on the host
-            return updates.step_length(curvature, weight, image, norm, step)
-        length = self._cupy.empty((), np.float64)
-        self._step_length(
-            (1,), (1,),
-            (
-                image, norm, np.float64(curvature), np.float64(weight), np.int32(step == "doubling"),
-                np.int64(label), length, self._first_bad,
-            ),
-        )  # fmt: skip
-        return length
-
-    def known_bad(self, norm: Scalar) -> bool:
-        return isinstance(norm, float) and not np.isfinite(norm)
-
-    def floats(self, values: Sequence[Scalar], wait: Callable[[Callable[[], bool], str], Any]) -> list[float]:
+    def floats(self, values: Sequence[Scalar], wait: Wait) -> list[float]:
         cupy = self._cupy
         there = [i for i, value in enumerate(values) if not isinstance(value, (float, int))]
         found = [0.0 if i in there else float(value) for i, value in enumerate(values)]
@@ -158,10 +135,6 @@ class CupyBackend:
             for i, value in zip(there, gathered.get().tolist(), strict=True):
                 found[i] = value
         return found
-
-    def first_bad(self) -> int | None:
-        label = int(self._first_bad.get()[0])
-        return None if label == _NEVER else label
 
 
 def _layout(x: Array) -> tuple[int, int]:

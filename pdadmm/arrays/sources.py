@@ -13,7 +13,7 @@ __all__ = ["ABI", "HOST_LIBRARY", "LibraryError", "find", "find_source", "load"]
 
 HOST_LIBRARY = "libpdadmm_host.so"
 #: version of the arguments in kernels/passes.h
-ABI = 2
+ABI = 3
 
 
 class LibraryError(InputError):

@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from pdadmm.admm.activations import ReLU
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
-from pdadmm.admm.passes import make_kernels
+from pdadmm.admm.passes import make_passes
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.arrays import Array
 from pdadmm.arrays.backend import NUMPY
@@ -185,8 +185,8 @@ def make_stage(
     X = backend.asarray(rng.standard_normal((nodes, inputs), dtype=np.float32))
     y = backend.asarray(rng.integers(0, CLASSES, nodes))
     hyper = Hyper(0.01, 0.1, 0.01, variant.solver, "exact", 10**9, "cross_entropy")
-    kernels = make_kernels(variant.kernels, threads, backend.name)
-    stage.start(X, y, nodes, _codec_maker(variant), hyper, kernels, 0)
+    passes = make_passes(variant.kernels, threads, backend.name)
+    stage.start(X, y, nodes, _codec_maker(variant), hyper, passes, 0)
     return stage
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pdadmm.admm.activations import ReLU
-from pdadmm.admm.passes import make_kernels
+from pdadmm.admm.passes import Copies, Passes, make_passes
 from pdadmm.arrays import Array
 from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
@@ -33,7 +33,7 @@ _CODECS = [make_codec(name, bits, (-4.0, 4.0)) for name, entry in CODECS.items()
 
 
 def measure(
-    kernels: Any, backend: str, nodes: int, hidden: int, repeats: int, device: Any = None
+    passes: Passes, backend: str, nodes: int, hidden: int, repeats: int, device: Any = None
 ) -> list[dict[str, Any]]:
     """Time every pass on random (nodes, hidden) matrices.
 
@@ -83,47 +83,44 @@ def measure(
 
     message = put(np.zeros(matrix, np.uint8))
     message[:] = put(np.frombuffer(rng.standard_normal(G.size, dtype=np.float32).tobytes(), np.uint8))
-    add("copy", None, 2 * matrix, lambda: kernels.decode(_CODECS[0], message, H), G.size)
-    add("squared_norm", None, matrix, lambda: kernels.squared_norm(H), G.size)
-    add("subtract", None, 3 * matrix, lambda: kernels.subtract(M, H, tiny), G.size)
-    add("subtract_mean", None, 3 * matrix, lambda: kernels.subtract_mean(M, H, tiny), G.size)
-    add("column_means", None, matrix, lambda: kernels.column_means(H), G.size)
-    add("residual", None, 3 * matrix, lambda: kernels.residual(M, mean, z), G.size)
+    add("copy", None, 2 * matrix, lambda: passes.decode(_CODECS[0], message, H), G.size)
+    add("squared_norm", None, matrix, lambda: passes.squared_norm(H), G.size)
+    add("subtract", None, 3 * matrix, lambda: passes.subtract(M, H, tiny), G.size)
+    add("subtract_mean", None, 3 * matrix, lambda: passes.subtract_mean(M, H, tiny), G.size)
+    add("column_sums", None, matrix, lambda: passes.column_sums(H), G.size)
+    add("residual", None, 3 * matrix, lambda: passes.residual(M, mean, z), G.size)
     add(
         "weight_gradient", None, 3 * W.nbytes,
-        lambda: kernels.weight_gradient(GW, W, 0.0, 1.0, tiny), W.size,
+        lambda: passes.weight_gradient(GW, W, 0.0, 1.0, tiny), W.size,
     )  # fmt: skip
     for codec in _CODECS:
         size = codec.nbytes(*shape)
         out, arrived = put(np.zeros(size, np.uint8)), put(np.zeros(size, np.uint8))
-        kernels.encode(codec, p, p_hat, arrived, 1)
-        own_hat = p if codec.lossless else p_hat
-        q_own_hat = q if codec.lossless else q_hat
+        passes.encode(codec, p, p_hat, arrived, 1)
+        above = Copies(codec, p, p if codec.lossless else p_hat, q_hat, u)
+        below = Copies(codec, q, q if codec.lossless else q_hat, p_hat, u)
         # a decoded copy that changes is read and written, one that is replaced is written
         hat = (2 if codec.name == "delta" else 1) * matrix
         own = 0 if codec.lossless else hat
-        add("encode", codec, matrix + hat + size, _bind(kernels.encode, codec, p, p_hat, out, 1), G.size)
-        add("decode", codec, hat + size, _bind(kernels.decode, codec, arrived, p_hat), G.size)
+        add("encode", codec, matrix + hat + size, _bind(passes.encode, codec, p, p_hat, out, 1), G.size)
+        add("decode", codec, hat + size, _bind(passes.decode, codec, arrived, p_hat), G.size)
         add(
             "p_gradient", codec, 6 * matrix + hat + size,
-            _bind(kernels.p_gradient, G, p, p_hat, q_hat, u, codec, arrived, tiny, tiny), G.size,
+            _bind(passes.p_gradient, G, above, arrived, tiny, tiny), G.size,
         )  # fmt: skip
         add(
             "p_step", codec, 3 * matrix + own + size,
-            _bind(kernels.p_step, p, G, tiny, own_hat, codec, out, 1), G.size,
+            _bind(passes.p_step, above, G, tiny, out, 1), G.size,
         )  # fmt: skip
         add(
             "hidden", codec, 8 * matrix + hat + own + 2 * size,
-            _bind(
-                kernels.hidden, M, mean, z, q, p_hat, q_own_hat, u, codec, arrived, out, 1, ReLU(),
-                0.01, 0.1, False,
-            ), G.size,
+            _bind(passes.hidden, M, mean, z, below, arrived, out, 1, ReLU(), 0.01, 0.1, False), G.size,
         )  # fmt: skip
     M_start, z_start = M_last.copy(), z_last.copy()
 
     def newton() -> None:
         M_last[...], z_last[...] = M_start, z_start
-        kernels.output(M_last, mean_last, z_last, y, 0.01, "cross_entropy")
+        passes.output(M_last, mean_last, z_last, y, 0.01, "cross_entropy")
 
     add("output", None, 4 * M_last.nbytes, newton, M_last.size)
     copy = results[0]["bytes_per_second"]
@@ -191,13 +188,13 @@ def main(arguments: list[str]) -> int:
             if getattr(options, name) < 1:
                 raise InputError(f"--{name} {getattr(options, name)} must be at least 1")
         threads = options.threads or usable_cores()
-        kernels = make_kernels(options.kernels, threads, options.backend)
+        passes = make_passes(options.kernels, threads, options.backend)
         device = _cupy() if options.backend == "cupy" else None
     except InputError as error:
         print(f"pdadmm: {error}", file=sys.stderr)
         return 2
-    results = measure(kernels, options.backend, options.nodes, options.hidden, options.repeats, device)
-    where = getattr(kernels, "instruction_set", options.backend)
+    results = measure(passes, options.backend, options.nodes, options.hidden, options.repeats, device)
+    where = getattr(passes, "instruction_set", options.backend)
     title = f"{options.kernels} passes, {options.nodes} x {options.hidden}, {threads} threads, {where}"
     Console(width=None if sys.stdout.isatty() else 100).print(_table(results, title))
     if options.json:

@@ -29,7 +29,7 @@ one is a module and a line in :data:`pdadmm.codec.choose.CODECS`.
 from __future__ import annotations
 
 from pdadmm.codec.affine import AffineCodec
-from pdadmm.codec.base import Codec, NonFiniteError
+from pdadmm.codec.base import Codec, NonFiniteError, Projecting
 from pdadmm.codec.choose import CODECS, check_codec, default_bits, make_codec
 from pdadmm.codec.delta import DeltaCodec
 from pdadmm.codec.float32 import Float32Codec
@@ -44,6 +44,7 @@ __all__ = [
     "Float32Codec",
     "GridCodec",
     "NonFiniteError",
+    "Projecting",
     "check_codec",
     "default_bits",
     "make_codec",

@@ -9,7 +9,7 @@ import numpy as np
 from pdadmm.arrays import Array
 from pdadmm.errors import InputError
 
-__all__ = ["Codec", "NonFiniteError", "check_bits", "refuse_nonfinite"]
+__all__ = ["Codec", "NonFiniteError", "Projecting", "check_bits", "refuse_nonfinite"]
 
 
 class NonFiniteError(ValueError):
@@ -60,6 +60,19 @@ class Codec(Protocol):
 
     def decode(self, message: Array, hat: Array) -> None:
         """Update `hat`, (rows, cols) float32, in place from a message of `nbytes` uint8."""
+        ...
+
+
+class Projecting(Protocol):
+    """What a codec with a `span` has besides."""
+
+    def project(self, x: Array) -> Array:
+        """Nearest value that a message holds, of every entry, float32.
+
+        Raises
+        ------
+        NonFiniteError
+        """
         ...
 
 

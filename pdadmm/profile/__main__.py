@@ -12,7 +12,7 @@ from pdadmm.errors import InputError
 from pdadmm.profile.figures import Figures, figures
 from pdadmm.profile.load import load
 from pdadmm.profile.page import write_page
-from pdadmm.profile.predict import Scenario, kernels_named, parse_network, predict, resolve_codec
+from pdadmm.profile.predict import Scenario, parse_network, passes_named, predict, resolve_codec
 from pdadmm.profile.report import print_report, write_csv, write_report_json
 
 __all__ = ["main"]
@@ -68,7 +68,7 @@ def _predictions(profile: dict[str, Any], options: argparse.Namespace) -> list[t
         return []
     if not options.network:
         raise InputError("a prediction needs a network: --network LATENCY,BANDWIDTH, as in 50us,1Gbit")
-    kernels = kernels_named(profile["run"]["kernels"])
+    passes = passes_named(profile["run"]["kernels"])
     found = []
     for text, ranks, codec, bits in itertools.product(
         options.network, options.ranks or [None], options.codec or [None], options.bits or [None]
@@ -76,7 +76,7 @@ def _predictions(profile: dict[str, Any], options: argparse.Namespace) -> list[t
         scenario = Scenario(parse_network(text, not options.no_overlap), ranks, codec, bits)
         name, width = resolve_codec(profile["run"], scenario)
         label = f"{text}, {ranks or profile['run']['ranks']} ranks, {name} {width} bit"
-        found.append((label, predict(profile, scenario, kernels)))
+        found.append((label, predict(profile, scenario, passes)))
     return found
 
 

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from pdadmm.admm.activations import make_activation
-from pdadmm.admm.passes import make_kernels
+from pdadmm.admm.passes import Copies, Passes, make_passes
 from pdadmm.admm.placement import place
 from pdadmm.codec import Codec, check_codec, default_bits, make_codec
 from pdadmm.errors import InputError
 from pdadmm.profile.simulate import Network, Op, Outcome, simulate
 
-__all__ = ["Scenario", "codec_seconds", "kernels_named", "parse_network", "predict", "programs"]
+__all__ = ["Scenario", "codec_seconds", "parse_network", "passes_named", "predict", "programs"]
 
 _SPAN = -0.1, 1.0  #: of a grid, whose sizes and times do not depend on it
 _ENTRIES = 1 << 20  #: of the arrays on which codecs are timed
@@ -82,15 +82,17 @@ def parse_network(text: str, overlap: bool = True) -> Network:
     return Network(latency, bandwidth, overlap)
 
 
-def kernels_named(name: str) -> Any:
-    """The kernels a run had, for timing codecs here; NumPy's where they cannot be had."""
+def passes_named(name: str) -> Passes:
+    """The passes a run had, for timing codecs here; NumPy's where they cannot be had."""
     try:
-        return make_kernels("reference" if name == "reference" else "fused", 1)
+        return make_passes("reference" if name == "reference" else "fused", 1)
     except Exception:  # no compiled library here: the ratio of two codecs is still of some use
-        return make_kernels("reference", 1)
+        return make_passes("reference", 1)
 
 
-def codec_seconds(codec: Codec, rows: int, cols: int, kernels: Any, repeats: int = 3) -> tuple[float, float]:
+def codec_seconds(
+    codec: Codec, rows: int, cols: int, passes: Passes, repeats: int = 3
+) -> tuple[float, float]:
     """Seconds of the passes around p (decode, gradient, step, encode) and of those around z, q, u.
 
     Timed here on random (rows, cols) matrices, the rows cut to about a million entries; best of
@@ -108,17 +110,18 @@ def codec_seconds(codec: Codec, rows: int, cols: int, kernels: Any, repeats: int
     mean = np.zeros(cols, np.float32)
     f = make_activation("relu")
     codec.encode(p, other_hat, message, 1)
+    above = Copies(codec, p, p if codec.lossless else own_hat, other_hat, u)
+    below = Copies(codec, q, q if codec.lossless else own_hat, other_hat, u)
     best = [np.inf, np.inf]
     for i in range(repeats):
         start = time.perf_counter()
-        kernels.p_gradient(G, p, own_hat, other_hat, u, codec, message, 0.01, 0.1)
-        if codec.name == "grid":
+        passes.p_gradient(G, above, message, 0.01, 0.1)
+        if codec.span is not None:
             codec.encode(p, own_hat, out, i)
         else:
-            kernels.p_step(p, G, 1e-3, p if codec.lossless else own_hat, codec, out, i)
+            passes.p_step(above, G, 1e-3, out, i)
         middle = time.perf_counter()
-        hat = q if codec.lossless else own_hat
-        kernels.hidden(M, mean, z, q, other_hat, hat, u, codec, message, out, i, f, 0.01, 0.1, False)
+        passes.hidden(M, mean, z, below, message, out, i, f, 0.01, 0.1, False)
         end = time.perf_counter()
         best = [min(best[0], middle - start), min(best[1], end - middle)]
     return best[0], best[1]
@@ -191,7 +194,7 @@ def programs(
 
 
 def predict(
-    profile: dict[str, Any], scenario: Scenario, kernels: Any = None, statistic: str = "median"
+    profile: dict[str, Any], scenario: Scenario, passes: Passes | None = None, statistic: str = "median"
 ) -> Outcome:
     """Iteration time and exposed communication in a scenario.
 
@@ -218,10 +221,10 @@ def predict(
     codec, bits = resolve_codec(run, scenario)
     scale = (1.0, 1.0)
     if (codec, bits) != (run["codec"], run["bits"]):
-        kernels = kernels or kernels_named(run["kernels"])
+        passes = passes or passes_named(run["kernels"])
         shape = (run["nodes_train"], run["hidden"])
-        before = codec_seconds(make_codec(run["codec"], run["bits"], _SPAN), *shape, kernels)
-        after = codec_seconds(make_codec(codec, bits, _SPAN), *shape, kernels)
+        before = codec_seconds(make_codec(run["codec"], run["bits"], _SPAN), *shape, passes)
+        after = codec_seconds(make_codec(codec, bits, _SPAN), *shape, passes)
         scale = (after[0] / before[0], after[1] / before[1])
     return simulate(
         programs(profile, blocks, make_codec(codec, bits, _SPAN), scale, statistic), scenario.network

@@ -18,7 +18,7 @@ from pdadmm.admm.activations import ReLU
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
 from pdadmm.admm.options import Run
-from pdadmm.admm.passes.reference import ReferenceKernels
+from pdadmm.admm.passes import make_passes
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.codec import DeltaCodec
 from pdadmm.comm.waiter import Waiter
@@ -45,7 +45,7 @@ if __name__ == "__main__":
     y = backend.asarray(rng.integers(0, WIDTHS[-1], NODES))
     # the reference's Newton iteration decides on the host, so the loss is the squared error here
     hyper = Hyper(0.01, 0.1, 0.01, "gradient", "exact", 25, "least_squares")
-    stage.start(X, y, NODES, lambda start: DeltaCodec(4), hyper, ReferenceKernels(), 0)
+    stage.start(X, y, NODES, lambda start: DeltaCodec(4), hyper, make_passes("reference", 1, "cupy"), 0)
     waits = []
     for i in range(8):
         before = cupy.counts["waits"]

@@ -1,7 +1,7 @@
 """The updates that mix products and solves, without temporaries of the size of p or z.
 
 They compute what their namesakes in :mod:`pdadmm.admm.updates` do, up to rounding, in arrays of the
-stage's workspace and with the passes of `kernels`.
+stage's workspace.
 """
 
 from __future__ import annotations
@@ -11,43 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from pdadmm.admm import updates
-from pdadmm.arrays import Array, namespace
-from pdadmm.codec import Codec, NonFiniteError
+from pdadmm.arrays import Array
+from pdadmm.arrays.workspace import Workspace
 
-__all__ = ["exact_weights", "inverse_hessian", "projected_step"]
-
-
-def projected_step(
-    p: Array,
-    G: Array,
-    norm: float,
-    W: Array,
-    nu: float,
-    rho: float,
-    step: str,
-    codec: Codec,
-    change: Array,
-    image: Array,
-    kernels: Any,
-) -> tuple[Array, Array, float]:
-    """p-step of pdADMM-G-Q: :func:`pdadmm.admm.updates.projected_step` in `change` and `image`."""
-    matmul = namespace(p).matmul
-    norm = float(norm)  # the search decides on the host
-    if not np.isfinite(norm):
-        raise NonFiniteError
-    if norm == 0.0:
-        return G, G, 0.0
-    tau = updates.DOUBLING_START
-    if step == "exact":
-        tau = rho + nu * float(kernels.squared_norm(matmul(G, W.T, out=image))) / norm
-    for _ in range(updates.DOUBLING_CEILING + 1):
-        moved = float(kernels.projected_change(change, p, G, 1.0 / tau, codec))
-        matmul(change, W.T, out=image)
-        if moved == 0.0 or tau * (1 + 1e-6) >= rho + nu * float(kernels.squared_norm(image)) / moved:
-            return change, image, 1.0 / tau
-        tau *= 2.0
-    return change, image, 0.0
+__all__ = ["dual_ridge", "gram", "inverse_hessian", "ridge", "right"]
 
 
 def inverse_hessian(W: Array, nu: float, rho: float) -> Array:
@@ -91,59 +58,63 @@ def _solve(gram: Array, right: Array) -> Array:
     return np.linalg.solve(gram, right) if failed else x
 
 
-def exact_weights(
-    p: Array,
-    z: Array,
-    W_bar: Array | float,
-    nu: float,
-    mu: float,
-    gram: Array | None,
-    work: Any,
-    kernels: Any,
-) -> tuple[Array, Array]:
-    """Ridge regression of z on p: :func:`pdadmm.admm.updates.exact_weights` without centred copies.
+def gram(p: Array, p_mean: Array, work: Workspace) -> Array:
+    """:func:`pdadmm.admm.updates.centred_gram` by a correction in float64 instead of a centred copy.
 
-    With m the means, ``C = p^T p - V m_p m_p^T`` and ``D = p^T z - V m_p m_z^T`` give
-    ``(C + lambda) W^T = D + lambda W_bar^T``. Where V < n_in, ``W = W_bar + A^T p`` with
-    ``(K + lambda) A = Z``, K the doubly centred ``p p^T`` and Z the centred ``z - p W_bar^T``: the
-    columns of A sum to zero as those of Z do, so that p need not be centred.
+    With m the means, ``C = p^T p - V m m^T``, V these nodes.
     """
     V, n = p.shape
-    p_mean, z_mean = kernels.column_means(p), kernels.column_means(z)
-    small = n > V
-    if gram is None:
-        gram = _gram(p, p_mean, work)
-    else:
-        gram = gram.copy()
-    weight = max(mu / nu, 1e-7 * float(gram.trace()) / len(gram) + 1e-30)
-    gram[np.diag_indices_from(gram)] += weight
-    anchored = not np.isscalar(W_bar)
-    if small:
-        target = z.astype(np.float64)  # V x n_out, no larger than the system
-        if anchored:
-            target -= np.matmul(p, W_bar.T, out=work.get("H", z.shape))  # type: ignore[union-attr]
-        target -= target.mean(axis=0)
-        A = _solve(gram, target).astype(p.dtype)
-        W = np.matmul(A.T, p, out=work.get("W", (z.shape[1], n)))
-        W += W_bar
-    else:
-        right = np.matmul(p.T, z, out=work.get("PZ", (n, z.shape[1]))).astype(np.float64)
-        right -= np.outer(p_mean * V, z_mean)
-        if anchored:
-            right += weight * W_bar.T  # type: ignore[union-attr]
-        W = np.ascontiguousarray(_solve(gram, right).T, p.dtype)
-    return W, (z_mean - W.astype(np.float64) @ p_mean).astype(p.dtype)
+    found = np.matmul(p.T, p, out=work.get("PP", (n, n))).astype(np.float64)
+    found -= np.outer(p_mean * V, p_mean)
+    return found
 
 
-def _gram(p: Array, mean: Array, work: Any) -> Array:
-    """:func:`pdadmm.admm.updates.centred_gram` by a correction in float64 instead of a centred copy."""
+def right(p: Array, z: Array, p_mean: Array, z_mean: Array, work: Workspace) -> Array:
+    """``D = p^T z - V m_p m_z^T``, (n_in, n_out) float64; :func:`ridge` adds the anchor."""
     V, n = p.shape
-    if n > V:
-        gram = np.matmul(p, p.T, out=work.get("PP", (V, V))).astype(np.float64)
-        rows = gram.mean(axis=0)
-        gram -= rows
-        gram -= (rows - rows.mean())[:, None]
-        return gram
-    gram = np.matmul(p.T, p, out=work.get("PP", (n, n))).astype(np.float64)
-    gram -= np.outer(mean * V, mean)
+    found = np.matmul(p.T, z, out=work.get("PZ", (n, z.shape[1]))).astype(np.float64)
+    found -= np.outer(p_mean * V, z_mean)
+    return found
+
+
+def ridge(gram: Array, right: Array, W_bar: Array | float, penalty: float) -> Array:
+    """W of ``(C + lambda) W^T = D + lambda W_bar^T``; overwrites both arguments."""
+    weight = _add_penalty(gram, penalty)
+    if not np.isscalar(W_bar):
+        right += weight * W_bar.T  # type: ignore[union-attr]
+    return np.ascontiguousarray(_solve(gram, right).T, np.float32)
+
+
+def dual_ridge(
+    p: Array, z: Array, W_bar: Array | float, penalty: float, gram: Array | None, work: Workspace
+) -> Array:
+    """``W = W_bar + A^T p`` with ``(K + lambda) A = Z``, for fewer nodes than inputs.
+
+    K is the doubly centred ``p p^T`` and Z the centred ``z - p W_bar^T``: the columns of A sum to zero
+    as those of Z do, so that p need not be centred.
+    """
+    gram = _dual_gram(p, work) if gram is None else gram.copy()
+    _add_penalty(gram, penalty)
+    target = z.astype(np.float64)  # V x n_out, no larger than the system
+    if not np.isscalar(W_bar):
+        target -= np.matmul(p, W_bar.T, out=work.get("H", z.shape))  # type: ignore[union-attr]
+    target -= target.mean(axis=0)
+    A = _solve(gram, target).astype(p.dtype)
+    W = np.matmul(A.T, p, out=work.get("W", (z.shape[1], p.shape[1])))
+    W += W_bar
+    return W
+
+
+def _dual_gram(p: Array, work: Workspace) -> Array:
+    V = len(p)
+    gram = np.matmul(p, p.T, out=work.get("PP", (V, V))).astype(np.float64)
+    rows = gram.mean(axis=0)
+    gram -= rows
+    gram -= (rows - rows.mean())[:, None]
     return gram
+
+
+def _add_penalty(gram: Array, penalty: float) -> float:
+    weight = max(penalty, 1e-7 * float(gram.trace()) / len(gram) + 1e-30)
+    gram[np.diag_indices_from(gram)] += weight
+    return weight

@@ -1,0 +1,26 @@
+"""Scratch arrays of a stage."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pdadmm.arrays.backend import NUMPY, Backend
+from pdadmm.arrays.helpers import Array
+
+__all__ = ["Workspace"]
+
+
+class Workspace:
+    """Scratch arrays by name and shape, shared by the layers of a rank, made once a stage."""
+
+    def __init__(self, backend: Backend = NUMPY) -> None:
+        self._backend = backend
+        self._arrays: dict[tuple[str, tuple[int, ...]], Array] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
+        """The array of that name and shape; what is in it is up to who used it last."""
+        key = (name, shape)
+        if key not in self._arrays:
+            self._arrays[key] = self._backend.empty(shape, dtype)
+        return self._arrays[key]

@@ -1,0 +1,150 @@
+"""The ranks of a job as blocks of layers times shards of the nodes.
+
+Rank ``block * shards + shard`` has a shard of the nodes in a block of the layers. Neighbours above and
+below have the same shard. Sums over nodes go over the shards of a block, and are what a rank has where
+there is one shard.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from pdadmm.arrays import Array, Scalar
+from pdadmm.comm import waiter as waiting
+from pdadmm.comm.waiter import Waiter
+from pdadmm.errors import InputError
+
+__all__ = ["ALONE", "Alone", "Axis", "Grid", "Shards"]
+
+
+class Axis(Protocol):
+    """The ranks along an axis of the grid; what they do together is collective along it."""
+
+    size: int
+    index: int  #: of this rank
+
+    def sum(self, value: Array) -> Array:
+        """Sum of an array over the axis, in the order of the ranks, in its dtype."""
+        ...
+
+    def sums(self, *values: Scalar) -> tuple[Scalar, ...]:
+        """Sums of numbers, float64, in one message."""
+        ...
+
+    def span(self, low: float, high: float) -> tuple[float, float]:
+        """The smallest `low` and the largest `high`."""
+        ...
+
+
+class Alone:
+    """An axis of one rank."""
+
+    size = 1
+    index = 0
+
+    def sum(self, value: Array) -> Array:
+        return value
+
+    def sums(self, *values: Scalar) -> tuple[Scalar, ...]:
+        return values
+
+    def span(self, low: float, high: float) -> tuple[float, float]:
+        return low, high
+
+
+ALONE = Alone()
+
+
+class Shards:
+    """The shards of a block, each on a rank with arrays on the host.
+
+    Everybody gets everybody's part and adds them up in the order of the shards, so that all have the
+    same bits, and again in the next run.
+
+    Parameters
+    ----------
+    waiter
+        On the communicator of the block's ranks, in the order of their shards.
+    """
+
+    def __init__(self, waiter: Waiter) -> None:
+        self._waiter = waiter
+        self.size, self.index = waiter.comm.size, waiter.comm.rank
+
+    def sum(self, value: Array) -> Array:
+        parts = self._gather(np.ascontiguousarray(value))
+        total = parts[0].copy()
+        for part in parts[1:]:
+            total += part
+        return total
+
+    def sums(self, *values: Scalar) -> tuple[Scalar, ...]:
+        return tuple(self.sum(np.array(values, np.float64)).tolist())
+
+    def span(self, low: float, high: float) -> tuple[float, float]:
+        ends = self._gather(np.array((low, high), np.float64))
+        return float(ends[:, 0].min()), float(ends[:, 1].max())
+
+    def _gather(self, value: Array) -> Array:
+        """Every shard's array, (shards, ...)."""
+        mine = value.reshape(-1).view(np.uint8)
+        parts = np.empty((self.size, mine.size), np.uint8)
+        for start in range(0, mine.size, waiting.MAX_BYTES):
+            piece = mine[start : start + waiting.MAX_BYTES]
+            everyones = np.empty((self.size, piece.size), np.uint8)
+            request = self._waiter.comm.Iallgather(piece, everyones)
+            self._waiter.all([request], "the other shards of the nodes", waiting.ALL_RANKS)
+            parts[:, start : start + piece.size] = everyones
+        return parts.view(value.dtype).reshape(self.size, *value.shape)
+
+
+class Grid:
+    """Where this rank is in the grid; collective to make.
+
+    Parameters
+    ----------
+    waiter
+        Of the job.
+    shards
+        Into which the nodes are cut; the number of ranks is a multiple of it.
+
+    Attributes
+    ----------
+    blocks, shards
+        Of the grid.
+    block, shard
+        Of this rank.
+    nodes
+        The shards of this rank's block.
+
+    Raises
+    ------
+    InputError
+        When the ranks do not fill the grid.
+    """
+
+    def __init__(self, waiter: Waiter, shards: int = 1) -> None:
+        comm = waiter.comm
+        if shards < 1 or comm.size % shards:
+            raise InputError(
+                f"--shards {shards} does not divide the {comm.size} ranks; start a multiple of {shards} ranks"
+            )
+        self.blocks, self.shards = comm.size // shards, shards
+        self.block, self.shard = divmod(comm.rank, shards)
+        self.nodes: Axis = ALONE
+        self._of_block = None
+        if shards > 1:
+            self._of_block = comm.Split(self.block, self.shard)
+            self.nodes = Shards(Waiter(self._of_block, waiter.timeout, waiter.where))
+
+    def rank_of(self, block: int) -> int:
+        """The rank that has this rank's shard in another block."""
+        return block * self.shards + self.shard
+
+    def close(self) -> None:
+        """Free the communicator of the block; collective."""
+        if self._of_block is not None:
+            self._of_block.Free()
+            self._of_block = None

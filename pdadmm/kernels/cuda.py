@@ -1,0 +1,238 @@
+"""The kernels on a GPU: ``kernels/*.cu``, compiled by CuPy at run time.
+
+Nothing here waits for the device: sums come back as 0-d float64 arrays, lengths of steps may be such
+arrays, and NaN or Inf does not raise; :meth:`CudaKernels.require_finite` looks for it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pdadmm.arrays import DeviceArray as Array
+from pdadmm.arrays import Scalar
+from pdadmm.arrays.sources import find_source
+from pdadmm.codec import Codec, NonFiniteError
+
+__all__ = [
+    "BLOCK",
+    "MOST_BLOCKS",
+    "NULL",
+    "OPTIONS",
+    "CudaKernels",
+    "check",
+    "flat_blocks",
+    "length_arguments",
+    "row_blocks",
+    "source",
+]
+
+#: threads of a block, 8 warps; kernels/codec.cuh counts on it
+BLOCK = 256
+_WARPS = BLOCK // 32
+#: columns of a tile: what a warp has at a time, and the delta codec's block
+_TILE = 128
+#: no contraction to FMA, as on the host: codes must be the same bit for bit
+OPTIONS = ("--std=c++17", "--fmad=false")
+MOST_BLOCKS = 2048
+_MOST_CHUNKS = 256
+
+
+def source(name: str) -> str:
+    """A CUDA source with its headers written into it.
+
+    CuPy's cache then knows of a change in a header too, and NVRTC needs no search path.
+    """
+    lines: list[str] = []
+    seen: set[str] = set()
+
+    def add(name: str) -> None:
+        for line in find_source(name).read_text().splitlines():
+            if line.startswith('#include "'):
+                header = line.split('"')[1]
+                if header not in seen:
+                    seen.add(header)
+                    add(header)
+            elif line != "#pragma once":
+                lines.append(line)
+
+    add(name)
+    return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def _module(name: str, device: int) -> Any:
+    """A compiled source, loaded once a process and device; CuPy keeps compiled ones between runs."""
+    import cupy
+
+    return cupy.RawModule(code=source(name), options=OPTIONS)
+
+
+#: codecs with kernels; NumPy's forms run in CuPy's operations for others
+_FUSED = ("float32", "grid", "affine", "delta")
+
+
+class CudaKernels:
+    """Codecs and sums on CuPy arrays; methods and results as in :class:`pdadmm.kernels.plain.PlainKernels`.
+
+    Codes and decoded copies equal the host's bit for bit, and sums do not change from run to run.
+    """
+
+    name = "fused"
+
+    def __init__(self) -> None:
+        import cupy
+
+        self._cupy = cupy
+        self._device = cupy.cuda.Device().id
+        self._functions: dict[str, Any] = {}
+        self._room: dict[str, Array] = {}
+        self._bad = cupy.zeros(1, np.int32)
+        self._codecs: dict[int, tuple[Codec, str, tuple[np.float32, np.float32]]] = {}
+        #: kernels started so far
+        self.calls = 0
+
+    def fuses(self, codec: Codec) -> bool:
+        """Whether a codec has kernels."""
+        return codec.name in _FUSED
+
+    def require_finite(self) -> None:
+        """Wait for the device and raise if it has encoded NaN or Inf since the last look.
+
+        Raises
+        ------
+        NonFiniteError
+        """
+        if int(self._bad.get()[0]):
+            self._bad[...] = 0
+            raise NonFiniteError
+
+    # ---- starting kernels ---------------------------------------------------------------------------
+
+    def _start(self, file: str, kernel: str, grid: tuple[int, ...], *arguments: Any) -> None:
+        function = self._functions.get(kernel)
+        if function is None:
+            function = self._functions[kernel] = _module(file, self._device).get_function(kernel)
+        function(grid, (BLOCK,), arguments)
+        self.calls += 1
+
+    def _scratch(self, name: str, size: int, dtype: npt.DTypeLike) -> Array:
+        """Room that kernels of the same stream take one after the other."""
+        room = self._room.get(name)
+        if room is None or room.size < size:
+            room = self._room[name] = self._cupy.empty(size, dtype)
+        return room
+
+    def _with_sums(self, kernel: str, blocks: int, count: int, *arguments: Any) -> Array:
+        """Start a pass that ends in `count` sums a block; returns the sums, (count,) float64."""
+        partial = self._scratch("partial", MOST_BLOCKS * 6, np.float64)
+        sums = self._cupy.empty(count, np.float64)
+        self._start("updates.cu", kernel, (blocks,), *arguments, partial)
+        self._start("updates.cu", "finish", (1,), partial, np.int32(blocks), np.int32(count), sums)
+        return sums
+
+    def _codec(self, codec: Codec) -> tuple[str, tuple[np.float32, np.float32]]:
+        """Ending of the codec's kernels, and the grid's lowest value and step."""
+        entry = self._codecs.get(id(codec))
+        if entry is None:
+            if getattr(codec, "block", _TILE) != _TILE:
+                raise ValueError(f"the CUDA kernels take delta blocks of {_TILE} columns")
+            ending = codec.name if codec.name == "float32" else f"{codec.name}{codec.bits}"
+            grid = np.float32(getattr(codec, "low", 0.0)), np.float32(getattr(codec, "step", 0.0))
+            entry = self._codecs[id(codec)] = (codec, ending, grid)
+        return entry[1], entry[2]
+
+    # ---- sums and steps -----------------------------------------------------------------------------
+
+    def squared_norm(self, x: Array) -> Array:
+        check(x)
+        return self._with_sums("squared_norm", flat_blocks(x.size), 1, x, np.int64(x.size)).reshape(())
+
+    def subtract(self, M: Array, H: Array, length: Scalar) -> None:
+        check(M, H)
+        self._start(
+            "updates.cu", "subtract", (flat_blocks(M.size),),
+            M, H, *length_arguments(length), np.int64(M.size),
+        )  # fmt: skip
+
+    def column_sums(self, x: Array) -> Array:
+        check(x)
+        return self._columns(x, NULL, 0.0)
+
+    def _columns(self, M: Array, K: Array, length: Scalar) -> Array:
+        """Sums of the columns of M, after ``M -= length K`` where K is given."""
+        rows, cols = M.shape
+        chunks = min(-(-rows // (4 * _WARPS)), _MOST_CHUNKS)
+        partial = self._scratch("columns", chunks * cols, np.float64)
+        sums = self._cupy.empty(cols, np.float64)
+        self._start(
+            "updates.cu", "column_sums", (-(-cols // _TILE), chunks),
+            M, K, *length_arguments(length), np.int64(rows), np.int64(cols), partial,
+        )  # fmt: skip
+        self._start(
+            "updates.cu", "column_totals", (-(-cols // BLOCK),),
+            partial, np.int64(chunks), np.int64(cols), sums,
+        )  # fmt: skip
+        return sums
+
+    # ---- codecs -------------------------------------------------------------------------------------
+
+    def encode(self, codec: Codec, x: Array, hat: Array, out: Array, key: int = 0) -> None:
+        if not self.fuses(codec):
+            codec.encode(x, hat, out, key)
+            return
+        check(x, hat)
+        rows, cols = x.shape
+        ending, grid = self._codec(codec)
+        self._start(
+            "quantize.cu", f"encode_{ending}", (row_blocks(rows),),
+            x, hat, out, np.int64(rows), np.int64(cols), *grid, np.uint32(key), self._bad,
+        )  # fmt: skip
+
+    def decode(self, codec: Codec, message: Array, hat: Array) -> None:
+        if not self.fuses(codec):
+            codec.decode(message, hat)
+            return
+        check(hat)
+        rows, cols = hat.shape
+        ending, grid = self._codec(codec)
+        self._start(
+            "quantize.cu", f"decode_{ending}", (row_blocks(rows),),
+            message, hat, np.int64(rows), np.int64(cols), *grid,
+        )  # fmt: skip
+
+
+#: an address that a kernel takes for a missing array
+NULL = np.uintp(0)
+
+
+def length_arguments(length: Scalar) -> tuple[np.float64, Array]:
+    """A length that the host knows, or the address of one that it does not."""
+    if isinstance(length, (float, int, np.floating)):
+        return np.float64(length), NULL
+    return np.float64(0), length
+
+
+def row_blocks(rows: int) -> int:
+    """Blocks for a warp a row."""
+    return max(1, min(-(-rows // _WARPS), MOST_BLOCKS))
+
+
+def flat_blocks(size: int) -> int:
+    """Blocks for four entries a thread."""
+    return max(1, min(-(-size // (4 * BLOCK)), MOST_BLOCKS))
+
+
+def check(*arrays: Array) -> None:
+    """Refuse arrays of different shapes, and those that the kernels cannot read."""
+    shape = arrays[0].shape
+    for x in arrays:
+        if x.shape != shape:
+            raise ValueError(f"shapes {shape} and {x.shape} differ")
+        if x.dtype != np.float32 or not x.flags.c_contiguous or x.data.ptr % 16:
+            raise TypeError(
+                "the CUDA kernels take C-contiguous float32 arrays that start at a multiple of 16 bytes"
+            )

@@ -1,0 +1,187 @@
+"""The compiled kernels on CPUs: calls into the host library of ``kernels/``.
+
+A call packs its arguments into one C struct (``kernels/passes.h``) and passes its address; the
+addresses of arrays are kept, since small networks are bound by the cost of a call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+
+from pdadmm.arrays import Array, sources
+from pdadmm.codec import Codec, NonFiniteError
+
+__all__ = ["CODING", "Coding", "HostKernels", "same_shape"]
+
+#: kind, bits, lowest value and step of a codec, as every struct with a codec ends
+Coding = tuple[int, int, float, float]
+CODING = "2q2d"
+_KINDS = {"float32": 0, "grid": 1, "affine": 2, "delta": 3}
+#: columns of the delta codec's block; kernels/packing.h has them too
+_BLOCK = 128
+_DTYPES = (np.dtype(np.float32), np.dtype(np.uint8))
+
+_SQUARED_NORM = struct.Struct("=3q").pack
+_SUBTRACT = struct.Struct("=4qd").pack
+_COLUMN_SUMS = struct.Struct("=4q").pack
+_ENCODE = struct.Struct("=6q" + CODING).pack
+_DECODE = struct.Struct("=4q" + CODING).pack
+
+
+class HostKernels:
+    """Codecs and sums, compiled; methods and results as in :class:`pdadmm.kernels.plain.PlainKernels`.
+
+    Results do not depend on the number of threads. Codes and decoded copies equal the NumPy codecs'
+    bit for bit, sums differ from NumPy's by rounding. Codecs that the library does not know run in
+    NumPy.
+
+    Parameters
+    ----------
+    threads
+        Threads of a kernel; those of the whole process.
+
+    Raises
+    ------
+    pdadmm.arrays.sources.LibraryError
+        When the library is missing.
+    """
+
+    name = "fused"
+
+    def __init__(self, threads: int = 1) -> None:
+        self._library = sources.load()
+        self._library.pdadmm_set_threads(threads)
+        integer, real = ctypes.c_int, ctypes.c_double
+        self._squared_norm = self._function("squared_norm", real)
+        self._subtract = self._function("subtract", integer)
+        self._column_sums = self._function("column_sums", integer)
+        self._encode = self._function("encode", integer)
+        self._decode = self._function("decode", integer)
+        self._addresses: dict[int, tuple[int, weakref.ref[Array]]] = {}
+        self._codecs: dict[int, tuple[Codec, Coding | None]] = {}
+        self._columns: dict[int, tuple[Array, int]] = {}
+
+    def _function(
+        self, name: str, result: type[ctypes.c_int] | type[ctypes.c_double]
+    ) -> Callable[[bytes], float]:
+        found = self._library[f"pdadmm_{name}"]  # an object of its own, unlike the attribute
+        found.argtypes = [ctypes.c_char_p]
+        found.restype = result
+        return found
+
+    @property
+    def calls(self) -> int:
+        """Passes that the library has run in this process."""
+        return int(self._library.pdadmm_calls())
+
+    @property
+    def instruction_set(self) -> str:
+        """``avx512``, ``avx2`` or ``portable``."""
+        return str(self._library.pdadmm_isa().decode())
+
+    def fuses(self, codec: Codec) -> bool:
+        """Whether a codec is compiled here."""
+        return codec.name in _KINDS
+
+    def require_finite(self) -> None:
+        """Nothing to look for: encoding raises at once."""
+
+    # ---- arguments ----------------------------------------------------------------------------------
+
+    def _address(self, x: Array) -> int:
+        entry = self._addresses.get(id(x))
+        return entry[0] if entry is not None else self._register(x)
+
+    def _register(self, x: Array) -> int:
+        if not isinstance(x, np.ndarray) or x.dtype not in _DTYPES or not x.flags.c_contiguous:
+            kind = f"{x.dtype}, strides {x.strides}" if isinstance(x, np.ndarray) else type(x).__name__
+            raise TypeError(
+                f"the compiled kernels take C-contiguous float32 arrays (uint8 messages), not {kind}"
+            )
+        key, addresses = id(x), self._addresses
+        address: int = x.ctypes.data
+        # the id may be another array's once this one is gone
+        addresses[key] = (address, weakref.ref(x, lambda _: addresses.pop(key, None)))
+        return address
+
+    def _coding(self, codec: Codec) -> Coding | None:
+        """What the structs say of a codec; None for one that is not compiled."""
+        entry = self._codecs.get(id(codec))
+        if entry is not None:
+            return entry[1]
+        coding = None
+        if self.fuses(codec):
+            if getattr(codec, "block", _BLOCK) != _BLOCK:
+                raise ValueError(f"the compiled kernels take delta blocks of {_BLOCK} columns")
+            low, step = float(getattr(codec, "low", 0.0)), float(getattr(codec, "step", 0.0))
+            coding = _KINDS[codec.name], codec.bits, low, step
+        self._codecs[id(codec)] = (codec, coding)  # holds the codec, so that its id stays its own
+        return coding
+
+    def _require_size(self, message: Array, codec: Codec, rows: int, cols: int) -> None:
+        if message.nbytes != codec.nbytes(rows, cols):
+            raise ValueError(
+                f"a message of {message.nbytes} bytes for a {rows} x {cols} matrix, which takes "
+                f"{codec.nbytes(rows, cols)} with codec {codec.name}"
+            )
+
+    def _column_room(self, cols: int) -> tuple[Array, int]:
+        """Room for float64 sums of columns, and its address; the next call of a kernel writes over it."""
+        entry = self._columns.get(cols)
+        if entry is None:
+            sums = np.empty(cols)
+            entry = self._columns[cols] = sums, sums.ctypes.data
+        return entry
+
+    # ---- sums and steps -----------------------------------------------------------------------------
+
+    def squared_norm(self, x: Array) -> float:
+        """Sum of squares, accumulated in float64."""
+        norm: float = self._squared_norm(_SQUARED_NORM(x.size, 1, self._address(x)))
+        return norm
+
+    def subtract(self, M: Array, H: Array, length: float) -> None:
+        same_shape(M, H)
+        self._subtract(_SUBTRACT(M.size, 1, self._address(M), self._address(H), length))
+
+    def column_sums(self, x: Array) -> Array:
+        rows, cols = x.shape
+        sums, address = self._column_room(cols)
+        self._column_sums(_COLUMN_SUMS(rows, cols, self._address(x), address))
+        return sums
+
+    # ---- codecs -------------------------------------------------------------------------------------
+
+    def encode(self, codec: Codec, x: Array, hat: Array, out: Array, key: int = 0) -> None:
+        coding = self._coding(codec)
+        if coding is None:
+            codec.encode(x, hat, out, key)
+            return
+        rows, cols = x.shape
+        same_shape(x, hat)
+        self._require_size(out, codec, rows, cols)
+        at = self._address
+        if self._encode(_ENCODE(rows, cols, at(x), at(hat), at(out), key, *coding)):
+            raise NonFiniteError
+
+    def decode(self, codec: Codec, message: Array, hat: Array) -> None:
+        coding = self._coding(codec)
+        if coding is None:
+            codec.decode(message, hat)
+            return
+        rows, cols = hat.shape
+        self._require_size(message, codec, rows, cols)
+        self._decode(_DECODE(rows, cols, self._address(message), self._address(hat), *coding))
+
+
+def same_shape(first: Array, *others: Array) -> None:
+    """Refuse arrays of different shapes, with ValueError."""
+    shape = first.shape
+    for other in others:
+        if other.shape != shape:
+            raise ValueError(f"shapes {shape} and {other.shape} differ")
