@@ -15,6 +15,7 @@ from pdadmm.arrays import Array
 from pdadmm.arrays.backend import NUMPY
 from pdadmm.arrays.workspace import Workspace
 from pdadmm.codec import Codec, NonFiniteError
+from pdadmm.comm.grid import ALONE, Axis
 from pdadmm.comm.local import local_pair
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.transport import Edge, MPITransport
@@ -88,6 +89,8 @@ class Stage:
         How messages travel between ranks; None: over MPI between arrays on the host.
     backend
         Of the arrays.
+    nodes
+        The shards of this rank's block.
     """
 
     def __init__(
@@ -100,9 +103,11 @@ class Stage:
         overlap: bool = True,
         transport: Any = None,
         backend: Any = NUMPY,
+        nodes: Axis = ALONE,
     ) -> None:
         self.transport = transport or MPITransport(waiter, progress, overlap)
         self.backend = backend
+        self.nodes = nodes
         self.plan = plan
         self.layers = layers
         self.waiter = waiter
@@ -208,6 +213,7 @@ class Stage:
                 passes,
                 work,
                 self.clock,
+                self.nodes,
             )
 
     def _connect(
