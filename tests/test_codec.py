@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from support import CODECS, message_bytes
+from support import CODECS, PROGRAMS, message_bytes, records_of, succeed, summary_of, without_times
 
+from pdadmm.codec import CODECS as CODECS_BY_NAME
 from pdadmm.codec import (
     AffineCodec,
     Codec,
@@ -19,6 +21,7 @@ from pdadmm.codec import (
     Float32Codec,
     GridCodec,
     NonFiniteError,
+    make_codec,
     pack,
     uniform_hash,
     unpack,
@@ -312,3 +315,58 @@ def test_one_bit_gets_nearer_to_a_matrix_that_stands_still_with_every_message() 
     errors = errors_standing_still(1, 40)
     assert all(b < a for a, b in itertools.pairwise(errors))
     assert errors[3] < 0.3 and errors[-1] < 0.05
+
+
+# ---- names, and a codec of one's own ----------------------------------------------------------------
+
+
+def test_unknown_codecs_and_widths_are_refused() -> None:
+    with pytest.raises(InputError, match="--codec huffman is unknown; there are float32, grid"):
+        make_codec("huffman", 4, (0.0, 1.0))
+    with pytest.raises(InputError, match="codec affine has no 1-bit form; --bits takes 8, 4, 2"):
+        make_codec("affine", 1, (0.0, 1.0))
+    with pytest.raises(InputError, match="empty"):
+        make_codec("grid", 8, (1.0, 1.0))
+
+
+def test_only_a_codec_with_a_range_asks_for_it() -> None:
+    def span() -> tuple[float, float]:
+        raise AssertionError("asked for the range")
+
+    for name, entry in CODECS_BY_NAME.items():
+        if name == "grid":
+            with pytest.raises(AssertionError, match="asked"):
+                make_codec(name, entry.bits[0], span)
+        else:
+            assert make_codec(name, entry.bits[0], span).name == name
+
+
+def test_a_codec_of_ones_own_is_one_class_and_one_name(mpirun: Any, small: Path, tmp_path: Path) -> None:
+    """It trains on any ranks, around the compiled kernels, and the run says that it has none there."""
+    options = [
+        "--layers",
+        "4",
+        "--stages",
+        "2,4",
+        "--hidden",
+        "20",
+        "--iterations",
+        "30",
+        "--eval-every",
+        "10",
+    ]
+    for codec, ranks in (("half", 1), ("half", 3), ("float32", 3)):
+        out = tmp_path / f"{codec}-{ranks}"
+        program = PROGRAMS / "own_codec.py"
+        found = succeed(mpirun(ranks, program, small, *options, "--codec", codec, "--out", out))
+        said = "codec half has no compiled form" in found.err
+        if "fused kernels" in found.err:  # where the host library is installed
+            assert said == (codec == "half")
+    a, b, plain = (tmp_path / name for name in ("half-1", "half-3", "float32-3"))
+    assert [without_times(r) for r in records_of(a)] == [without_times(r) for r in records_of(b)]
+    half, whole = summary_of(b), summary_of(plain)
+    assert (half["codec"], half["bits"]) == ("half", 16)
+    assert (
+        half["bytes_per_iteration"] * 2 == whole["bytes_per_iteration"] == half["float32_bytes_per_iteration"]
+    )
+    assert half["objective"] == pytest.approx(whole["objective"], rel=0.02)

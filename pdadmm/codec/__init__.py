@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from pdadmm.codec.affine import AffineCodec
 from pdadmm.codec.base import Codec, NonFiniteError, Projecting
-from pdadmm.codec.choose import CODECS, check_codec, default_bits, make_codec
+from pdadmm.codec.choose import CODECS, Entry, check_codec, default_bits, make_codec
 from pdadmm.codec.delta import DeltaCodec
 from pdadmm.codec.float32 import Float32Codec
 from pdadmm.codec.grid import GridCodec
@@ -41,6 +41,7 @@ __all__ = [
     "AffineCodec",
     "Codec",
     "DeltaCodec",
+    "Entry",
     "Float32Codec",
     "GridCodec",
     "NonFiniteError",
