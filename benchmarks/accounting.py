@@ -22,8 +22,8 @@ from pdadmm.admm import options as configuration
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.admm.trainer import Sizes, Trainer
 from pdadmm.comm.waiter import Waiter
+from pdadmm.files import write_json
 from pdadmm.run import open_features, resolve
-from pdadmm.runtime.files import write_json
 from pdadmm.trace.clock import Clock
 
 #: iterations of which one is noted

@@ -25,11 +25,11 @@ from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.bench.links import measure_neighbours
 from pdadmm.comm.waiter import Waiter, ranks_on_node, usable_cores
 from pdadmm.errors import InputError
+from pdadmm.files import write_json, write_text
 from pdadmm.model import write_model
 from pdadmm.runtime.checkpoint import newest, put_aside
 from pdadmm.runtime.control import STOPPED_EARLY, Control
 from pdadmm.runtime.devices import choose, describe
-from pdadmm.runtime.files import write_json, write_text
 from pdadmm.runtime.launch import agree, main_under_mpi
 from pdadmm.runtime.progress import Progress, final_table
 from pdadmm.trace.collect import write_profile

@@ -31,8 +31,8 @@ from pdadmm.arrays.backend import NUMPY
 from pdadmm.comm.transport import Edge, StagedTransport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
+from pdadmm.files import write_json
 from pdadmm.runtime.devices import ON_CPUS, Choice, choose, make_backend, make_transport
-from pdadmm.runtime.files import write_json
 from pdadmm.runtime.launch import agree, main_under_mpi
 
 __all__ = ["SIZES", "main", "measure_neighbours", "measure_pair"]
