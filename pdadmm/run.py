@@ -37,7 +37,7 @@ from pdadmm.trace.offsets import read_offset
 from pdadmm.trace.timeline import write_timeline
 
 if TYPE_CHECKING:
-    from pdadmm.inputs.features import Features
+    from pdadmm.inputs.feature_file import Features
 
 __all__ = ["main"]
 
@@ -49,7 +49,7 @@ def open_features(path: str) -> Features:
     """The prepared file, or the embedded synthetic data set when `path` is empty."""
     # imported here: SciPy takes long to load, and most ranks read no features
     from pdadmm.datasets.synthetic import synthetic_graph
-    from pdadmm.inputs.features import FeatureFile, in_memory
+    from pdadmm.inputs.feature_file import FeatureFile, in_memory
 
     if path:
         return FeatureFile(path)
@@ -60,7 +60,7 @@ def open_features(path: str) -> Features:
 def preset(path: str) -> dict[str, Any]:
     """Options that the registry recommends for the data set in a prepared file."""
     from pdadmm.datasets.registry import REGISTRY
-    from pdadmm.inputs.features import FeatureFile
+    from pdadmm.inputs.feature_file import FeatureFile
 
     if not path:
         return dict(REGISTRY["synthetic"].preset)

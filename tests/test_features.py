@@ -17,11 +17,11 @@ from data_files import ROOT, dense_adjacency, dense_hops, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pdadmm.inputs.features as features_module
+import pdadmm.inputs.feature_file as features_module
 from pdadmm.datasets import Graph, synthetic_graph
 from pdadmm.datasets.graph import clean_adjacency
 from pdadmm.errors import InputError
-from pdadmm.inputs.features import Augmentation, FeatureFile, Plan, in_memory, write_features
+from pdadmm.inputs.feature_file import Augmentation, FeatureFile, Plan, in_memory, write_features
 
 
 def make_graph(
@@ -323,5 +323,5 @@ def test_embedded_default_needs_its_edges() -> None:
 
 
 def test_importing_features_does_not_start_mpi() -> None:
-    code = "import sys, pdadmm.inputs.features, pdadmm.datasets; sys.exit('mpi4py' in sys.modules)"
+    code = "import sys, pdadmm.inputs.feature_file, pdadmm.datasets; sys.exit('mpi4py' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

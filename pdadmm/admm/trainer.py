@@ -35,7 +35,7 @@ from pdadmm.trace.device_clock import make_clock
 from pdadmm.trace.offsets import read_offset
 
 if TYPE_CHECKING:  # features imports SciPy and h5py, which only the first and last ranks need
-    from pdadmm.inputs.features import Features
+    from pdadmm.inputs.feature_file import Features
 
 __all__ = ["Sizes", "Trainer", "largest_product", "widths_of"]
 
