@@ -88,7 +88,8 @@ class _Reporter:
 
 def _prepare(options: argparse.Namespace, share: Any, report: _Reporter) -> None:
     from pdadmm.datasets import REGISTRY, load
-    from pdadmm.inputs.feature_file import Augmentation, Piece, write_features
+    from pdadmm.inputs.augment import Augmentation, Piece
+    from pdadmm.inputs.write import write_features
 
     began = time.perf_counter()
     if options.hops < 0:

@@ -49,7 +49,8 @@ def open_features(path: str) -> Features:
     """The prepared file, or the embedded synthetic data set when `path` is empty."""
     # imported here: SciPy takes long to load, and most ranks read no features
     from pdadmm.datasets.synthetic import synthetic_graph
-    from pdadmm.inputs.feature_file import FeatureFile, in_memory
+    from pdadmm.inputs.feature_file import FeatureFile
+    from pdadmm.inputs.write import in_memory
 
     if path:
         return FeatureFile(path)

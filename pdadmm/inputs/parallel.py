@@ -58,7 +58,7 @@ def _header(comm: Any, to: int, *values: int) -> None:
 
 def _work(comm: Any) -> int:
     """Serve rank 0 until it says stop; returns the exit code."""
-    from pdadmm.inputs.feature_file import Hops
+    from pdadmm.inputs.augment import Hops
 
     hops: Hops | None = None
     while True:
