@@ -31,6 +31,7 @@ from pdadmm.runtime.checkpoint import newest, put_aside
 from pdadmm.runtime.control import STOPPED_EARLY, Control
 from pdadmm.runtime.devices import choose, describe
 from pdadmm.runtime.launch import agree, main_under_mpi
+from pdadmm.runtime.options import to_toml
 from pdadmm.runtime.progress import Progress, final_table
 from pdadmm.trace.collect import write_profile
 from pdadmm.trace.offsets import read_offset
@@ -193,7 +194,7 @@ def _train(waiter: Waiter, arguments: list[str]) -> None:
         _warn(f"starting afresh without --resume; the checkpoints of an earlier run are now in {old}")
     if comm.rank == 0:
         records = resumed.state["records"] if resumed else []
-        write_text(folder / "config.toml", config.to_toml())
+        write_text(folder / "config.toml", to_toml(config))
         (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     baseline = None
     if o.measure_links:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from support import words
 
-from pdadmm.admm.options import Config, load, parse
+from pdadmm.admm.options import OPTIONS, Config, parse
 from pdadmm.errors import InputError
+from pdadmm.runtime.options import to_toml
 
 
 def test_every_source_wins_over_the_one_before(tmp_path: Path) -> None:
@@ -28,9 +29,9 @@ def test_every_source_wins_over_the_one_before(tmp_path: Path) -> None:
 def test_written_options_read_back_the_same(tmp_path: Path) -> None:
     first = parse(words("x.h5 --stages 2,5,10 --nu 3e-4 --codec grid --bits 8 --grid-low -1 --grid-high 2"))
     file = tmp_path / "config.toml"
-    file.write_text(first.to_toml())
+    file.write_text(to_toml(first))
     assert parse(["--config", str(file)]) == first
-    file.write_text(parse([]).to_toml())
+    file.write_text(to_toml(parse([])))
     assert parse(["--config", str(file)]) == parse([])
 
 
@@ -45,7 +46,7 @@ def test_the_file_may_name_the_features_and_the_command_line_others(tmp_path: Pa
 def test_whole_numbers_are_fine_where_fractions_are(tmp_path: Path) -> None:
     file = tmp_path / "options.toml"
     file.write_text("[training]\nnu = 1\n")
-    nu = load(str(file))["training"]["nu"]
+    nu = OPTIONS.load(str(file))["training"]["nu"]
     assert nu == 1.0 and isinstance(nu, float)
 
 
@@ -84,12 +85,12 @@ def test_a_wrong_file_is_refused_by_name(text: str, complaint: str, tmp_path: Pa
 
 def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
-        load(str(tmp_path / "none.toml"))
+        OPTIONS.load(str(tmp_path / "none.toml"))
     with pytest.raises(InputError, match="directory"):
-        load(str(tmp_path))
+        OPTIONS.load(str(tmp_path))
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(InputError, match="not valid TOML"):
-        load(str(tmp_path / "binary.toml"))
+        OPTIONS.load(str(tmp_path / "binary.toml"))
 
 
 @pytest.mark.parametrize(

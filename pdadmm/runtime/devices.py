@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdadmm.admm.options import Run
 from pdadmm.arrays.backend import NUMPY
 from pdadmm.arrays.cupy_backend import CupyBackend, device_name
 from pdadmm.comm.mpi import ProgressThread
@@ -21,6 +20,7 @@ from pdadmm.comm.transport import MPITransport, NCCLTransport, StagedTransport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.runtime.launch import FORWARDING, agree
+from pdadmm.runtime.sections import Run
 
 __all__ = ["ON_CPUS", "Choice", "Place", "choose", "decide", "make_backend", "make_transport"]
 
