@@ -17,7 +17,8 @@ import numpy as np
 from pdadmm.datasets.graph import Graph
 from pdadmm.errors import InputError
 from pdadmm.files import Record, replacing
-from pdadmm.inputs.augment import Augmentation, Floats, Piece, Plan
+from pdadmm.inputs import Floats
+from pdadmm.inputs.augment import Augmentation, Piece, Plan
 from pdadmm.inputs.feature_file import SCHEMA, SCHEMA_VERSION, FeatureArrays
 
 __all__ = ["in_memory", "write_features"]
