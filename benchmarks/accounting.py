@@ -19,11 +19,11 @@ from typing import Any
 from mpi4py import MPI
 
 from pdadmm.admm import options as configuration
+from pdadmm.admm.command import open_features, resolve
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.admm.trainer import Sizes, Trainer
 from pdadmm.comm.waiter import Waiter
-from pdadmm.run import open_features, resolve
-from pdadmm.runtime.files import write_json
+from pdadmm.files import write_json
 from pdadmm.trace.clock import Clock
 
 #: iterations of which one is noted

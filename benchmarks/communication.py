@@ -30,8 +30,8 @@ import h5py
 from rich.console import Console
 from rich.table import Table
 
+from pdadmm.files import write_json
 from pdadmm.profile.svg import bars, standalone
-from pdadmm.runtime.files import write_json
 
 CODECS = ("float32", "grid8", "affine8", "affine4", "affine2", "delta8", "delta4", "delta2", "delta1")
 #: reduction in the paper's figure, 8 bits of p and q

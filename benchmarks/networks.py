@@ -26,9 +26,9 @@ import h5py
 import numpy as np
 from hosts import Hosts, reason_not_to
 
+from pdadmm.files import write_json
 from pdadmm.profile.figures import figures
 from pdadmm.profile.load import load
-from pdadmm.runtime.files import write_json
 
 CODECS = ("float32", "delta8", "delta4", "delta2", "delta1")
 CLASSES = 10

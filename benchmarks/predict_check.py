@@ -24,10 +24,10 @@ from networks import codec_options, write_random_features
 from rich.console import Console
 from rich.table import Table
 
+from pdadmm.files import write_json
 from pdadmm.profile.load import load
 from pdadmm.profile.predict import Scenario, kernels_named, predict
 from pdadmm.profile.simulate import Network
-from pdadmm.runtime.files import write_json
 
 LAYERS, HIDDEN, ITERATIONS = 4, 500, 24
 PAYLOAD = 1448 / 1514

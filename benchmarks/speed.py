@@ -48,7 +48,7 @@ from tune import Cached
 
 from pdadmm.bench.iteration import Variant, make_stage, measure
 from pdadmm.errors import InputError
-from pdadmm.runtime.files import write_json
+from pdadmm.files import write_json
 
 DELTA4 = Variant("fused", "delta", 4, "gradient")
 REPEATS = 7

@@ -31,11 +31,12 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from pdadmm import run
+from pdadmm.admm import command
 from pdadmm.admm import options as configuration
 from pdadmm.admm.trainer import SPLITS, Sizes, Trainer, largest_product
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
+from pdadmm.runtime.threads import set_threads
 
 FIGURES = ("val_accuracy", "val_loss", "test_accuracy", "train_accuracy", "objective", "primal_residual")
 
@@ -45,7 +46,7 @@ class Cached:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        with run.open_features(path) as features:
+        with command.open_features(path) as features:
             self.sizes = Sizes.of(features)
             self._x = {name: features.x(name) for name in SPLITS}
             self._y = {name: features.y(name) for name in SPLITS}
@@ -71,9 +72,9 @@ def train(features: Cached, options: dict[str, str], fixed: list[str], seed: int
         arguments += ["--" + name, value]
     if "--eval-every" not in fixed:  # at the end of every stage only
         arguments += ["--eval-every", "1000000"]
-    config = configuration.parse(_resolve_multiples(arguments), run.preset)
-    run.resolve(config, 1)
-    run.set_threads(config, MPI.COMM_SELF, largest_product(config, features.sizes))
+    config = configuration.parse(_resolve_multiples(arguments), command.preset)
+    command.resolve(config, 1)
+    set_threads(config.run, MPI.COMM_SELF, largest_product(config, features.sizes))
     started = time.perf_counter()
     record: dict[str, Any] = {"seed": seed, "options": options, "fixed": fixed, "file": features.path}
     try:

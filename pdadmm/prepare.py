@@ -16,9 +16,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pdadmm.errors import InputError
+from pdadmm.runtime.parser import Parser
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from pdadmm.inputs.parallel import Share
 
 __all__ = ["main"]
 
@@ -33,15 +39,8 @@ _SYNTHETIC = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as one line, like every other bad input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see python -m pdadmm.prepare --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m pdadmm.prepare", description="Make a feature file for training.")
+def _parser() -> Parser:
+    parser = Parser(prog="python -m pdadmm.prepare", description="Make a feature file for training.")
     parser.add_argument(
         "name", metavar="NAME|FILE.npz", help="data set, or a graph in the gnn-benchmark keys"
     )
@@ -64,8 +63,8 @@ class _Reporter:
     """Progress bars on a terminal's stderr; silent elsewhere."""
 
     def __init__(self) -> None:
-        self._progress: Any = None
-        self._tasks: dict[str, Any] = {}
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import Progress
@@ -86,9 +85,10 @@ class _Reporter:
             self._progress = None
 
 
-def _prepare(options: argparse.Namespace, share: Any, report: _Reporter) -> None:
+def _prepare(options: argparse.Namespace, share: Share, report: _Reporter) -> None:
     from pdadmm.datasets import REGISTRY, load
-    from pdadmm.inputs.features import Augmentation, Piece, write_features
+    from pdadmm.inputs.augment import Augmentation, Piece
+    from pdadmm.inputs.write import write_features
 
     began = time.perf_counter()
     if options.hops < 0:
@@ -142,7 +142,7 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)  # an exception, so that temporary files are removed
 
 
-def _run(arguments: Sequence[str] | None, share: Any) -> int:
+def _run(arguments: Sequence[str] | None, share: Share) -> int:
     """Do the work in one process; print what is wrong; return the exit code."""
     report = _Reporter()
     try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from support import words
 
-from pdadmm.admm.options import Config, load, parse
+from pdadmm.admm.options import OPTIONS, Config, parse
 from pdadmm.errors import InputError
+from pdadmm.runtime.options import Options, fill, option, positional, to_toml
+from pdadmm.runtime.sections import Output, Run
 
 
 def test_every_source_wins_over_the_one_before(tmp_path: Path) -> None:
@@ -28,9 +31,9 @@ def test_every_source_wins_over_the_one_before(tmp_path: Path) -> None:
 def test_written_options_read_back_the_same(tmp_path: Path) -> None:
     first = parse(words("x.h5 --stages 2,5,10 --nu 3e-4 --codec grid --bits 8 --grid-low -1 --grid-high 2"))
     file = tmp_path / "config.toml"
-    file.write_text(first.to_toml())
+    file.write_text(to_toml(first))
     assert parse(["--config", str(file)]) == first
-    file.write_text(parse([]).to_toml())
+    file.write_text(to_toml(parse([])))
     assert parse(["--config", str(file)]) == parse([])
 
 
@@ -45,7 +48,7 @@ def test_the_file_may_name_the_features_and_the_command_line_others(tmp_path: Pa
 def test_whole_numbers_are_fine_where_fractions_are(tmp_path: Path) -> None:
     file = tmp_path / "options.toml"
     file.write_text("[training]\nnu = 1\n")
-    nu = load(str(file))["training"]["nu"]
+    nu = OPTIONS.load(str(file))["training"]["nu"]
     assert nu == 1.0 and isinstance(nu, float)
 
 
@@ -84,12 +87,12 @@ def test_a_wrong_file_is_refused_by_name(text: str, complaint: str, tmp_path: Pa
 
 def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
-        load(str(tmp_path / "none.toml"))
+        OPTIONS.load(str(tmp_path / "none.toml"))
     with pytest.raises(InputError, match="directory"):
-        load(str(tmp_path))
+        OPTIONS.load(str(tmp_path))
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(InputError, match="not valid TOML"):
-        load(str(tmp_path / "binary.toml"))
+        OPTIONS.load(str(tmp_path / "binary.toml"))
 
 
 @pytest.mark.parametrize(
@@ -151,3 +154,78 @@ def test_options_of_the_exact_solver_in_a_preset_give_way_to_another_solver() ->
     assert (changed.momentum, changed.damping) == (0.0, 0.0)
     with pytest.raises(InputError, match="exact solver"):
         parse(["--solver", "gradient", "--momentum", "0.5"], preset)
+
+
+# ---- another system's options ---------------------------------------------------------------------
+
+
+@dataclass
+class Descent:
+    rate: float = option(0.1, "length of a step")
+    method: str = option("plain", "how it descends", ("plain", "adam"))
+    widths: list[int] = option([4], "of the layers", parse=lambda text: [int(w) for w in text.split(",")])
+    limit: float | None = option(None, "of a gradient")
+    averaged: bool = option(True, "average the iterates")
+
+
+@dataclass
+class Tree:
+    graph: str = positional("FILE.h5", "what it descends on")
+    descent: Descent = field(default_factory=Descent)
+    run: Run = field(default_factory=Run)
+    output: Output = field(default_factory=Output)
+
+
+OTHER = Options(Tree, "python -m other.train", "Descends.")
+
+
+def read(*arguments: str | Path) -> Tree:
+    tree = Tree()
+    fill(tree, OTHER.read([str(a) for a in arguments]))
+    return tree
+
+
+def test_another_system_declares_its_options_and_has_command_line_and_toml(tmp_path: Path) -> None:
+    assert read() == Tree() and read().descent.widths is not Tree().descent.widths
+    tree = read("g.h5", *words("--rate 1 --method adam --widths 5,3 --limit 2 --no-averaged --threads 3"))
+    assert tree.graph == "g.h5" and tree.run.threads == 3
+    assert tree.descent == Descent(1.0, "adam", [5, 3], 2.0, False)
+    file = tmp_path / "tree.toml"
+    file.write_text(to_toml(tree))
+    assert read("--config", file) == tree
+    assert read("h.h5", "--config", file, "--rate", "3").descent.rate == 3
+    help_text = OTHER.parser().format_help()
+    for name in ("--rate", "--no-averaged", "--backend", "--checkpoint-every", "FILE.h5"):
+        assert name in help_text
+
+
+def test_another_system_has_the_same_messages(tmp_path: Path) -> None:
+    file = tmp_path / "tree.toml"
+    for text, complaint in (
+        ("[descent]\nspeed = 1\n", "an unknown option 'speed' in [descent]"),
+        ("[network]\nlayers = 1\n", "an unknown table [network]; there are descent, run, output"),
+        ("[descent]\nlimit = 'x'\n", "limit in [descent] of"),
+        ("graph = 1\n", "graph in"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError) as caught:
+            OTHER.load(str(file))
+        assert complaint in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"see python -m other\.train --help"):
+        read("--speed", "1")
+
+
+def test_a_resumed_run_takes_over_what_it_was_but_not_where_and_how_long(tmp_path: Path) -> None:
+    given = words("--rate 2 --threads 5 --checkpoint-every 3 --max-seconds 9 --trace --quiet")
+    (tmp_path / "config.toml").write_text(to_toml(read("g.h5", *given)))
+    tree = read("--resume", "--out", tmp_path)
+    assert (tree.graph, tree.descent.rate, tree.output.checkpoint_every) == ("g.h5", 2.0, 3)
+    assert tree.run == Run() and (tree.output.max_seconds, tree.output.trace) == (0.0, False)
+    assert read("--resume", "--out", tmp_path, "--rate", "7").descent.rate == 7
+    assert read("--out", tmp_path) == read("--out", tmp_path, "--config", _empty(tmp_path))
+
+
+def _empty(folder: Path) -> Path:
+    file = folder / "empty.toml"
+    file.write_text("")
+    return file

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pdadmm.admm.options import _parser
+from pdadmm.admm.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,7 +17,7 @@ def test_the_readme_lists_every_option_and_no_other() -> None:
     section = text.split("## Options of `pdadmm.run`")[1].split("\n## ")[0]
     listed = set(re.findall(r"^\| `(--[a-z-]+)", section, re.M))
     known = set()
-    for action in _parser()._actions:
+    for action in OPTIONS.parser()._actions:
         names = [name for name in action.option_strings if name.startswith("--") and name != "--help"]
         # of a switch that is on by default the README lists the form that changes something
         known |= {names[-1]} if names else set()

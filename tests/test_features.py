@@ -17,11 +17,13 @@ from data_files import ROOT, dense_adjacency, dense_hops, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pdadmm.inputs.features as features_module
 from pdadmm.datasets import Graph, synthetic_graph
 from pdadmm.datasets.graph import clean_adjacency
 from pdadmm.errors import InputError
-from pdadmm.inputs.features import Augmentation, FeatureFile, Plan, in_memory, write_features
+from pdadmm.inputs import augment
+from pdadmm.inputs.augment import Augmentation, Plan
+from pdadmm.inputs.feature_file import _ATTRIBUTES, FeatureFile
+from pdadmm.inputs.write import in_memory, write_features
 
 
 def make_graph(
@@ -50,8 +52,8 @@ def make_graph(
 @pytest.fixture
 def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks and panels, as only a large graph has."""
-    monkeypatch.setattr(features_module, "_BLOCK_BYTES", 40 * 4 * 3)
-    monkeypatch.setattr(features_module, "_PANEL_BYTES", 1)
+    monkeypatch.setattr(augment, "_BLOCK_BYTES", 40 * 4 * 3)
+    monkeypatch.setattr(augment, "_PANEL_BYTES", 1)
 
 
 @pytest.mark.parametrize("sparse", [True, False])
@@ -157,7 +159,7 @@ def test_schema_is_as_documented(tmp_path: Path) -> None:
             "node_id": ((30,), "<i8", None),
         }
     documentation = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    for name in features_module._ATTRIBUTES:
+    for name in _ATTRIBUTES:
         assert f"`{name}`" in documentation
 
 
@@ -186,7 +188,7 @@ def test_memory_does_not_grow_with_the_hops(
 ) -> None:
     mib = 1 << 20
     for budget in ("_BLOCK_BYTES", "_HOPS_BYTES", "_PANEL_BYTES"):
-        monkeypatch.setattr(features_module, budget, mib)
+        monkeypatch.setattr(augment, budget, mib)
     graph, _, _ = make_graph(300, 1000, sparse=sparse)
     one_hop = 300 * 1000 * 4
     for hops in (4, 16):
@@ -323,5 +325,5 @@ def test_embedded_default_needs_its_edges() -> None:
 
 
 def test_importing_features_does_not_start_mpi() -> None:
-    code = "import sys, pdadmm.inputs.features, pdadmm.datasets; sys.exit('mpi4py' in sys.modules)"
+    code = "import sys, pdadmm.inputs.write, pdadmm.datasets; sys.exit('mpi4py' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

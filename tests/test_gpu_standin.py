@@ -31,10 +31,10 @@ from support import (
     without_times,
 )
 
-from pdadmm.admm.options import Run
 from pdadmm.admm.passes.lengths import label_of, place_of
 from pdadmm.errors import InputError, RunError
 from pdadmm.runtime.devices import Place, decide
+from pdadmm.runtime.sections import Run
 
 SHAPE = "--layers 5 --hidden 24 --iterations 12 --eval-every 6 --stages 2,5 --kernels reference --quiet"
 

@@ -12,7 +12,7 @@ from support import python, records_of, succeed, without_times, words
 
 import pdadmm
 from pdadmm.errors import InputError
-from pdadmm.inputs.features import FeatureFile
+from pdadmm.inputs.feature_file import FeatureFile
 from pdadmm.inputs.scaling import normalise_inputs
 
 

@@ -18,7 +18,7 @@ from slurm import Cluster, missing
 from support import find_mpirun, summary_of
 
 import pdadmm
-from pdadmm.inputs.features import FeatureFile
+from pdadmm.inputs.feature_file import FeatureFile
 from pdadmm.runtime.control import STOPPED_EARLY
 
 JOBS = Path(__file__).parents[1] / "jobs"

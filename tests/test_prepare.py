@@ -29,7 +29,8 @@ from data_files import (
 )
 
 from pdadmm.datasets import load
-from pdadmm.inputs.features import FeatureFile, in_memory
+from pdadmm.inputs.feature_file import FeatureFile
+from pdadmm.inputs.write import in_memory
 from pdadmm.prepare import main
 
 needs_mpirun = pytest.mark.skipif(mpirun() is None, reason="there is no mpirun")
@@ -245,8 +246,8 @@ def test_full_disk_is_one_line_and_nothing_left(tmp_path: Path, limit: int) -> N
 def test_failure_to_write_while_ranks_are_at_work_does_not_hang(tmp_path: Path, error: str) -> None:
     """The writing rank fails while blocks are on their way to it."""
     done = run_script(
-        "import sys, pdadmm.inputs.features as f; from pdadmm.prepare import main\n"
-        "f._PANEL_BYTES = 1; f._BLOCK_BYTES = 1 << 17; write, left = f._write_at, [4000]\n"
+        "import sys; from pdadmm.inputs import augment, write as f; from pdadmm.prepare import main\n"
+        "augment._PANEL_BYTES = 1; augment._BLOCK_BYTES = 1 << 17; write, left = f._write_at, [4000]\n"
         "def failing(*args):\n"
         "    left[0] -= 1\n"
         f"    if left[0] < 0: raise {error}\n"

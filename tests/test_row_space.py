@@ -10,8 +10,7 @@ import pytest
 from mpi4py import MPI
 from support import python, records_of, succeed, weights_of
 
-from pdadmm import run
-from pdadmm.admm import trainer, updates
+from pdadmm.admm import command, trainer, updates
 from pdadmm.admm.options import parse
 from pdadmm.admm.passes.reference import ReferencePasses
 from pdadmm.admm.trainer import Sizes, Trainer
@@ -62,10 +61,10 @@ def test_steps_are_those_of_the_written_out_weights(V: int, n_in: int, step: str
 
 def trained(path: Path, options: str) -> Trainer:
     config = parse([str(path), *options.split(), "--eval-every", "10"])
-    run.resolve(config, 1)
-    with run.open_features(str(path)) as features:
+    command.resolve(config, 1)
+    with command.open_features(str(path)) as features:
         sizes = Sizes.of(features)
-    found = Trainer(config, sizes, lambda: run.open_features(str(path)), Waiter(MPI.COMM_SELF))
+    found = Trainer(config, sizes, lambda: command.open_features(str(path)), Waiter(MPI.COMM_SELF))
     found.run()
     return found
 

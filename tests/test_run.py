@@ -27,7 +27,7 @@ from support import (
 
 import pdadmm
 from pdadmm.datasets import load
-from pdadmm.inputs.features import in_memory
+from pdadmm.inputs.write import in_memory
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from pdadmm.admm.evaluate import SPLITS, Split, evaluate
 from pdadmm.admm.growth import identity_layer, random_layer, stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms
 from pdadmm.admm.monitor import Monitor
-from pdadmm.admm.options import Config
+from pdadmm.admm.options import Config, Training
 from pdadmm.admm.passes import Passes, select_passes
 from pdadmm.admm.placement import layer_cost, place
 from pdadmm.admm.stage import Plan, Stage
@@ -25,6 +25,7 @@ from pdadmm.codec import Codec, make_codec
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
+from pdadmm.files import Record
 from pdadmm.inputs.scaling import normalise_inputs
 from pdadmm.runtime import checkpoint
 from pdadmm.runtime.checkpoint import Checkpoint
@@ -34,8 +35,8 @@ from pdadmm.trace.collect import Accounts
 from pdadmm.trace.device_clock import make_clock
 from pdadmm.trace.offsets import read_offset
 
-if TYPE_CHECKING:  # features imports SciPy and h5py, which only the first and last ranks need
-    from pdadmm.inputs.features import Features
+if TYPE_CHECKING:  # imports SciPy and h5py, which only the first and last ranks need
+    from pdadmm.inputs.feature_file import Features
 
 __all__ = ["Sizes", "Trainer", "largest_product", "widths_of"]
 
@@ -60,6 +61,11 @@ class Sizes:
         rows = dict(zip(SPLITS, (features.n_train, features.n_val, features.n_test), strict=True))
         per_hop = int(features.attrs["features_per_hop"])
         return cls(features.dataset, features.num_features, per_hop, features.num_classes, rows)
+
+
+def hyper_of(training: Training) -> Hyper:
+    """Penalties and methods at the start of a run: the options of the same names."""
+    return Hyper(**{f.name: getattr(training, f.name) for f in fields(Hyper)})
 
 
 def widths_of(config: Config, inputs: int, classes: int) -> list[int]:
@@ -133,10 +139,7 @@ class Trainer:
         ]
         self.blocks = place(costs, waiter.comm.size)
         waiter.where.set_layers(self.blocks[self.rank].start, self.blocks[self.rank].stop - 1)
-        t = config.training
-        self.hyper = Hyper(
-            t.nu, t.rho, t.mu, t.solver, t.step, t.refresh, t.risk, t.damping, t.momentum, t.z_centre
-        )
+        self.hyper = hyper_of(config.training)
         self.backend = make_backend(choice, self.rank, config.run.precision)
         self.passes: Passes = select_passes(config.run.kernels, threads, self.backend.name)
         self.transport: Any = None
@@ -350,7 +353,7 @@ class Trainer:
         self.seconds_exposed = state["seconds_exposed"]
         self.seconds_checkpoints = state["seconds_checkpoints"]
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> Record:
         """What must be the same for a checkpoint to be gone on from."""
         c = self.config
         rows = {f"nodes_{name}": split.rows for name, split in self.splits.items()}
@@ -417,7 +420,7 @@ class Trainer:
         if self.progress_thread is not None:
             self.progress_thread.close()
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Record:
         """Results of the whole run, the same on all ranks."""
         t = self.config.training
         last = self.records[-1]

@@ -20,20 +20,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pdadmm.admm.options import Run
 from pdadmm.arrays.backend import NUMPY
 from pdadmm.comm.transport import Edge, StagedTransport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
+from pdadmm.files import write_json
 from pdadmm.runtime.devices import ON_CPUS, Choice, choose, make_backend, make_transport
-from pdadmm.runtime.files import write_json
 from pdadmm.runtime.launch import agree, main_under_mpi
+from pdadmm.runtime.parser import Parser
+from pdadmm.runtime.sections import Run
 
 __all__ = ["SIZES", "main", "measure_neighbours", "measure_pair"]
 
@@ -359,14 +360,9 @@ def _table(measured: dict[str, Any]) -> None:
             Console(width=100 if not sys.stdout.isatty() else None).print(table)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
 def _bench(waiter: Waiter, arguments: list[str]) -> None:
     def check() -> argparse.Namespace:
-        parser = _Parser(
+        parser = Parser(
             prog="python -m pdadmm.bench links",
             description="Latency and bandwidth between neighbouring ranks.",
         )

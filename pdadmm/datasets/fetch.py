@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import replacing, scratch
 from .registry import Dataset, RawFile
 
 __all__ = ["Progress", "raw_files", "sha256_of"]
@@ -125,16 +126,13 @@ def _download(entry: Dataset, folder: Path, verify: bool, progress: Progress | N
             target = folder / file.name
             if target.is_file():
                 continue
-            partial = _stream(file.url, target, progress)
-            try:
+            with replacing(target) as partial:
+                _stream(file.url, partial, target.name, progress)
                 if verify and file.url_known:
                     _verify(partial, file.sha256)
                 else:
                     with (folder / _RECORD).open("a", encoding="utf-8") as record:
                         record.write(f"{sha256_of(partial)}  {file.name}\n")
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as exc:
         reason = getattr(exc, "reason", None) or exc
         raise InputError(
@@ -147,45 +145,34 @@ def _download(entry: Dataset, folder: Path, verify: bool, progress: Progress | N
 
 def _download_archive(entry: Dataset, folder: Path, verify: bool, progress: Progress | None) -> None:
     assert entry.archive is not None
-    partial = _stream(entry.archive.url, folder / Path(entry.archive.url).name, progress)
+    name = Path(entry.archive.url).name
     try:
-        if verify:
-            _verify(partial, entry.archive.sha256)
-        with zipfile.ZipFile(partial) as archive:
-            for file in entry.file_sets[0]:  # only these names, so no member can land elsewhere
-                target = folder / file.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                unpacked = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-                try:
+        with scratch(folder / name) as partial:
+            _stream(entry.archive.url, partial, name, progress)
+            if verify:
+                _verify(partial, entry.archive.sha256)
+            with zipfile.ZipFile(partial) as archive:
+                for file in entry.file_sets[0]:  # only these names, so no member can land elsewhere
+                    target = folder / file.name
+                    target.parent.mkdir(parents=True, exist_ok=True)
                     member = archive.open(f"{entry.archive.prefix}/{file.name}")
-                    with member as source, unpacked.open("wb") as stream:
+                    with member as source, replacing(target) as unpacked, unpacked.open("wb") as stream:
                         shutil.copyfileobj(source, stream, _CHUNK)
-                    os.replace(unpacked, target)
-                finally:
-                    unpacked.unlink(missing_ok=True)
     except (zipfile.BadZipFile, KeyError):
         raise InputError(
             f"{entry.archive.url}: not the expected archive; put the files in {folder} by hand"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _stream(url: str, target: Path, progress: Progress | None) -> Path:
-    """Download to a temporary name beside the target and return it."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def _stream(url: str, into: Path, name: str, progress: Progress | None) -> None:
+    """Download a file, which progress is told of by its name."""
     request = urllib.request.Request(url, headers={"User-Agent": "pdadmm"})
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as source, partial.open("wb") as stream:
-            total, done = int(source.headers.get("Content-Length") or 0), 0
-            while chunk := source.read(_CHUNK):
-                stream.write(chunk)
-                done += len(chunk)
-                if progress is not None:
-                    progress(f"download {target.name}", done, total)
-        if total and done != total:
-            raise ConnectionError(f"{url} ended after {done} of {total} bytes")
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return partial
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as source, into.open("wb") as stream:
+        total, done = int(source.headers.get("Content-Length") or 0), 0
+        while chunk := source.read(_CHUNK):
+            stream.write(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(f"download {name}", done, total)
+    if total and done != total:
+        raise ConnectionError(f"{url} ended after {done} of {total} bytes")

@@ -141,23 +141,7 @@ _PLANETOID_SHA256 = {
 }
 
 
-# Chosen by the mean validation accuracy of the final iterate (benchmarks/tune.py: 10 layers, hidden 100,
-# delta 4 bits, rho = .1; 3 seeds on the public splits, 5 drawn splits elsewhere), with hellinger and
-# without. Cora and Citeseer: nu .003, .01, .03, .1 by mu .001, .003, .01. Amazon: nu .003, .01, .03 by mu
-# 3e-5, 1e-4, 3e-4 with hellinger and .01, .03, .1 without. Coauthor with hellinger: mu 1e-4 to .1 on
-# Physics, 3e-4 to .003 on CS; without: an earlier search, of features rotated into fewer columns for CS.
-# Validation accuracy with hellinger and the best without: Cora .811 and .762, Citeseer .710 and .731 (nu
-# .003; .722 with .01), Computers .790 and .788, Photo .878 and .871, CS .913 and .907, Physics .929 and
-# .912. Where nu = .01 was kept and was not the best, it was within .001. Then hop_decay over .65, .8 and 1
-# on the Coauthor graphs: CS .923, .920, .913, Physics .929, .933, .929; a ridge regression on the same
-# features wants none on Cora and Amazon. Pubmed was not tuned.
-#
-# MNIST: validation accuracy on 10,000 of the training images, one seed (4 layers through 2, hidden 100, 80
-# iterations a stage, delta 4 bits, rho = nu, damping 1, momentum .95, z_centre linear). nu .01 with mu .001:
-# .924; nu .001 with mu .001, .01, .05: .932, .933, .912; nu 3e-4 with mu 3e-4, .003, .01: .934, .935, .921;
-# nu 1e-4 with mu 3e-4, .003: .936, .924. Too much of mu/nu underfits; .001 is for the whole set. There
-# rho = nu is best at 4 layers (.952 after 120 iterations a stage), but comes apart at 10 (.940); rho = 3 nu
-# does not (.945; with momentum .9 too), so that it is the preset (docs/results.md).
+# How they were chosen: docs/results.md, "How the presets were chosen".
 _PRESETS: dict[str, dict[str, Any]] = {
     "cora": {"input_norm": "hellinger", "mu": 0.003},
     "citeseer": {"nu": 0.003},

@@ -6,7 +6,7 @@ import argparse
 import itertools
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pdadmm.errors import InputError
 from pdadmm.profile.figures import Figures, figures
@@ -14,17 +14,13 @@ from pdadmm.profile.load import load
 from pdadmm.profile.page import write_page
 from pdadmm.profile.predict import Scenario, parse_network, passes_named, predict, resolve_codec
 from pdadmm.profile.report import print_report, write_csv, write_report_json
+from pdadmm.runtime.parser import Parser
 
 __all__ = ["main"]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see python -m pdadmm.profile --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m pdadmm.profile",
         description="Report of a run, or of several runs side by side with ratios against the first.",
     )

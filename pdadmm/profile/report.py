@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pdadmm.files import write_json
 from pdadmm.profile.figures import Figures
 from pdadmm.profile.units import rate, seconds, share, size
-from pdadmm.runtime.files import write_json
 
 __all__ = ["QUANTITIES", "print_report", "title_of", "write_csv", "write_report_json"]
 

@@ -22,12 +22,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from pdadmm.arrays import Array
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
+from pdadmm.files import Record
 
 __all__ = ["KEPT", "Checkpoint", "Saved", "newest", "put_aside", "write"]
 
@@ -36,11 +37,9 @@ VERSION = 3
 _PREFIX = "iteration-"
 _TEMPORARY, _DAMAGED = ".tmp", ".damaged"
 
-State = dict[str, Any]
-
 
 def write(
-    folder: Path, iteration: int, state: State, arrays: Mapping[int, Mapping[str, Any]], waiter: Waiter
+    folder: Path, iteration: int, state: Record, arrays: Mapping[int, Mapping[str, Array]], waiter: Waiter
 ) -> None:
     """Write a checkpoint; collective.
 
@@ -145,8 +144,8 @@ class Checkpoint:
         index = _unsealed(path / "index.json")
         self.path = path
         self.iteration: int = index["iteration"]
-        self.state: State = index["state"]
-        self._files: list[dict[str, Any]] = index["files"]
+        self.state: Record = index["state"]
+        self._files: list[Record] = index["files"]
         self.layers: dict[int, Saved] = {}
         for entry in self._files:
             places: dict[int, dict[str, tuple[str, list[int], int]]] = {}
@@ -252,7 +251,7 @@ def _replace(temporary: Path, final: Path) -> None:
     _sync_folder(final.parent)
 
 
-def _write_rank(path: Path, arrays: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _write_rank(path: Path, arrays: Mapping[int, Mapping[str, Array]]) -> Record:
     """Write a rank's arrays; returns the file's entry in the index."""
     digest = hashlib.sha256()
     places: list[tuple[int, str, str, tuple[int, ...], int]] = []
@@ -283,13 +282,13 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sealed(body: dict[str, Any]) -> bytes:
+def _sealed(body: Record) -> bytes:
     """The body as JSON, in a line after its own checksum."""
     text = json.dumps(body).encode()
     return hashlib.sha256(text).hexdigest().encode() + b"\n" + text + b"\n"
 
 
-def _unsealed(path: Path) -> dict[str, Any]:
+def _unsealed(path: Path) -> Record:
     seal, _, text = path.read_bytes().partition(b"\n")
     if not text.endswith(b"\n") or hashlib.sha256(text[:-1]).hexdigest().encode() != seal:
         raise ValueError("checksum")

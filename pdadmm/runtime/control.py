@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pdadmm.comm.waiter import ALL_RANKS, Waiter
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Request
 
 __all__ = ["CONTINUE", "SAVE", "STOP", "STOPPED_EARLY", "Control"]
 
@@ -69,7 +72,7 @@ class Control:
         self._told_to_stop_at = 0.0
         self._votes = np.zeros(2)
         self._total = np.zeros(2)
-        self._request: Any = None
+        self._request: Request | None = None
         if listen:
             signal.signal(signal.SIGUSR1, self._on_signal)
             signal.signal(signal.SIGTERM, self._on_signal)

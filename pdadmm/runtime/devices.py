@@ -9,9 +9,8 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pdadmm.admm.options import Run
 from pdadmm.arrays.backend import NUMPY
 from pdadmm.arrays.cupy_backend import CupyBackend, device_name
 from pdadmm.comm.mpi import ProgressThread
@@ -21,6 +20,10 @@ from pdadmm.comm.transport import MPITransport, NCCLTransport, StagedTransport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.runtime.launch import FORWARDING, agree
+from pdadmm.runtime.sections import Run
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
 
 __all__ = ["ON_CPUS", "Choice", "Place", "choose", "decide", "make_backend", "make_transport"]
 
@@ -98,7 +101,7 @@ def look_around(run: Run, waiter: Waiter) -> Place:
     return Place(host, None, device, name, uuid, problem, version, shares)
 
 
-def local_rank(comm: Any) -> int:
+def local_rank(comm: Intracomm) -> int:
     """Number of this rank among those of its node."""
     if comm.size == 1:
         return 0

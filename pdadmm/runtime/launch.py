@@ -9,13 +9,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from pdadmm.comm.waiter import Waiter
 from pdadmm.comm.where import Where
 from pdadmm.errors import InputError, RunError
 
 __all__ = ["FORWARDING", "agree", "main_under_mpi"]
+
+Result = TypeVar("Result")
 
 #: seconds that all ranks wait for rank 0 to speak for them
 _LAST_WORDS = 3.0
@@ -96,14 +98,14 @@ def _say(where: Where, error: BaseException) -> None:
     print(f"pdadmm: {where}: {' '.join(reason.split())}", file=sys.stderr, flush=True)
 
 
-def agree(waiter: Waiter, work: Callable[[], Any]) -> Any:
+def agree(waiter: Waiter, work: Callable[[], Result]) -> Result:
     """Do `work` on every rank; when it raises InputError or SystemExit on any, raise the first one on all.
 
     Returns
     -------
     What `work` returned on this rank.
     """
-    value, problem = None, None
+    problem: InputError | SystemExit | None = None
     try:
         value = work()
     except (InputError, SystemExit) as error:  # SystemExit: argparse after --help

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pdadmm
 from pdadmm.comm.waiter import Waiter
-from pdadmm.runtime.files import write_json
+from pdadmm.files import write_json
 from pdadmm.trace.clock import WARM_UP, Clock
 from pdadmm.trace.messages import flights
 from pdadmm.trace.offsets import Reading

@@ -10,10 +10,10 @@ Format: "Trace Event Format", Google, the JSON object form.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from pdadmm.files import replacing
 from pdadmm.trace.messages import alignment
 
 __all__ = ["timeline", "write_timeline"]
@@ -99,9 +99,7 @@ def _arrow(identifier: int, sender: int, left: float, receiver: int, taken: floa
 def write_timeline(path: Path, ranks: list[dict[str, Any]]) -> None:
     """Write the timeline of all ranks, a line an event."""
     found = timeline(ranks)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
+    with replacing(path) as temporary, temporary.open("w") as file:
         file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
         file.write(",\n".join(json.dumps(event) for event in found["traceEvents"]))
         file.write("\n]}\n")
-    os.replace(temporary, path)

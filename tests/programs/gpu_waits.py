@@ -17,12 +17,12 @@ from mpi4py import MPI
 from pdadmm.admm.activations import ReLU
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
-from pdadmm.admm.options import Run
 from pdadmm.admm.passes import make_passes
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.codec import DeltaCodec
 from pdadmm.comm.waiter import Waiter
 from pdadmm.runtime.devices import choose, make_backend, make_transport
+from pdadmm.runtime.sections import Run
 from pdadmm.trace.device_clock import make_clock
 
 NODES, WIDTHS = 60, [12, 8, 8, 8, 3]

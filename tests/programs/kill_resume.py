@@ -33,7 +33,7 @@ from support import (
 )
 
 from pdadmm import Model
-from pdadmm.inputs.features import FeatureFile
+from pdadmm.inputs.feature_file import FeatureFile
 
 LAYERS, STAGES, ITERATIONS, EVERY = 16, "5,16", 15, 4
 

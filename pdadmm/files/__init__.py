@@ -7,9 +7,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["replacing", "write_json", "write_text"]
+__all__ = ["Record", "replacing", "scratch", "write_json", "write_text"]
+
+#: what JSON and TOML call an object or a table
+Record: TypeAlias = dict[str, Any]
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Name beside `path` of a file that is removed when the block ends."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -18,12 +31,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     When the block raises, what it wrote is removed and `path` stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with scratch(path) as temporary:
         yield temporary
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,6 +42,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON as a whole."""
     write_text(path, json.dumps(value, indent=2) + "\n")

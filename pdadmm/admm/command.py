@@ -1,0 +1,257 @@
+"""The command that trains: from a command line to the files of a run, on all ranks together."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pdadmm.admm.growth import default_stages
+from pdadmm.admm.model_file import write_model
+from pdadmm.admm.options import Config, check_stages, parse
+from pdadmm.admm.passes import passes_in_words
+from pdadmm.admm.report import describe_run, final_table, in_profile, show, summarise
+from pdadmm.admm.trainer import Sizes, Trainer, largest_product
+from pdadmm.bench.links import measure_neighbours
+from pdadmm.comm.waiter import Waiter
+from pdadmm.errors import InputError
+from pdadmm.files import Record, write_json, write_text
+from pdadmm.runtime.checkpoint import Checkpoint, newest, put_aside
+from pdadmm.runtime.control import STOPPED_EARLY, Control
+from pdadmm.runtime.devices import Choice, choose, describe
+from pdadmm.runtime.folder import run_folder
+from pdadmm.runtime.launch import agree
+from pdadmm.runtime.options import to_toml
+from pdadmm.runtime.progress import Progress
+from pdadmm.runtime.threads import set_threads
+from pdadmm.trace.collect import write_profile
+from pdadmm.trace.offsets import read_offset
+from pdadmm.trace.timeline import write_timeline
+
+if TYPE_CHECKING:
+    from pdadmm.inputs.feature_file import Features
+
+__all__ = ["open_features", "preset", "resolve", "train"]
+
+
+def train(waiter: Waiter, arguments: list[str]) -> None:
+    """Train as a command line says; collective.
+
+    Raises
+    ------
+    InputError
+        On all ranks.
+    SystemExit
+        With code STOPPED_EARLY when the run was told to stop, or its time was over, and saved itself.
+    """
+    started = time.monotonic()
+    np.seterr(all="ignore")  # overflow shows as a non-finite gradient, which ends the run with a reason
+    config, sizes = _configure(waiter, arguments)
+    choice = _choose_devices(config, waiter)
+    with run_folder(waiter, config.output, sizes.dataset) as folder:
+        threads = set_threads(config.run, waiter.comm, largest_product(config, sizes))
+        features = partial(open_features, config.features)
+        control = _control(config, waiter, started)
+        progress = _progress(config, waiter)
+        record = partial(_record, folder, progress, config, waiter)
+        trainer = agree(
+            waiter, lambda: Trainer(config, sizes, features, waiter, control, record, choice, threads)
+        )
+        resumed = _checkpoint(folder, trainer)
+    _announce(trainer, threads)
+    _begin_files(folder, trainer, resumed)
+    baseline = _measure_links(trainer)
+    with progress:
+        finished = trainer.run(folder, resumed)
+    trainer.close()
+    run = describe_run(trainer, sizes, threads)
+    _write_profile(folder, run, trainer, baseline)
+    if not finished:
+        _stop_early(folder, trainer)
+    _write_results(folder, run, trainer, sizes, started)
+
+
+# ---- getting ready ----------------------------------------------------------------------------------
+
+
+def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
+    """Options and dimensions of the data, read on rank 0, on all ranks."""
+
+    def check() -> tuple[Config, Sizes] | None:
+        if waiter.comm.rank:
+            return None
+        config = parse(arguments, preset)
+        resolve(config, waiter.comm.size)
+        with open_features(config.features) as features:
+            return config, Sizes.of(features)
+
+    config, sizes = waiter.broadcast(agree(waiter, check))
+    waiter.timeout = config.run.timeout
+    return config, sizes
+
+
+def open_features(path: str) -> Features:
+    """The prepared file, or the embedded synthetic data set when `path` is empty."""
+    # imported here: SciPy takes long to load, and most ranks read no features
+    from pdadmm.datasets.synthetic import synthetic_graph
+    from pdadmm.inputs.feature_file import FeatureFile
+    from pdadmm.inputs.write import in_memory
+
+    if path:
+        return FeatureFile(path)
+
+    return in_memory(synthetic_graph(), hops=4)
+
+
+def preset(path: str) -> Record:
+    """Options that the registry recommends for the data set in a prepared file."""
+    from pdadmm.datasets.registry import REGISTRY
+    from pdadmm.inputs.feature_file import FeatureFile
+
+    if not path:
+        return dict(REGISTRY["synthetic"].preset)
+    with FeatureFile(path) as features:
+        known = REGISTRY.get(features.dataset)
+    return dict(known.preset) if known else {}
+
+
+def resolve(config: Config, ranks: int) -> None:
+    """Fill in what depends on the number of ranks.
+
+    Raises
+    ------
+    InputError
+    """
+    network, training = config.network, config.training
+    if not network.layers:
+        network.layers = training.stages[-1] if training.stages else (10 if ranks == 1 else ranks)
+    if network.layers < ranks:
+        raise InputError(
+            f"{network.layers} layers cannot occupy {ranks} ranks; start at most {network.layers} ranks "
+            f"or give --layers {ranks}"
+        )
+    if not training.stages:
+        training.stages = default_stages(network.layers)
+    check_stages(training.stages, network.layers)
+    if config.run.transport == "nccl" and config.run.backend == "numpy":
+        raise InputError("--transport nccl needs --backend cupy; use --transport mpi on CPUs")
+
+
+def _choose_devices(config: Config, waiter: Waiter) -> Choice:
+    """Backend and transport, in the options too."""
+    choice = choose(config.run, waiter)
+    config.run.backend, config.run.transport = choice.backend, choice.transport
+    return choice
+
+
+def _control(config: Config, waiter: Waiter, started: float) -> Control:
+    o = config.output
+    return Control(waiter, o.checkpoint_every, o.checkpoint_seconds, o.max_seconds, started, listen=True)
+
+
+def _progress(config: Config, waiter: Waiter) -> Progress:
+    total = len(config.training.stages) * config.training.iterations
+    return Progress("training", total, enabled=waiter.comm.rank == 0 and not config.output.quiet)
+
+
+def _record(folder: Path, progress: Progress, config: Config, waiter: Waiter, values: Record) -> None:
+    """Show the record of an evaluated iteration, and add it to metrics.jsonl."""
+    if waiter.comm.rank == 0:
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(values) + "\n")
+    show(progress, values, config.training.iterations)
+
+
+def _checkpoint(folder: Path, trainer: Trainer) -> Checkpoint | None:
+    """What --resume goes on from."""
+    if not trainer.config.output.resume:
+        return None
+    resumed = newest(folder, trainer.waiter, _warn)
+    trainer.require_same(resumed.state)
+    return resumed
+
+
+def _announce(trainer: Trainer, threads: int) -> None:
+    """Say what the run takes."""
+    run, comm = trainer.config.run, trainer.waiter.comm
+    if comm.rank == 0 and not trainer.config.output.quiet:
+        messages = trainer.config.messages
+        kernels = passes_in_words(trainer.passes, run.kernels, messages.codec, messages.bits)
+        line = describe(trainer.choice, run, comm.size, kernels, threads)
+        print(f"pdadmm: {line}", file=sys.stderr, flush=True)
+
+
+def _begin_files(folder: Path, trainer: Trainer, resumed: Checkpoint | None) -> None:
+    """config.toml, and metrics.jsonl as it was at the checkpoint."""
+    if trainer.waiter.comm.rank:
+        return
+    if resumed is None and (old := put_aside(folder)):
+        _warn(f"starting afresh without --resume; the checkpoints of an earlier run are now in {old}")
+    records = resumed.state["records"] if resumed else []
+    write_text(folder / "config.toml", to_toml(trainer.config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+def _measure_links(trainer: Trainer) -> Record | None:
+    """The links that the run's messages take, where --measure-links asks for it; on rank 0."""
+    if not trainer.config.output.measure_links:
+        return None
+    choice = trainer.choice
+    return measure_neighbours(
+        trainer.waiter,
+        ways=[choice.way],
+        choice=choice,
+        backend=trainer.backend,
+        run=trainer.config.run,
+    )
+
+
+def _warn(line: str) -> None:
+    print(f"pdadmm: warning: {line}", file=sys.stderr, flush=True)
+
+
+# ---- what it leaves ---------------------------------------------------------------------------------
+
+
+def _write_profile(folder: Path, run: Record, trainer: Trainer, baseline: Record | None) -> None:
+    """Write profile.json, and trace.json when asked for; collective."""
+    waiter = trainer.waiter
+    seconds = {"evaluation": trainer.seconds_evaluation, "checkpoint": trainer.seconds_checkpoints}
+    timeline = partial(write_timeline, folder / "trace.json") if trainer.config.output.trace else None
+    end = read_offset(waiter.comm)
+    write_profile(folder, in_profile(run), trainer.accounts, end, waiter, seconds, timeline, baseline)
+
+
+def _stop_early(folder: Path, trainer: Trainer) -> None:
+    if trainer.waiter.comm.rank == 0:
+        print(
+            f"pdadmm: stopped after iteration {trainer.iteration} with a checkpoint; "
+            f"go on with --resume --out {folder}",
+            file=sys.stderr,
+        )
+    raise SystemExit(STOPPED_EARLY)
+
+
+def _write_results(folder: Path, run: Record, trainer: Trainer, sizes: Sizes, started: float) -> None:
+    """Write model.h5 and summary.json, print the table; collective."""
+    n, waiter = trainer.config.network, trainer.waiter
+    summary = summarise(run, trainer)
+    attributes = {
+        "activation": n.activation,
+        "input_norm": n.input_norm,
+        "hop_decay": n.hop_decay,
+        "features_per_hop": sizes.features_per_hop,
+        "dataset": sizes.dataset,
+        "test_accuracy": summary["test_accuracy"],
+    }
+    write_model(folder / "model.h5", trainer.layers, trainer.blocks, attributes, waiter)
+    if waiter.comm.rank == 0:
+        summary["seconds_total"] = time.monotonic() - started
+        write_json(folder / "summary.json", summary)
+        if not trainer.config.output.quiet:
+            final_table(summary, folder)

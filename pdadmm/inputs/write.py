@@ -1,0 +1,187 @@
+"""Making the augmented features of a graph: in memory, or as the file that training reads.
+
+The format of the file is in docs/data.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pdadmm.datasets.graph import Graph
+from pdadmm.errors import InputError
+from pdadmm.files import Record, replacing
+from pdadmm.inputs import Floats
+from pdadmm.inputs.augment import Augmentation, Piece, Plan
+from pdadmm.inputs.feature_file import SCHEMA, SCHEMA_VERSION, FeatureArrays
+
+__all__ = ["in_memory", "write_features"]
+
+_WRITE_BYTES = 1 << 30  # in one call; Linux ends at 2 GiB
+_SLACK_BYTES = 1 << 20  # more than the metadata of a file take
+
+
+def _attributes(
+    work: Augmentation, seed: int, title: str, licence: str, citation: str, dataset: str | None
+) -> Record:
+    graph = work.graph
+    return {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "dataset": dataset or graph.name,
+        "title": title or graph.name,
+        "licence": licence or "unknown",
+        "citation": citation,
+        "hops": work.hops,
+        "features_per_hop": graph.num_features,
+        "feature_norm": work.feature_norm,
+        "seed": seed,
+        "num_nodes": graph.num_nodes,
+        "num_classes": graph.num_classes,
+        **{f"n_{name}": size for name, size in work.sizes.items()},
+        "nodes": work.nodes,
+    }
+
+
+def in_memory(
+    graph: Graph,
+    hops: int = 4,
+    feature_norm: str = "none",
+    *,
+    nodes: str = "split",
+    seed: int = 0,
+    title: str = "",
+    licence: str = "",
+    citation: str = "",
+) -> FeatureArrays:
+    """X of a graph without a file, bit for bit what the file would hold.
+
+    Parameters
+    ----------
+    graph : Graph
+    hops : int
+        K; taken as 0 when there is no graph.
+    feature_norm : {"none", "row"}
+    nodes : {"split", "all"}
+        Rows: the nodes in a split, or every node.
+    seed : int
+        Recorded in the attributes; the graph's splits are made already.
+    """
+    work = Augmentation(graph, hops, feature_norm, nodes)
+    x = np.empty(work.shape, dtype=np.float32)
+    for hop, start, values in work.pieces():
+        first = hop * graph.num_features + start
+        x[:, first : first + values.shape[1]] = values
+    attrs = _attributes(work, seed, title, licence, citation, None)
+    return FeatureArrays(attrs, x, work.labels, work.node_id)
+
+
+def write_features(
+    path: str | os.PathLike[str],
+    work: Augmentation,
+    *,
+    pieces: Iterable[Piece] | None = None,
+    seed: int = 0,
+    title: str = "",
+    licence: str = "",
+    citation: str = "",
+    dataset: str | None = None,
+) -> None:
+    """Write the feature file of a graph; the same input gives the same bytes.
+
+    The file is written under a temporary name in the same folder and renamed when complete, so
+    that nobody sees half a file and a failure leaves nothing behind.
+
+    Parameters
+    ----------
+    path : str or Path
+    work : Augmentation
+    pieces : iterable of Piece, optional
+        X from elsewhere (other processes), in the order of `Augmentation.pieces`; by default it is
+        computed here.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written (it is a folder); name a file with --out")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            # A full disk shows here, and as an error of the system: HDF5 does not survive it.
+            _reserve(temporary, 4 * math.prod(work.shape) + 16 * work.node_id.size + _SLACK_BYTES)
+            attrs = _attributes(work, seed, title, licence, citation, dataset)
+            offset = _create(temporary, attrs, work)
+            _reserve(temporary, offset + 4 * math.prod(work.shape))
+            with temporary.open("r+b", buffering=0) as file:
+                _write_panels(file.fileno(), offset, work.plan, work.pieces() if pieces is None else pieces)
+    except OSError as exc:
+        reason = os.strerror(exc.errno) if exc.errno else str(exc).splitlines()[0]
+        raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take disk space for a file, or raise OSError."""
+    with path.open("ab") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
+                raise
+
+
+def _create(path: Path, attrs: Record, work: Augmentation) -> int:
+    """Make the file complete but for the values of /x; returns where in the file they belong."""
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.attrs.update(attrs)
+        file.create_dataset("y", data=work.labels)
+        file.create_dataset("node_id", data=work.node_id)
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_obj_track_times(False)  # a time would make the bytes differ
+        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space = h5py.h5s.create_simple(work.shape)
+        return int(h5py.h5d.create(file.id, b"x", h5py.h5t.IEEE_F32LE, space, plist).get_offset())
+
+
+def _write_at(descriptor: int, values: Floats, offset: int) -> None:
+    """Write a contiguous array at a place in a file."""
+    content = values.data.cast("B")
+    while content:
+        written = os.pwrite(descriptor, content[:_WRITE_BYTES], offset)
+        content, offset = content[written:], offset + written
+
+
+def _write_panels(descriptor: int, offset: int, plan: Plan, pieces: Iterable[Piece]) -> None:
+    """Write the values of /x, row-major from `offset` on.
+
+    Pieces are gathered into panels of many columns: a write of long row segments is far faster.
+    """
+    panel = np.empty((plan.rows, plan.hops + 1, plan.panel), dtype="<f4")
+    start, filled = 0, 0
+
+    def flush() -> None:
+        if start == 0 and filled == plan.features == plan.panel:
+            _write_at(descriptor, panel.reshape(-1), offset)
+            return
+        segments = panel.reshape(-1, plan.panel)  # row-major: a hop of a row each
+        for number in range(plan.rows * (plan.hops + 1)):
+            place = offset + 4 * (number * plan.features + start)
+            _write_at(descriptor, segments[number, : filled - start], place)
+
+    for hop, column, values in pieces:
+        if column >= start + plan.panel:
+            flush()
+            start = filled
+        filled = column + values.shape[1]
+        panel[:, hop, column - start : filled - start] = values
+    flush()

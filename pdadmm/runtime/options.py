@@ -1,0 +1,284 @@
+"""Options as a tree of dataclasses, filled from TOML files and command lines, whatever the system.
+
+Those fields of the tree that are dataclasses are its sections: tables of the TOML file, groups of the
+command line, where all options are flat, ``--grid-low`` for ``[messages] grid_low``. What stands outside
+of them is a positional argument, and a key above the tables. A system declares its tree and reads it::
+
+    @dataclass
+    class Training:
+        rate: float = option(0.01, "length of a step")
+
+    @dataclass
+    class Config:
+        graph: str = positional("FILE.h5", "made by prepare")
+        training: Training = field(default_factory=Training)
+        run: Run = field(default_factory=Run)
+        output: Output = field(default_factory=Output)
+
+    OPTIONS = Options(Config, "python -m somewhere.train", "Train something.")
+    config = Config()
+    fill(config, OPTIONS.read(arguments))
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import tomli_w
+
+from pdadmm.errors import InputError
+from pdadmm.files import Record
+from pdadmm.runtime.parser import Parser
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["Options", "at_least", "fill", "not_negative", "option", "positional", "to_toml"]
+
+Value = TypeVar("Value")
+
+
+def option(
+    default: Value,
+    text: str,
+    choices: Sequence[Value] | None = None,
+    metavar: str | None = None,
+    parse: Callable[[str], Value] | None = None,
+) -> Value:
+    """Field of a section: a switch where it is a bool, else an option with a value.
+
+    Parameters
+    ----------
+    default
+        None where nothing is the default; a list is copied for every tree.
+    text
+        Its help.
+    parse
+        Makes the value of what stands on the command line; None: the field's type does.
+    """
+    metadata = {"help": text, "choices": choices, "metavar": metavar, "parse": parse}
+    if isinstance(default, list):
+        return cast(Value, dataclasses.field(default_factory=default.copy, metadata=metadata))
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def positional(metavar: str, text: str) -> str:
+    """Field of the tree itself: an argument that may be left out, and is then empty."""
+    return dataclasses.field(default="", metadata={"help": text, "metavar": metavar})
+
+
+class Options:
+    """The options of a command.
+
+    Parameters
+    ----------
+    tree
+        A dataclass of sections and positional arguments.
+    prog, description
+        The command in words, for its help and its messages.
+    """
+
+    def __init__(self, tree: type[DataclassInstance], prog: str, description: str) -> None:
+        self._prog, self._description = prog, description
+        hints = typing.get_type_hints(tree)
+        self._positionals = {f.name: f for f in dataclasses.fields(tree) if hints[f.name] is str}
+        self._sections: dict[str, type[DataclassInstance]] = {
+            f.name: hints[f.name] for f in dataclasses.fields(tree) if f.name not in self._positionals
+        }
+        self._options = {(section, o.name): o for section, cls in self._sections.items() for o in _of(cls)}
+
+    def parser(self) -> Parser:
+        """Of the command line."""
+        parser = Parser(
+            prog=self._prog,
+            description=self._description,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+        )
+        for name, f in self._positionals.items():
+            parser.add_argument(name, nargs="?", metavar=f.metadata["metavar"], help=f.metadata["help"])
+        parser.add_argument(
+            "--config", metavar="FILE.toml", help="options from a file; the command line wins"
+        )
+        groups = {section: parser.add_argument_group(section) for section in self._sections}
+        for (section, _), known in self._options.items():
+            known.add_to(groups[section])
+        return parser
+
+    def load(self, path: str) -> Record:
+        """Values of a TOML file, in the shape of the tree.
+
+        Raises
+        ------
+        InputError
+            When the file is missing, is no TOML, or has a table, key or value that is not an option.
+        """
+        try:
+            found = tomllib.loads(Path(path).read_text())
+        except OSError as error:
+            raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not valid TOML: {error}") from None
+        values: Record = {}
+        for section, table in found.items():
+            if section in self._positionals:
+                values[section] = _coerced(table, str, f"{section} in {path}")
+                continue
+            if section not in self._sections or not isinstance(table, dict):
+                sections = ", ".join(self._sections)
+                raise InputError(f"{path} has an unknown table [{section}]; there are {sections}")
+            for key, value in table.items():
+                if (section, key) not in self._options:
+                    raise InputError(f"{path} has an unknown option '{key}' in [{section}]")
+                checked = self._options[section, key].checked(value, f"{key} in [{section}] of {path}")
+                values.setdefault(section, {})[key] = checked
+        return values
+
+    def read(self, arguments: Sequence[str]) -> Record:
+        """Values of a command line and of the file that it names, which is the weaker one.
+
+        With --resume and without --config it is the config.toml of the run in --out, of which a section has
+        no more than its class lists as `resumed`, if it does.
+
+        Raises
+        ------
+        InputError
+        """
+        given = vars(self.parser().parse_args(arguments))
+        values = self.load(given["config"]) if "config" in given else self._of_run_before(given)
+        values.update({name: given[name] for name in self._positionals if name in given})
+        for section, name in self._options:
+            if name in given:
+                values.setdefault(section, {})[name] = given[name]
+        return values
+
+    def _of_run_before(self, given: Record) -> Record:
+        before = Path(given.get("out", "")) / "config.toml"
+        if not (given.get("resume") and given.get("out") and before.exists()):
+            return {}
+        values = self.load(str(before))
+        for section, cls in self._sections.items():
+            kept: Sequence[str] | None = getattr(cls, "resumed", None)
+            if kept is not None and section in values:
+                values[section] = {name: value for name, value in values[section].items() if name in kept}
+        return values
+
+
+def fill(tree: DataclassInstance, values: Record) -> None:
+    """Set the fields of a tree, and of its sections, that have values."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            fill(getattr(tree, name), value)
+        else:
+            setattr(tree, name, value)
+
+
+def to_toml(tree: DataclassInstance) -> str:
+    """The whole tree as TOML; values that are unset are left out."""
+    values = dataclasses.asdict(tree)
+    for section in values.values():
+        if isinstance(section, dict):
+            for key in [k for k, v in section.items() if v is None]:
+                del section[key]
+    return tomli_w.dumps(values)
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Refuse a whole number that is too small.
+
+    Raises
+    ------
+    InputError
+    """
+    if value < least:
+        raise InputError(f"--{name} is {value}; it must be at least {least}")
+
+
+def not_negative(name: str, value: float) -> None:
+    """Refuse a number that is negative or not finite.
+
+    Raises
+    ------
+    InputError
+    """
+    if not 0 <= value < float("inf"):
+        raise InputError(f"--{name} is {value:g}; it must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """A field of a section."""
+
+    name: str
+    kind: type  #: of its values
+    default: object  #: None: there is none to be told
+    text: str
+    choices: Sequence[object] | None
+    metavar: str | None
+    parse: Callable[[str], object] | None
+
+    def add_to(self, group: argparse._ArgumentGroup) -> None:
+        name = "--" + self.name.replace("_", "-")
+        if self.kind is bool:
+            switch = argparse.BooleanOptionalAction if self.default else "store_true"
+            group.add_argument(name, action=switch, help=self.text)
+            return
+        text = f"{self.text} (default: {self.default})" if self.default else self.text
+        group.add_argument(
+            name, type=self.parse or self.kind, choices=self.choices, metavar=self.metavar, help=text
+        )
+
+    def checked(self, value: object, where: str) -> object:
+        """A TOML value as one of the option."""
+        value = _coerced(value, self.kind, where)
+        if self.choices and value not in self.choices:
+            names = ", ".join(map(str, self.choices))
+            raise InputError(f"{where} must be one of {names}, not '{value}'")
+        return value
+
+
+def _of(section: type[DataclassInstance]) -> list[_Option]:
+    """The options of a section."""
+    hints = typing.get_type_hints(section)
+    return [
+        _Option(
+            f.name,
+            _plain(hints[f.name]),
+            None if f.default is dataclasses.MISSING else f.default,
+            f.metadata["help"],
+            f.metadata["choices"],
+            f.metadata["metavar"],
+            f.metadata["parse"],
+        )
+        for f in dataclasses.fields(section)
+    ]
+
+
+def _plain(hint: Any) -> type:
+    """The type of a field's values: X for X | None, list for a list."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(t for t in typing.get_args(hint) if t is not type(None))
+    return typing.get_origin(hint) or hint
+
+
+def _coerced(value: object, kind: type, where: str) -> object:
+    """A TOML value as one of its type."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    whole = isinstance(value, list) and all(type(v) is int for v in value)
+    if type(value) is not kind or (kind is list and not whole):
+        wanted = "list of integers" if kind is list else kind.__name__
+        raise InputError(f"{where} must be a {wanted}, not {value!r}")
+    return value

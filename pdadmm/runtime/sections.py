@@ -1,0 +1,72 @@
+"""The sections of options that every system has: where a run computes, and what it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pdadmm.arrays.backend import PRECISIONS
+from pdadmm.errors import InputError
+from pdadmm.runtime.options import at_least, not_negative, option
+
+__all__ = ["Output", "Run", "check"]
+
+
+@dataclass
+class Run:
+    """Where and how it runs."""
+
+    resumed: ClassVar[tuple[str, ...]] = ()  # a run may go on elsewhere
+
+    backend: str = option("auto", "array library", ("auto", "numpy", "cupy"))
+    transport: str = option("auto", "how messages travel", ("auto", "mpi", "nccl"))
+    kernels: str = option(
+        "auto",
+        "the passes between products: compiled (auto: where they are installed) or plain array operations",
+        ("auto", "fused", "reference"),
+    )
+    precision: str = option("float32", "products on a GPU: float32, tf32, or three of bfloat16", PRECISIONS)
+    cuda_aware_mpi: bool = option(False, "give GPU buffers to MPI itself; it must have been built for that")
+    overlap: bool = option(True, "send while computing; --no-overlap waits for every message to leave")
+    threads: int = option(
+        0,
+        "threads of a rank; default: OMP_NUM_THREADS, or the node's cores over its ranks, "
+        "fewer for small products",
+    )
+    timeout: float = option(0.0, "seconds without a sign of a neighbour after which the run ends; 0: never")
+
+
+@dataclass
+class Output:
+    """What is measured and written."""
+
+    resumed: ClassVar[tuple[str, ...]] = ("eval_every", "checkpoint_every", "checkpoint_seconds")
+
+    out: str = option("", "folder of the results; default: runs/DATASET-DATE-TIME", metavar="DIR")
+    eval_every: int = option(10, "iterations between evaluations")
+    checkpoint_every: int = option(0, "iterations between checkpoints; 0: none", metavar="N")
+    checkpoint_seconds: float = option(0.0, "seconds between checkpoints; 0: none")
+    max_seconds: float = option(0.0, "seconds after which the run saves a checkpoint and stops; 0: never")
+    resume: bool = option(False, "go on from the newest intact checkpoint in --out")
+    trace: bool = option(False, "write a timeline for Perfetto or Chrome, trace.json in --out")
+    measure_links: bool = option(
+        False, "measure latency and bandwidth between neighbours first; the profile compares with them"
+    )
+    quiet: bool = option(False, "no progress bar and no table")
+
+
+def check(run: Run, output: Output) -> None:
+    """Refuse values out of range.
+
+    Raises
+    ------
+    InputError
+    """
+    at_least("eval-every", output.eval_every, 1)
+    at_least("checkpoint-every", output.checkpoint_every, 0)
+    at_least("threads", run.threads, 0)
+    not_negative("checkpoint-seconds", output.checkpoint_seconds)
+    not_negative("max-seconds", output.max_seconds)
+    not_negative("timeout", run.timeout)
+    if output.resume and not output.out:
+        raise InputError("--resume needs --out DIR, the folder of the run to go on with")

@@ -1,0 +1,36 @@
+"""How many threads the products of a rank take."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING
+
+from threadpoolctl import threadpool_limits
+
+from pdadmm.comm.waiter import ranks_on_node, usable_cores
+from pdadmm.runtime.sections import Run
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+__all__ = ["set_threads"]
+
+#: multiply-adds of a product below which a further BLAS thread costs more than it does: some 0.2 ms
+WORK_OF_A_THREAD = 1 << 23
+
+
+def set_threads(run: Run, comm: Intracomm, product: float = math.inf) -> int:
+    """Limit the BLAS threads of this rank; returns their number.
+
+    Without --threads or OMP_NUM_THREADS a rank takes its share of the node's cores, but no more than
+    its largest `product` (multiply-adds) keeps busy.
+    """
+    from_environment = os.environ.get("OMP_NUM_THREADS") or os.environ.get("OPENBLAS_NUM_THREADS")
+    threads = run.threads
+    if not threads and from_environment and from_environment.isdigit():
+        threads = int(from_environment)
+    share = max(1, usable_cores() // ranks_on_node(comm))
+    threads = threads or int(min(share, max(1, product // WORK_OF_A_THREAD)))
+    threadpool_limits(threads)
+    return threads
