@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 from pdadmm.arrays import Array
 
 __all__ = ["ACTIVATIONS", "Activation", "LeakyReLU", "ReLU", "Sigmoid", "Tanh", "make_activation"]
+
+
+#: f and its first two derivatives
+Values = Callable[[Array], tuple[Array, Array, Array]]
 
 
 class Activation(Protocol):
@@ -108,7 +113,7 @@ def _two_branches(a: Array, q: Array, z: Array, slope: float) -> Array:
     return np.where(cost(above, above) <= cost(below, slope * below), above, below).astype(a.dtype)
 
 
-def _safeguarded_newton(a: Array, q: Array, z: Array, value: Any, slope: float) -> Array:
+def _safeguarded_newton(a: Array, q: Array, z: Array, value: Values, slope: float) -> Array:
     """Stationary point downhill from z: Newton's method kept inside a shrinking bracket.
 
     Half the derivative is ``2x - a - z + (f(x) - q) f'(x)`` with ``|f'| <= slope`` and ``|f| <= 1``,

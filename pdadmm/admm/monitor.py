@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from pdadmm.admm.layer import Hyper, Terms
+from pdadmm.files import Record
 
 __all__ = ["Monitor"]
 
@@ -41,7 +41,7 @@ class Monitor:
         tail = [value for split in self.splits for value in counts.get(split, (0.0, 0.0))]
         return np.concatenate([table.ravel(), tail])
 
-    def unpack(self, total: np.ndarray, hyper: Hyper, stage_iteration: int) -> dict[str, Any]:
+    def unpack(self, total: np.ndarray, hyper: Hyper, stage_iteration: int) -> Record:
         """Objective, Lagrangian, residual, successive change, accuracies and losses.
 
         `stage_iteration` counts from 1 within the stage; the running minimum ``c_k`` of the change
@@ -57,7 +57,7 @@ class Monitor:
         if stage_iteration == 1:
             self.smallest_change = float("inf")
         self.smallest_change = min(self.smallest_change, sums["change"])
-        record: dict[str, Any] = {
+        record: Record = {
             "objective": objective,
             "lagrangian": objective + sums["dual"] + 0.5 * hyper.rho * sums["primal"],
             "primal_residual": sums["primal"],

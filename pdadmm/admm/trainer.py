@@ -120,7 +120,7 @@ class Trainer:
         open_features: Callable[[], Features],
         waiter: Waiter,
         control: Control | None = None,
-        progress: Callable[[dict[str, Any]], None] | None = None,
+        progress: Callable[[Record], None] | None = None,
         choice: Choice = ON_CPUS,
         threads: int = 1,
     ) -> None:
@@ -151,7 +151,7 @@ class Trainer:
         self.clock = make_clock(self.backend, config.output.trace)
         self.accounts: Accounts
         self.progress_thread: ProgressThread | None = None
-        self.records: list[dict[str, Any]] = []
+        self.records: list[Record] = []
         self.iteration = 0
         self.seconds_iterations = 0.0
         self.seconds_evaluation = 0.0
@@ -326,7 +326,7 @@ class Trainer:
         self.control.saved()
         self.seconds_checkpoints += time.perf_counter() - start
 
-    def require_same(self, state: dict[str, Any]) -> None:
+    def require_same(self, state: Record) -> None:
         """Refuse to go on from the state of a run whose iterates this configuration would change.
 
         Raises
@@ -341,7 +341,7 @@ class Trainer:
                     "give the options it was started with, or none but --resume and --out"
                 )
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: Record) -> None:
         self.require_same(state)
         self.hyper.nu, self.hyper.rho = state["nu"], state["rho"]
         self._losses = state["losses"]
@@ -377,7 +377,7 @@ class Trainer:
         start = time.perf_counter()
         counts = {name: evaluate(stage, self.splits[name]) for name in SPLITS}
         total = self.waiter.sum(self.monitor.pack(terms, counts))
-        record: dict[str, Any] = {
+        record: Record = {
             "iteration": self.iteration,
             "stage": index + 1,
             "layers": self.config.training.stages[index],

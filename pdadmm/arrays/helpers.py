@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,7 +27,7 @@ DeviceArray: TypeAlias = Any
 Scalar: TypeAlias = Any
 
 
-def namespace(x: Array) -> Any:
+def namespace(x: Array) -> ModuleType:
     """The array module of an array, NumPy or CuPy."""
     if isinstance(x, np.ndarray):
         return np

@@ -33,11 +33,12 @@ from pdadmm.admm.layer import Hyper
 from pdadmm.admm.passes import make_passes
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.arrays import Array
-from pdadmm.arrays.backend import NUMPY
+from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.arrays.cupy_backend import CupyBackend
 from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
 from pdadmm.errors import InputError
+from pdadmm.files import Record
 from pdadmm.trace.clock import WARM_UP, Clock
 
 __all__ = ["Variant", "main", "make_stage", "measure"]
@@ -79,8 +80,8 @@ def measure(
     threads: int,
     iterations: int,
     inputs: int = 0,
-    backend: Any = NUMPY,
-) -> dict[str, Any]:
+    backend: Backend = NUMPY,
+) -> Record:
     """Time one variant.
 
     On a GPU the parts of the inner layers are waited for, which a run does not do.
@@ -155,7 +156,7 @@ def measure(
     }
 
 
-def _wait(backend: Any) -> None:
+def _wait(backend: Backend) -> None:
     """Until the device is done."""
     if backend.on_device:
         import cupy
@@ -170,8 +171,8 @@ def make_stage(
     layers: int,
     threads: int,
     inputs: int,
-    rng: Any,
-    backend: Any = NUMPY,
+    rng: np.random.Generator,
+    backend: Backend = NUMPY,
 ) -> Stage:
     """A stage of random data on one rank, started."""
     widths = [inputs, *[hidden] * (layers - 1), CLASSES]
@@ -197,7 +198,7 @@ def _codec_maker(variant: Variant) -> Callable[[Array], Codec]:
     return lambda start: make_codec(variant.codec, variant.bits, lambda: span(start))
 
 
-def _calls(stage: Stage, iteration: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+def _calls(stage: Stage, iteration: int) -> Iterator[tuple[str, int, Callable[[], object]]]:
     """The parts of an iteration in the order of :meth:`Stage.iterate`."""
     for layer in reversed(stage.layers):
         yield "p", layer.position, functools.partial(layer.update_p, iteration)
@@ -222,7 +223,7 @@ def _peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _backend(name: str) -> Any:
+def _backend(name: str) -> Backend:
     if name == "numpy":
         return NUMPY
     try:
@@ -231,7 +232,7 @@ def _backend(name: str) -> Any:
         raise InputError("--backend cupy needs CuPy; pip install 'pdadmm[cuda13]'") from None
 
 
-def _table(results: list[dict[str, Any]], threads: int) -> Table:
+def _table(results: list[Record], threads: int) -> Table:
     first = results[0]
     table = Table(
         title=f"a layer's iteration, {first['nodes']} nodes x {first['hidden']} neurons, "

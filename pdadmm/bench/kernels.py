@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from rich.console import Console
@@ -25,6 +25,7 @@ from pdadmm.arrays import Array
 from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
 from pdadmm.errors import InputError
+from pdadmm.files import Record
 
 __all__ = ["main", "measure"]
 
@@ -33,8 +34,8 @@ _CODECS = [make_codec(name, bits, (-4.0, 4.0)) for name, entry in CODECS.items()
 
 
 def measure(
-    passes: Passes, backend: str, nodes: int, hidden: int, repeats: int, device: Any = None
-) -> list[dict[str, Any]]:
+    passes: Passes, backend: str, nodes: int, hidden: int, repeats: int, device: ModuleType | None = None
+) -> list[Record]:
     """Time every pass on random (nodes, hidden) matrices.
 
     Parameters
@@ -62,9 +63,9 @@ def measure(
     y = put(rng.integers(0, CLASSES, nodes))
     matrix = G.nbytes
     tiny = 1e-9  # a step that moves nothing out of range
-    results: list[dict[str, Any]] = []
+    results: list[Record] = []
 
-    def add(kernel: str, codec: Codec | None, moved: int, call: Callable[[], Any], entries: int) -> None:
+    def add(kernel: str, codec: Codec | None, moved: int, call: Callable[[], object], entries: int) -> None:
         seconds = _seconds(call, repeats, device)
         results.append(
             {
@@ -129,11 +130,11 @@ def measure(
     return results
 
 
-def _bind(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+def _bind(call: Callable[..., object], *arguments: object) -> Callable[[], object]:
     return lambda: call(*arguments)
 
 
-def _seconds(call: Callable[[], Any], repeats: int, device: Any) -> float:
+def _seconds(call: Callable[[], object], repeats: int, device: ModuleType | None) -> float:
     """Median time of a call, after two that warm up."""
     times = []
     for i in range(repeats + 2):
@@ -153,7 +154,7 @@ def _seconds(call: Callable[[], Any], repeats: int, device: Any) -> float:
     return statistics.median(times)
 
 
-def _table(results: list[dict[str, Any]], title: str) -> Table:
+def _table(results: list[Record], title: str) -> Table:
     table = Table(title=title)
     table.add_column("pass")
     table.add_column("codec")
@@ -202,7 +203,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _cupy() -> Any:
+def _cupy() -> ModuleType:
     try:
         import cupy
     except ImportError:

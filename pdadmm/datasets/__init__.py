@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError
+from ..files import Record
 from .fetch import Progress, raw_files
 from .gnn_benchmark import read_gnn_benchmark
 from .graph import Graph
@@ -33,7 +33,7 @@ def load(
     seed: int = 0,
     verify: bool = True,
     progress: Progress | None = None,
-    synthetic: dict[str, Any] | None = None,
+    synthetic: Record | None = None,
 ) -> Graph:
     """Load a data set by its registry name, or a user's own graph from an .npz.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from .graph import Graph, as_csr, as_features, as_ids, as_labels, clean_adjacency, csr_from_parts
+from .graph import Graph, Matrix, as_csr, as_features, as_ids, as_labels, clean_adjacency, csr_from_parts
 from .splits import draw_split
 
 __all__ = ["load_npz", "read_gnn_benchmark"]
@@ -18,7 +17,7 @@ __all__ = ["load_npz", "read_gnn_benchmark"]
 _SPLIT_KEYS = ("train_idx", "val_idx", "test_idx")
 
 
-def load_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
+def load_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Read those of the wanted arrays that an .npz holds; never unpickles.
 
     Arrays that are not wanted are not read, so files that carry pickled names besides are fine.
@@ -65,7 +64,7 @@ def read_gnn_benchmark(path: Path, name: str, seed: int) -> Graph:
 
     adjacency = csr_from_parts([arrays[k] for k in adjacency_keys], f"{where} (adj_*)")
     if "attr_matrix" in arrays:
-        features: Any = as_features(arrays["attr_matrix"], f"{where} (attr_matrix)")
+        features: Matrix = as_features(arrays["attr_matrix"], f"{where} (attr_matrix)")
     else:
         features = as_csr(csr_from_parts([arrays[k] for k in attribute_keys], f"{where} (attr_*)"))
     labels = as_labels(arrays["labels"], f"{where} (labels)")

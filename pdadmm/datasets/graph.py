@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,21 @@ import scipy.sparse as sp
 
 from ..errors import InputError
 
-__all__ = ["Graph", "as_csr", "as_features", "as_ids", "as_labels", "clean_adjacency", "csr_from_parts"]
+__all__ = [
+    "Graph",
+    "Matrix",
+    "as_csr",
+    "as_features",
+    "as_ids",
+    "as_labels",
+    "clean_adjacency",
+    "csr_from_parts",
+]
 
 SPLITS = ("train", "val", "test")
+
+Matrix: TypeAlias = Any
+"""A row a node, float32: a scipy.sparse.csr_matrix, for which there are no types, or an array."""
 
 
 @dataclass
@@ -43,8 +55,8 @@ class Graph:
     """
 
     name: str
-    adjacency: Any
-    features: Any
+    adjacency: Matrix
+    features: Matrix
     labels: npt.NDArray[np.int64]
     train: npt.NDArray[np.int64]
     val: npt.NDArray[np.int64]
@@ -105,7 +117,7 @@ class Graph:
             seen[ids] = True
 
 
-def csr_from_parts(parts: Sequence[Any], where: str) -> Any:
+def csr_from_parts(parts: Sequence[object], where: str) -> Matrix:
     """A checked `csr_matrix` from data, indices, indptr and shape that came out of a file.
 
     Every index is checked before SciPy's compiled code sees it, since that code trusts them.
@@ -133,7 +145,7 @@ def csr_from_parts(parts: Sequence[Any], where: str) -> Any:
     return sp.csr_matrix((data, indices, indptr), shape=shape)
 
 
-def clean_adjacency(adjacency: Any, where: str) -> Any:
+def clean_adjacency(adjacency: Matrix, where: str) -> Matrix:
     """Make an adjacency matrix undirected, unweighted and free of self-loops.
 
     Parameters
@@ -165,7 +177,7 @@ def clean_adjacency(adjacency: Any, where: str) -> Any:
     return clean
 
 
-def as_csr(matrix: Any) -> Any:
+def as_csr(matrix: Matrix) -> Matrix:
     """Sparse features as float32 CSR with duplicates summed and indices sorted."""
     with np.errstate(over="ignore"):  # an overflow to Inf is reported with the other bad values
         matrix = matrix.tocsr().astype(np.float32)
@@ -174,18 +186,18 @@ def as_csr(matrix: Any) -> Any:
     return matrix
 
 
-def as_features(array: Any, where: str) -> npt.NDArray[np.float32]:
+def as_features(values: object, where: str) -> npt.NDArray[np.float32]:
     """Dense features (N, F) as C-contiguous float32, or InputError."""
-    array = np.asarray(array)
+    array = np.asarray(values)
     if array.ndim != 2 or array.dtype.kind not in "biuf":
         raise InputError(f"{where}: features are {array.dtype} {array.shape}; a 2-D numeric array is needed")
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def as_labels(array: Any, where: str) -> npt.NDArray[np.int64]:
+def as_labels(values: object, where: str) -> npt.NDArray[np.int64]:
     """Labels (N,) as int64, or InputError when they are not whole numbers."""
-    array = np.asarray(array)
+    array = np.asarray(values)
     if array.ndim == 2 and 1 in array.shape:
         array = array.ravel()
     if array.ndim != 1 or array.dtype.kind not in "biuf":
@@ -195,9 +207,9 @@ def as_labels(array: Any, where: str) -> npt.NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def as_ids(array: Any, where: str) -> npt.NDArray[np.int64]:
+def as_ids(values: object, where: str) -> npt.NDArray[np.int64]:
     """Node ids as a sorted int64 vector, or InputError."""
-    array = np.asarray(array)
+    array = np.asarray(values)
     if array.size == 0:
         return np.zeros(0, dtype=np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":

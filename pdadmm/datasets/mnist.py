@@ -7,7 +7,6 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +72,7 @@ def read_mnist(files: Mapping[str, Path], name: str, seed: int) -> Graph:
     """
     if "mnist.npz" in files:
         path = files["mnist.npz"]
-        arrays: dict[str, Any] = load_npz(path, _KEYS)
+        arrays = load_npz(path, _KEYS)
         missing = [k for k in _KEYS if k not in arrays]
         if missing:
             raise InputError(f"{path}: lacks {', '.join(missing)}; fetch it again")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from ..errors import InputError
@@ -60,7 +60,7 @@ def read_ogb(files: Mapping[str, Path], name: str) -> Graph:
     )
 
 
-def _csv(path: Path, dtype: Any) -> Any:
+def _csv(path: Path, dtype: npt.DTypeLike) -> np.ndarray:
     """A csv.gz without header as a 2-D array."""
     try:
         with gzip.open(path, "rt", encoding="ascii") as stream:
@@ -74,6 +74,6 @@ def _csv(path: Path, dtype: Any) -> Any:
         raise InputError(f"{path}: damaged ({reason}); fetch it again") from None
 
 
-def _chain(first: str, rest: Any) -> Any:
+def _chain(first: str, rest: Iterable[str]) -> Iterator[str]:
     yield first
     yield from rest

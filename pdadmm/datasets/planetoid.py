@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
 from ..errors import InputError
-from .graph import Graph, as_csr, as_ids, clean_adjacency
+from .graph import Graph, Matrix, as_csr, as_ids, clean_adjacency
 from .safe_pickle import load_pickle
 
 __all__ = ["PLANETOID_PARTS", "read_planetoid"]
@@ -80,13 +79,13 @@ def read_planetoid(files: Mapping[str, Path], name: str) -> Graph:
     )
 
 
-def _sparse(value: Any, path: Path) -> Any:
+def _sparse(value: object, path: Path) -> Matrix:
     if not sp.issparse(value):
         raise InputError(f"{path}: holds {type(value).__name__}, not a sparse matrix; fetch the file again")
     return as_csr(value)
 
 
-def _one_hot(value: Any, path: Path) -> npt.NDArray[Any]:
+def _one_hot(value: object, path: Path) -> np.ndarray:
     if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind not in "biuf":
         raise InputError(f"{path}: not a numeric one-hot label matrix; fetch the file again")
     if value.size and ((value != 0) & (value != 1)).any():
@@ -96,7 +95,7 @@ def _one_hot(value: Any, path: Path) -> npt.NDArray[Any]:
     return value
 
 
-def _adjacency(graph: Any, path: Path) -> Any:
+def _adjacency(graph: object, path: Path) -> Matrix:
     """Adjacency from {node: [neighbours]}; every node is a key, those without edges too."""
     if not isinstance(graph, dict) or not graph:
         raise InputError(f"{path}: not a dictionary of neighbour lists; fetch the file again")

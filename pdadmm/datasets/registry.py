@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..errors import InputError
+from ..files import Record
 from .planetoid import PLANETOID_PARTS
 
 __all__ = ["REGISTRY", "Archive", "Dataset", "RawFile", "dataset"]
@@ -81,7 +81,7 @@ class Dataset:
     archive: Archive | None = None
     folders: tuple[str, ...] = ()
     feature_norm: str = "none"
-    preset: dict[str, Any] = field(default_factory=dict)
+    preset: Record = field(default_factory=dict)
 
 
 _PUBLIC = "public: 20 training nodes a class, 500 validation, 1000 test"
@@ -142,7 +142,7 @@ _PLANETOID_SHA256 = {
 
 
 # How they were chosen: docs/results.md, "How the presets were chosen".
-_PRESETS: dict[str, dict[str, Any]] = {
+_PRESETS: dict[str, Record] = {
     "cora": {"input_norm": "hellinger", "mu": 0.003},
     "citeseer": {"nu": 0.003},
     "amazon-computers": {"input_norm": "hellinger", "mu": 0.0003},

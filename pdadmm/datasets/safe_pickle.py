@@ -28,8 +28,8 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _admitted() -> dict[tuple[str, str], Any]:
-    names: dict[tuple[str, str], Any] = {
+def _admitted() -> dict[tuple[str, str], object]:
+    names: dict[tuple[str, str], object] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
         ("_codecs", "encode"): _encode_latin1,

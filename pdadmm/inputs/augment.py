@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 
-from pdadmm.datasets.graph import SPLITS, Graph
+from pdadmm.datasets.graph import SPLITS, Graph, Matrix
 from pdadmm.errors import InputError
 from pdadmm.inputs import Floats, Ids
 
@@ -21,8 +21,6 @@ __all__ = ["Augmentation", "ColumnBlocks", "Hops", "Piece", "Plan", "normalised_
 
 FEATURE_NORMS = ("none", "row")
 
-Matrix: TypeAlias = Any
-"""A row a node, float32: a scipy.sparse.csr_matrix, or an array."""
 Piece: TypeAlias = tuple[int, int, Floats]
 """Hop, first feature column, values (rows, columns): a part of X."""
 

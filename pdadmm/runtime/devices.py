@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pdadmm.arrays.backend import NUMPY
+from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.arrays.cupy_backend import CupyBackend, device_name
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.nccl import MULTI_RANK_VERSION, Watch, connect, require_nccl
@@ -192,7 +192,7 @@ def choose(run: Run, waiter: Waiter) -> Choice:
     return waiter.broadcast(agree(waiter, lambda: decide(run, places) if places is not None else None))
 
 
-def make_backend(choice: Choice, rank: int, precision: str) -> Any:
+def make_backend(choice: Choice, rank: int, precision: str) -> Backend:
     """The arrays of this rank."""
     if choice.backend == "numpy":
         return NUMPY
