@@ -22,7 +22,6 @@ from pdadmm.admm.growth import default_stages
 from pdadmm.admm.options import Config
 from pdadmm.admm.passes.select import name_of
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
-from pdadmm.bench.links import measure_neighbours
 from pdadmm.comm.waiter import Waiter, ranks_on_node, usable_cores
 from pdadmm.errors import InputError
 from pdadmm.model import write_model
@@ -31,6 +30,7 @@ from pdadmm.runtime.control import STOPPED_EARLY, Control
 from pdadmm.runtime.devices import choose, describe
 from pdadmm.runtime.files import write_json, write_text
 from pdadmm.runtime.launch import agree, main_under_mpi
+from pdadmm.runtime.links import measure_neighbours
 from pdadmm.runtime.progress import Progress, final_table
 from pdadmm.trace.collect import write_profile
 from pdadmm.trace.offsets import read_offset

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from support import Finished, on_standin, python, succeed, summary_of
 
-from pdadmm.bench.links import SIZES, NCCLWay
 from pdadmm.codec import DeltaCodec
 from pdadmm.errors import InputError
 from pdadmm.profile.__main__ import main
@@ -25,6 +24,7 @@ from pdadmm.profile.predict import Scenario, parse_network, predict
 from pdadmm.profile.simulate import Network, Op, simulate
 from pdadmm.profile.svg import ticks
 from pdadmm.profile.units import rate, seconds, size
+from pdadmm.runtime.links import SIZES, NCCLWay
 
 OPTIONS = "--layers 4 --stages 4 --hidden 30 --iterations 15 --eval-every 100 --quiet"
 

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from pdadmm.comm.idle import IdleTime
+from pdadmm.arrays.streams import IdleTime
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 

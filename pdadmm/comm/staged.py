@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pdadmm.comm.idle import IdleTime
+from pdadmm.arrays.streams import IdleTime
 from pdadmm.comm.mpi import MPILink
 from pdadmm.comm.waiter import Waiter
 

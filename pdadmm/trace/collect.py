@@ -141,7 +141,7 @@ def write_profile(
     timeline
         Called on rank 0 with what every rank kept, to write the timeline.
     baseline
-        Result of :func:`pdadmm.bench.links.measure_neighbours`, of the way that the run's messages take;
+        Result of :func:`pdadmm.runtime.links.measure_neighbours`, of the way that the run's messages take;
         rank 0's counts.
     """
     clock = accounts.clock
