@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     # imported here: only links needs MPI
     if command == "links":
-        from pdadmm.runtime.links import main as links
+        from pdadmm.bench.links import main as links
 
         return links(arguments[1:])
     if command == "kernels":

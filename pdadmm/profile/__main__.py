@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pdadmm.errors import InputError
 from pdadmm.profile.figures import Figures, figures
@@ -14,6 +15,8 @@ from pdadmm.profile.load import load
 from pdadmm.profile.page import write_page
 from pdadmm.profile.predict import Scenario, kernels_named, parse_network, predict, resolve_codec
 from pdadmm.profile.report import print_report, write_csv, write_report_json
+from pdadmm.profile.simulate import Outcome
+from pdadmm.runtime.files import Record
 
 __all__ = ["main"]
 
@@ -47,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _write(path: str | None, write: Any) -> None:
+def _write(path: str | None, write: Callable[[Path], None]) -> None:
     if path is None:
         return
     try:
@@ -62,7 +65,7 @@ def _names(folders: list[str]) -> list[str]:
     return short if len(set(short)) == len(short) else folders
 
 
-def _predictions(profile: dict[str, Any], options: argparse.Namespace) -> list[tuple[str, Any]]:
+def _predictions(profile: Record, options: argparse.Namespace) -> list[tuple[str, Outcome]]:
     """An outcome for every combination of the options given."""
     if not (options.network or options.ranks or options.codec or options.bits or options.no_overlap):
         return []

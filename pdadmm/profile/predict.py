@@ -26,6 +26,7 @@ from pdadmm.admm.placement import place
 from pdadmm.codec import Codec, check_codec, default_bits, make_codec
 from pdadmm.errors import InputError
 from pdadmm.profile.simulate import Network, Op, Outcome, simulate
+from pdadmm.runtime.files import Record
 
 __all__ = ["Scenario", "codec_seconds", "kernels_named", "parse_network", "predict", "programs"]
 
@@ -124,9 +125,9 @@ def codec_seconds(codec: Codec, rows: int, cols: int, kernels: Any, repeats: int
     return best[0], best[1]
 
 
-def _layers(profile: dict[str, Any]) -> dict[int, dict[str, list[dict[str, Any]]]]:
+def _layers(profile: Record) -> dict[int, dict[str, list[Record]]]:
     """Steps by layer and part."""
-    found: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    found: dict[int, dict[str, list[Record]]] = {}
     for rank in profile["ranks"]:
         for step in rank["stages"][-1]["steps"]:
             if step["layer"]:
@@ -136,7 +137,7 @@ def _layers(profile: dict[str, Any]) -> dict[int, dict[str, list[dict[str, Any]]
 
 
 def programs(
-    profile: dict[str, Any],
+    profile: Record,
     blocks: Sequence[Sequence[int]],
     codec: Codec,
     scale: tuple[float, float] = (1.0, 1.0),
@@ -179,7 +180,7 @@ def programs(
             peer = upper if (sends == upward) else lower
             size = codec.nbytes(rows, widths[coupling])
             late = upward and not sends  # q is that of the iteration before
-            found.append(Op(step["phase"], 0.0, (coupling, upward), size, peer, late))
+            found.append(Op(step["phase"], 0.0, step["channel"], size, peer, late))
         return found
 
     return [
@@ -190,9 +191,7 @@ def programs(
     ]
 
 
-def predict(
-    profile: dict[str, Any], scenario: Scenario, kernels: Any = None, statistic: str = "median"
-) -> Outcome:
+def predict(profile: Record, scenario: Scenario, kernels: Any = None, statistic: str = "median") -> Outcome:
     """Iteration time and exposed communication in a scenario.
 
     Raises
@@ -228,7 +227,7 @@ def predict(
     )
 
 
-def resolve_codec(run: dict[str, Any], scenario: Scenario) -> tuple[str, int]:
+def resolve_codec(run: Record, scenario: Scenario) -> tuple[str, int]:
     """Codec and bits of a scenario; bits follow the codec as in a run when they are not given."""
     codec = scenario.codec or run["codec"]
     bits = scenario.bits

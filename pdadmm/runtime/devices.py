@@ -9,18 +9,22 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pdadmm.admm.options import Run
-from pdadmm.arrays.backend import NUMPY
+from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.arrays.cupy_backend import CupyBackend, device_name
+from pdadmm.arrays.streams import Streams
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.nccl import MULTI_RANK_VERSION, Watch, connect, require_nccl
-from pdadmm.comm.staged import CupyCopier
-from pdadmm.comm.transport import MPITransport, NCCLTransport, StagedTransport
+from pdadmm.comm.rounds import Rounds
+from pdadmm.comm.transport import MPITransport, NCCLTransport, StagedTransport, Transport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.runtime.launch import FORWARDING, agree
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
 
 __all__ = ["ON_CPUS", "Choice", "Place", "choose", "decide", "make_backend", "make_transport"]
 
@@ -98,7 +102,7 @@ def look_around(run: Run, waiter: Waiter) -> Place:
     return Place(host, None, device, name, uuid, problem, version, shares)
 
 
-def local_rank(comm: Any) -> int:
+def local_rank(comm: Intracomm) -> int:
     """Number of this rank among those of its node."""
     if comm.size == 1:
         return 0
@@ -198,23 +202,23 @@ def make_backend(choice: Choice, rank: int, precision: str) -> Any:
 
 def make_transport(
     choice: Choice,
-    backend: Any,
+    backend: Backend,
     waiter: Waiter,
     run: Run,
     progress: ProgressThread | None,
-    neighbours: Sequence[tuple[int | None, int | None]],
-) -> Any:
+    stages: Sequence[Rounds],
+) -> Transport:
     """The way of this rank's messages; collective.
 
     Parameters
     ----------
     progress
         Keeps large messages between host arrays moving.
-    neighbours
-        Ranks below and above in every stage, or None.
+    stages
+        What this rank sends and receives in every stage, whatever the sizes.
     """
     if choice.transport == "nccl":
-        device = connect(waiter, neighbours)
+        device = connect(waiter, stages)
 
         def end(problem: str) -> None:
             print(f"pdadmm: {waiter.where}: NCCL: {problem}", file=sys.stderr, flush=True)
@@ -223,7 +227,7 @@ def make_transport(
 
         return NCCLTransport(device, backend, Watch(device.problem, end))
     if choice.backend == "cupy":
-        return StagedTransport(waiter, backend, CupyCopier(), run.overlap, run.cuda_aware_mpi)
+        return StagedTransport(waiter, backend, Streams(), run.overlap, run.cuda_aware_mpi)
     return MPITransport(waiter, progress, run.overlap)
 
 

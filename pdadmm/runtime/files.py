@@ -7,9 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["replacing", "write_json", "write_text"]
+__all__ = ["Record", "replacing", "write_json", "write_text"]
+
+#: what JSON and TOML call an object or a table
+Record: TypeAlias = dict[str, Any]
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def agree(waiter: Waiter, work: Callable[[], Any]) -> Any:
     except (InputError, SystemExit) as error:  # SystemExit: argparse after --help
         problem = error
     problems = waiter.gather(problem)
-    first = next((p for p in problems if p is not None), None) if problems else None
+    first: BaseException | None = next((p for p in problems if p is not None), None) if problems else None
     first = waiter.broadcast(first)
     if first is not None:
         raise first

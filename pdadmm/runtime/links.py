@@ -1,4 +1,4 @@
-"""``mpirun -n 2 python -m pdadmm.bench links``: latency and bandwidth between neighbouring ranks.
+"""Latency and bandwidth between neighbouring ranks: for ``bench links``, and for a run that measures first.
 
 The conventions are those of the OSU micro-benchmarks (osu_latency, osu_bw): warm-up rounds are
 dropped; latency is half a round trip of one message; bandwidth has a window of 64 messages under
@@ -11,31 +11,31 @@ Measured is every way that messages can take between the ranks: ``mpi`` between 
 
 from __future__ import annotations
 
-import argparse
-import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from pdadmm.admm.options import Run
-from pdadmm.arrays.backend import NUMPY
-from pdadmm.comm.transport import Edge, StagedTransport
-from pdadmm.comm.waiter import Waiter
-from pdadmm.errors import InputError
-from pdadmm.runtime.devices import ON_CPUS, Choice, choose, make_backend, make_transport
-from pdadmm.runtime.files import write_json
-from pdadmm.runtime.launch import agree, main_under_mpi
+from pdadmm.arrays import DeviceArray
+from pdadmm.arrays.backend import NUMPY, Backend
+from pdadmm.comm.channel import Channel, Ends
+from pdadmm.comm.nccl import Device
+from pdadmm.comm.rounds import Round, Rounds
+from pdadmm.comm.staged import StagedOutgoing
+from pdadmm.comm.transport import NCCLTransport, StagedTransport
+from pdadmm.comm.waiter import Waiter, poll
+from pdadmm.runtime.devices import ON_CPUS, Choice, make_transport
+from pdadmm.runtime.files import Record
 
-__all__ = ["SIZES", "main", "measure_neighbours", "measure_pair"]
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm, Request
+
+__all__ = ["FEW_SIZES", "SIZES", "measure_neighbours", "measure_pair"]
 
 #: message sizes in bytes
 SIZES = (*(4**i for i in range(12)), 16 << 20)
@@ -47,12 +47,11 @@ _WINDOW_BYTES = 16 << 20  #: a window of large messages is cut to this
 _WARM_UP = 5
 
 
-def _spin(requests: Sequence[Any]) -> None:
+def _spin(requests: Sequence[Request]) -> None:
     """Wait without sleeping, but let others have the processor."""
     from mpi4py import MPI
 
-    while not MPI.Request.Testall(list(requests)):
-        os.sched_yield()
+    poll(lambda: MPI.Request.Testall(requests))
 
 
 Once = AbstractContextManager[Callable[[], None]]
@@ -73,7 +72,7 @@ class Way(Protocol):
 class HostWay:
     """MPI between arrays on the host."""
 
-    def __init__(self, comm: Any) -> None:
+    def __init__(self, comm: Intracomm) -> None:
         self._comm = comm
 
     @contextmanager
@@ -112,18 +111,17 @@ class HostWay:
 class NCCLWay:
     """NCCL between GPUs: groups on the communication stream, whose end the host sees by an event."""
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
 
-    def _buffer(self, size: int) -> Any:
+    def _buffer(self, size: int) -> DeviceArray:
         buffer = self._device.buffer(size)
-        self._device.communication_after(self._device.mark_compute())  # which zeroes it
+        self._device.transfers_after(self._device.mark_compute())  # which zeroes it
         return buffer
 
     def _finish(self) -> None:
-        end = self._device.mark_communication()
-        while not end.done:
-            os.sched_yield()
+        end = self._device.mark_transfers()
+        poll(lambda: end.done)
 
     @contextmanager
     def ping_pong(self, first: bool, peer: int, size: int) -> Iterator[Callable[[], None]]:
@@ -162,67 +160,68 @@ class NCCLWay:
 
 
 class StagedWay:
-    """The links of a run between GPUs over MPI, one a message under way."""
+    """The messages of a run between GPUs over MPI, one a channel under way."""
 
     def __init__(self, transport: StagedTransport) -> None:
         self._transport = transport
 
-    def _link(self, first: bool, peer: int, index: int, size: int) -> Any:
-        edge = Edge(peer, index, size)
-        below, above = self._transport.links(None if first else edge, edge if first else None)
-        return above if first else below
+    def _open(self, *channels: Channel) -> Ends:
+        return self._transport.open(Rounds((Round("measured", channels),)))
 
-    def _finish(self, links: Sequence[Any]) -> None:
+    def _finish(self, ends: Ends) -> None:
         """Until all has left, and what came is on the device."""
-        copier, until = self._transport.copier, self._transport.waiter.until
-        until(lambda: all(link.sent() for link in links), "messages to leave")
-        copied = copier.mark_compute()
+        streams, until = self._transport.streams, self._transport.waiter.until
+        senders = [end for end in ends.outgoing.values() if isinstance(end, StagedOutgoing)]
+        until(lambda: all(sender.left() for sender in senders), "messages to leave")
+        copied = streams.mark_compute()
         until(lambda: copied.done, "a message's copy")
-        copier.idle.forget()
+        streams.idle.forget()
 
     @contextmanager
     def ping_pong(self, first: bool, peer: int, size: int) -> Iterator[Callable[[], None]]:
-        link = self._link(first, peer, 0, size)
+        ends = self._open(
+            Channel("there", peer, 0, size, sends=first), Channel("back", peer, 1, size, sends=not first)
+        )
+        (sender,), (receiver,) = ends.outgoing.values(), ends.incoming.values()
 
         def once() -> None:
-            link.post_receive()
+            receiver.post()
             if first:
-                link.start_send()
-                link.wait_received()
+                sender.start()
+                receiver.wait()
             else:
-                link.wait_received()
-                link.start_send()
-            self._finish([link])
+                receiver.wait()
+                sender.start()
+            self._finish(ends)
 
         yield once
-        link.close()
+        ends.close()
 
     @contextmanager
     def windowed(self, first: bool, peer: int, size: int, window: int) -> Iterator[Callable[[], None]]:
-        links = [self._link(first, peer, i, size) for i in range(window)]
-        answer = self._link(first, peer, window, 1)
+        ends = self._open(
+            *(Channel(f"there {i}", peer, i, size, sends=first) for i in range(window)),
+            Channel("answer", peer, window, 1, sends=not first),
+        )
 
         def once() -> None:
+            for receiver in ends.incoming.values():
+                receiver.post()
             if first:
-                answer.post_receive()
-                for link in links:
-                    link.start_send()
-                answer.wait_received()
-            else:
-                for link in links:
-                    link.post_receive()
-                for link in links:
-                    link.wait_received()
-                answer.start_send()
-            self._finish([*links, answer])
+                for sender in ends.outgoing.values():
+                    sender.start()
+            for receiver in ends.incoming.values():
+                receiver.wait()
+            if not first:
+                ends.outgoing["answer"].start()
+            self._finish(ends)
 
         yield once
-        for link in (*links, answer):
-            link.close()
+        ends.close()
 
 
 def measure_pair(
-    comm: Any, lower: int, sizes: Sequence[int] = SIZES, seconds: float = 0.1, way: Way | None = None
+    comm: Intracomm, lower: int, sizes: Sequence[int] = SIZES, seconds: float = 0.1, way: Way | None = None
 ) -> list[dict[str, float]]:
     """Latency and bandwidth between ranks `lower` and `lower` + 1; called on both.
 
@@ -253,7 +252,7 @@ def measure_pair(
     return found
 
 
-def _rounds(comm: Any, first: bool, peer: int, seconds: float, once: Callable[[], None]) -> float:
+def _rounds(comm: Intracomm, first: bool, peer: int, seconds: float, once: Callable[[], None]) -> float:
     """Mean seconds of `once`, warm-up dropped; the lower rank says how often."""
     once()
     start = time.perf_counter()
@@ -272,23 +271,36 @@ def _rounds(comm: Any, first: bool, peer: int, seconds: float, once: Callable[[]
     return (time.perf_counter() - start) / int(count[0])
 
 
+def _chain(comm: Intracomm) -> Rounds:
+    """A message to every neighbouring rank: all go down first, then up."""
+    below = [comm.rank - 1] if comm.rank else []
+    above = [comm.rank + 1] if comm.rank + 1 < comm.size else []
+    down = [Channel("down", peer, 0, 1, sends=True) for peer in below]
+    down += [Channel("down", peer, 0, 1, sends=False) for peer in above]
+    up = [Channel("up", peer, 1, 1, sends=True) for peer in above]
+    up += [Channel("up", peer, 1, 1, sends=False) for peer in below]
+    return Rounds((Round("down", tuple(down)), Round("up", tuple(up))))
+
+
 @contextmanager
-def _opened(name: str, waiter: Waiter, choice: Choice, backend: Any, run: Run) -> Iterator[Way]:
+def _opened(name: str, waiter: Waiter, choice: Choice, backend: Backend, run: Run) -> Iterator[Way]:
     """A way by its name, with all that a run would make for it; collective."""
     comm = waiter.comm
     if name == "mpi":
         yield HostWay(comm)
         return
-    below, above = comm.rank - 1 if comm.rank else None, comm.rank + 1 if comm.rank + 1 < comm.size else None
     transport = make_transport(
         replace(choice, transport="nccl" if name == "nccl" else "mpi"),
         backend,
         Waiter(comm, where=waiter.where, sleeps=False),
         run,
         None,
-        [(below, above)],
+        [_chain(comm)],
     )
-    yield NCCLWay(transport.device) if name == "nccl" else StagedWay(transport)
+    if isinstance(transport, NCCLTransport):
+        yield NCCLWay(transport.device)
+    elif isinstance(transport, StagedTransport):
+        yield StagedWay(transport)
     transport.close()
 
 
@@ -300,7 +312,7 @@ def measure_neighbours(
     choice: Choice = ON_CPUS,
     backend: Any = NUMPY,
     run: Run | None = None,
-) -> dict[str, Any] | None:
+) -> Record | None:
     """Measure every pair of neighbouring ranks, one pair after another; collective.
 
     Parameters
@@ -342,70 +354,3 @@ def measure_neighbours(
         for name in ways
     }
     return {"schema": "pdadmm-links", "window": _WINDOW, "transports": transports}
-
-
-def _table(measured: dict[str, Any]) -> None:
-    for transport, links in measured["transports"].items():
-        for link in links:
-            table = Table(title=f"{transport}: rank {link['lower']} to {link['upper']}")
-            for column in ("bytes", "latency", "bandwidth"):
-                table.add_column(column, justify="right")
-            for row in link["results"]:
-                table.add_row(
-                    f"{row['bytes']:,}",
-                    f"{row['latency_seconds'] * 1e6:,.1f} µs",
-                    f"{row['bandwidth'] / 1e6:,.1f} MB/s",
-                )
-            Console(width=100 if not sys.stdout.isatty() else None).print(table)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
-def _bench(waiter: Waiter, arguments: list[str]) -> None:
-    def check() -> argparse.Namespace:
-        parser = _Parser(
-            prog="python -m pdadmm.bench links",
-            description="Latency and bandwidth between neighbouring ranks.",
-        )
-        parser.add_argument("--json", metavar="FILE", help="write the results there")
-        parser.add_argument(
-            "--seconds", type=float, default=0.2, help="time for every size and measurement (default: 0.2)"
-        )
-        parser.add_argument(
-            "--backend",
-            choices=("auto", "numpy", "cupy"),
-            default="auto",
-            help="numpy: only between arrays on the host; cupy: between GPUs too; auto: as found (default)",
-        )
-        found = parser.parse_args(arguments)
-        if waiter.comm.size < 2:
-            raise InputError("bench links needs two ranks: mpirun -n 2 python -m pdadmm.bench links")
-        if not 0 < found.seconds < float("inf"):
-            raise InputError(f"--seconds is {found.seconds:g}; it must be positive")
-        if found.json and not Path(found.json).absolute().parent.is_dir():
-            raise InputError(f"cannot write {found.json}: there is no such folder")
-        return found
-
-    options = agree(waiter, check)
-    run = Run(backend=options.backend)
-    choice = choose(run, waiter)
-    if choice.why_not_nccl and waiter.comm.rank == 0:
-        print(f"pdadmm: NCCL is not measured: {choice.why_not_nccl}", file=sys.stderr, flush=True)
-    backend = make_backend(choice, waiter.comm.rank, run.precision)
-    measured = measure_neighbours(waiter, SIZES, options.seconds, choice.ways, choice, backend, run)
-    if measured is not None:
-        _table(measured)
-        if options.json:
-            write_json(Path(options.json), measured)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of ``bench links``; returns the exit code."""
-    return main_under_mpi(_bench, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
