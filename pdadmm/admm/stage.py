@@ -277,7 +277,7 @@ class Stage:
     @property
     def float32_bytes(self) -> dict[str, int]:
         """What every message would be as float32, by name."""
-        return {end.channel.name: 4 * c.own.size for c in self.couplings for end in c.ends}
+        return {end.channel.name: c.float32_bytes for c in self.couplings for end in c.ends}
 
     @property
     def facts(self) -> dict[str, Record]:

@@ -90,7 +90,7 @@ class Waiter:
     ) -> None:
         self.comm = comm
         self.where = where or Where()
-        self.timeout = timeout
+        self.timeout = timeout if sleeps else 0.0
         self.seconds = 0.0
         self.background: Callable[[], None] | None = None
         local = ranks_on_node(comm)
