@@ -39,9 +39,7 @@ class Silent(Clock):
 
     def lap(self, phase: str, layer: int, now: int = 0) -> None: ...
 
-    def message(
-        self, kind: str, coupling: int, upward: bool, sequence: int, start: int, now: int = 0
-    ) -> None: ...
+    def message(self, kind: str, name: str, sequence: int, start: int, now: int = 0) -> None: ...
 
     def end_iteration(self, layer: int, now: int = 0) -> None: ...
 
@@ -60,7 +58,7 @@ def note_a_layer(clock: Clock, sequence: int) -> None:
     clock.part("p", 1)
     for phase in ("products", "wait", "updates", "wait", "products", "updates", "send", "updates"):
         if phase == "send" or phase == "wait":
-            clock.message("sent", 1, True, sequence, 0)
+            clock.message("sent", "q 1", sequence, 0)
         clock.lap(phase, 1)
     clock.part("W", 1)
     for phase in ("products", "products", "updates"):
@@ -68,7 +66,7 @@ def note_a_layer(clock: Clock, sequence: int) -> None:
     clock.part("z", 1)
     for phase in ("wait", "updates", "send", "updates"):
         if phase == "send" or phase == "wait":
-            clock.message("sent", 1, True, sequence, 0)
+            clock.message("sent", "q 1", sequence, 0)
         clock.lap(phase, 1)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import h5py
 import numpy as np
 
 import pdadmm
+from pdadmm.comm.channel import Channel, Ends
+from pdadmm.comm.rounds import Round, Rounds
 
 PROGRAMS = Path(__file__).parent / "programs"
 #: replaces CuPy and NCCL on a machine without a GPU
@@ -124,3 +128,67 @@ def message_bytes(codec: str, bits: int, rows: int, cols: int) -> int:
     packed = rows * -(-cols * bits // 8)
     headers = {"float32": 0, "grid": 0, "affine": 4 * rows, "delta": 2 * rows * -(-cols // 128)}
     return packed + headers[codec]
+
+
+# ---- messages between ranks -----------------------------------------------------------------------
+
+
+def content(name: str, message: int, size: int) -> np.ndarray:
+    """Bytes of a message, different for every one."""
+    return np.random.default_rng([*name.encode(), message]).integers(0, 256, size).astype(np.uint8)
+
+
+def between(kind: str, sender: int, receiver: int, tag: int, nbytes: int, rank: int) -> Channel:
+    """A message as one of its two ranks sees it."""
+    sends = rank == sender
+    return Channel(f"{kind} {sender}-{receiver}", receiver if sends else sender, tag, nbytes, sends)
+
+
+def graph_rounds(ranks: int, rank: int, layers: int = 3) -> Rounds:
+    """Rounds F1 ... FL, BL ... B2 of a graph network cut into parts, as a rank sees them.
+
+    Rank 0 exchanges with all others, and those with the next one after the next: some pairs exchange
+    nothing. Every message has a size of its own; some are empty; the last rank has no part in B2.
+    """
+    names = [*(f"F{i}" for i in range(1, layers + 1)), *(f"B{i}" for i in range(layers, 1, -1))]
+    rounds = []
+    for turn, name in enumerate(names):
+        channels = []
+        for i, j in itertools.permutations(range(ranks), 2):
+            if rank not in (i, j) or (i and j and abs(i - j) != 2) or (name == "B2" and ranks - 1 in (i, j)):
+                continue
+            nbytes = (0, 1, 977, 40_001, 6)[(turn + 2 * i + 3 * j) % 5]
+            channels.append(between(name, i, j, 1000 * turn + 30 * i + j, nbytes, rank))
+        rounds.append(Round(name, tuple(channels)))
+    return Rounds(tuple(rounds))
+
+
+def exchange(
+    rounds: Rounds,
+    ends: Ends,
+    epochs: int,
+    read: Callable[[Any], np.ndarray],
+    write: Callable[[Any, np.ndarray], None],
+) -> None:
+    """Send every message of the rounds in every epoch and compare what comes with what was sent.
+
+    `read` gives a buffer on the host, `write` fills one from there.
+    """
+    for receiver in ends.incoming.values():
+        receiver.post()
+    for epoch in range(epochs):
+        for part in rounds:
+            for channel in (c for c in part.channels if c.sends):
+                sender = ends.outgoing[channel.name]
+                sender.wait_free()
+                write(sender.buffer, content(channel.name, epoch, channel.nbytes))
+                sender.start()
+            for channel in (c for c in part.channels if not c.sends):
+                receiver = ends.incoming[channel.name]
+                receiver.wait()
+                expected = content(channel.name, epoch, channel.nbytes)
+                np.testing.assert_array_equal(read(receiver.buffer), expected, channel.name)
+                if epoch + 1 < epochs:
+                    receiver.post()
+    for end in (*ends.outgoing.values(), *ends.incoming.values()):
+        assert (end.messages, end.bytes) == (epochs, epochs * end.channel.nbytes)

@@ -111,6 +111,17 @@ def test_no_iteration_waits_for_the_device(transport: str, mpirun: Callable[...,
     assert all(float(share) == pytest.approx(1, rel=1e-3) for *_, share in lines)
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("options", ["mpi", "mpi --no-overlap", "nccl"])
+def test_rounds_among_any_peers_carry_messages_of_any_size(
+    ranks: int, options: str, mpirun: Callable[..., Finished]
+) -> None:
+    finished = succeed(mpirun(ranks, PROGRAMS / "gpu_rounds.py", *options.split(), env=on_standin()))
+    counts = [[int(word) for word in line.split()] for line in finished.out.splitlines()]
+    assert len(counts) == ranks and all(sum(count) for count in counts)
+    assert sum(sent for sent, _ in counts) == sum(received for _, received in counts)
+
+
 def test_an_error_of_nccl_ends_the_job_and_names_rank_and_link(
     small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
@@ -331,11 +342,11 @@ def test_phases_are_what_the_device_took_and_the_host_waits_for_none(
             stream._do(gate.wait)
         compute(4e-3)
         clock.lap("products", 2)
-        clock.message("received", 1, True, i + 1, time.perf_counter_ns())
+        clock.message("received", "q 1", i + 1, time.perf_counter_ns())
         compute(2e-3)
         clock.lap("wait", 2)
         clock.lap("updates", 2)
-        clock.message("sent", 1, False, i + 1, time.perf_counter_ns())
+        clock.message("sent", "p 2", i + 1, time.perf_counter_ns())
         clock.lap("send", 2)
         assert cupy.cuda.nvtx.opened == ["p 2"]
         if evaluated:
@@ -375,10 +386,10 @@ def test_phases_are_what_the_device_took_and_the_host_waits_for_none(
         first = next(end for name, _, _, end in events if name == "products")
         assert opened - 50_000_000 < first < ended
         received, sent = ([m for m in clock.messages if m[0] == kind] for kind in ("received", "sent"))
-        assert [m[3] for m in received] == [m[3] for m in sent] == list(range(1, count + 1))
-        assert all(m[5] - m[4] >= 1_990_000 for m in received)
-        assert all(a[5] <= b[4] for a, b in zip(received, sent, strict=True))
-        assert [m[6] for m in sent] == [False] * WARM_UP + [True] * 4
+        assert [m[2] for m in received] == [m[2] for m in sent] == list(range(1, count + 1))
+        assert all(m[4] - m[3] >= 1_990_000 for m in received)
+        assert all(a[4] <= b[3] for a, b in zip(received, sent, strict=True))
+        assert [m[5] for m in sent] == [False] * WARM_UP + [True] * 4
     # the second stage takes the events of the first, but for those of the test itself
     assert made[1] - made[0] == 2
     assert cupy.cuda.nvtx.named == ["p 2"] * 2 * count

@@ -71,7 +71,32 @@ def test_growth_moves_no_layer_to_another_rank() -> None:
 def test_neighbours_skip_ranks_that_have_no_layer_yet() -> None:
     blocks = [range(1, 3), range(3, 5), range(5, 7)]
     bottom, middle, top = (Plan(2, 6, blocks, rank) for rank in range(3))
-    assert (bottom.previous, bottom.next, bottom.mine) == (None, 2, [1])
-    assert (middle.previous, middle.next, middle.mine) == (None, None, [])
-    assert (top.previous, top.next, top.mine) == (0, None, [6])
-    assert bottom.output_rank == 2
+    assert (bottom.below, bottom.above, bottom.mine) == (None, 2, [1])
+    assert (middle.below, middle.above, middle.mine) == (None, None, [])
+    assert (top.below, top.above, top.mine) == (0, None, [6])
+    assert bottom.owners[-1] == 2
+
+
+def test_messages_are_named_after_the_layers_they_join() -> None:
+    """Layers 1 and 2 of rank 0, 3 and 6 of others, since 4 and 5 are not born yet."""
+    plans = [Plan(4, 6, [range(1, 3), range(3, 5), range(5, 7)], rank) for rank in range(3)]
+    assert [plan.positions for plan in plans] == [[1, 2, 3, 6]] * 3
+    shown = [
+        {
+            part.name: [(c.name, c.peer, c.tag, c.nbytes, c.sends, c.other) for c in part.channels]
+            for part in rounds
+        }
+        for rounds in (plan.rounds(10 * plan.rank, 10 * plan.rank + 10) for plan in plans)
+    ]
+    assert shown[0] == {
+        "P": [("p 3", 1, 4, 10, False, "layer 3")],
+        "Q": [("q 2", 1, 5, 10, True, "layer 3")],
+    }
+    assert shown[1] == {
+        "P": [("p 3", 0, 4, 10, True, "layer 2"), ("p 6", 2, 6, 20, False, "layer 6")],
+        "Q": [("q 2", 0, 5, 10, False, "layer 2"), ("q 3", 2, 7, 20, True, "layer 6")],
+    }
+    assert shown[2] == {
+        "P": [("p 6", 1, 6, 20, True, "layer 3")],
+        "Q": [("q 3", 1, 7, 20, False, "layer 3")],
+    }

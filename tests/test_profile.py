@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from support import Finished, on_standin, python, succeed, summary_of
 
-from pdadmm.bench.links import SIZES, NCCLWay
 from pdadmm.codec import DeltaCodec
 from pdadmm.errors import InputError
 from pdadmm.profile.__main__ import main
@@ -25,6 +24,7 @@ from pdadmm.profile.predict import Scenario, parse_network, predict
 from pdadmm.profile.simulate import Network, Op, simulate
 from pdadmm.profile.svg import ticks
 from pdadmm.profile.units import rate, seconds, size
+from pdadmm.runtime.links import SIZES, NCCLWay
 
 OPTIONS = "--layers 4 --stages 4 --hidden 30 --iterations 15 --eval-every 100 --quiet"
 
@@ -67,6 +67,23 @@ def test_bytes_agree_with_the_summary(runs: tuple[Path, Path]) -> None:
         assert round(found.bytes_per_iteration) == summary["bytes_per_iteration"]
         assert round(found.float32_bytes_per_iteration) == summary["float32_bytes_per_iteration"]
     assert figures(load(runs[1]), "").reduction == 0
+
+
+def test_a_profile_written_before_messages_had_names_gives_the_same_report(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    profile = json.loads((runs[0] / "profile.json").read_text())
+    for stage in (stage for rank in profile["ranks"] for stage in rank["stages"]):
+        for link in stage["links"]:
+            del link["name"]
+        for step in stage["steps"]:
+            del step["channel"]
+    (tmp_path / "profile.json").write_text(json.dumps(profile))
+    before, now = load(tmp_path), load(runs[0])
+    assert figures(before, "").table() == figures(now, "").table()
+    assert [link.channel for link in figures(now, "").links] == ["p 2", "q 1", "p 3", "q 2"]
+    slow = Scenario(Network(1e-3, 1e6), ranks=4)
+    assert predict(before, slow) == predict(now, slow)
 
 
 def test_report_shows_runs_side_by_side(runs: tuple[Path, Path]) -> None:
@@ -124,7 +141,7 @@ def test_baseline_of_the_links_stands_beside_their_bandwidth(runs: tuple[Path, P
 
 def pair(nbytes: int) -> list[list[Op]]:
     """Two ranks: 1 s of W over 0.5 s of z, and 0.5 s of p over 1 s of W."""
-    p, q = (1, False), (1, True)
+    p, q = "p 2", "q 1"
     lower = [
         Op("compute", 1.0), Op("wait", key=p, nbytes=nbytes, peer=1), Op("compute", 0.5),
         Op("send", key=q, nbytes=nbytes, peer=1),
@@ -311,9 +328,9 @@ class Recorder:
     def mark_compute(self) -> Any:
         return self
 
-    mark_communication = mark_compute
+    mark_transfers = mark_compute
 
-    def communication_after(self, event: Any) -> None: ...
+    def transfers_after(self, event: Any) -> None: ...
 
     def group(self, sends: list[Any], receives: list[Any]) -> None:
         def shown(parts: list[Any]) -> list[Any]:

@@ -159,6 +159,23 @@ def test_clocks_that_differ_and_drift_are_aligned_within_a_millisecond(
     assert float(succeed(mpirun(3, PROGRAMS / "skewed_clocks.py")).out) < 1e-3
 
 
+def test_steps_and_links_are_told_by_the_names_of_the_messages(traced: Path) -> None:
+    """In the first stage there are layers 1, 2 and 5: p of layer 5 goes down to layer 2."""
+    for rank in profile_of(traced)["ranks"]:
+        for stage in rank["stages"]:
+            facts = {link["name"]: (link["coupling"], link["upward"]) for link in stage["links"]}
+            for step in stage["steps"]:
+                expected = facts[step["channel"]] if step["channel"] else (-1, False)
+                assert (step["coupling"], step["upward"]) == expected
+                assert step["phase"] in ("wait", "send") if step["channel"] else step["phase"] != "send"
+    stages = [rank["stages"][0] for rank in profile_of(traced)["ranks"] if rank["stages"][0]["layers"]]
+    assert [position for stage in stages for position in stage["layers"]] == [1, 2, 5]
+    lower, upper = ({link["name"]: link for link in stage["links"]} for stage in stages[-2:])
+    assert "p 5" in lower and "q 2" in lower and upper.keys() == {"p 5", "q 2"}
+    assert [end["p 5"]["kind"] for end in (lower, upper)] == ["received", "sent"]
+    assert (lower["p 5"]["peer"], upper["p 5"]["upward"], upper["p 5"]["coupling"]) == (3, False, 2)
+
+
 def test_alignment_is_linear_between_two_readings() -> None:
     align = Alignment(Reading(10**9, 500, 10), Reading(11 * 10**9, 1500, 10))
     assert align(10**9) == 10**9 + 500
@@ -177,10 +194,10 @@ def kept(rank: int, messages: list[list[Any]], offset: int = 0) -> dict[str, Any
 
 def test_a_wait_is_split_where_the_message_was_sent() -> None:
     second = 10**9
-    sender = kept(0, [[("sent", 1, True, 1, 5 * second, 5 * second, True)]])
+    sender = kept(0, [[("sent", "q 1", 1, 5 * second, 5 * second, True)]])
     # this rank's clock is 2 s behind; it waited from 1 to 8, by the sender's clock from 3 to 10
-    receiver = kept(1, [[("received", 1, True, 1, 1 * second, 8 * second, True)]], offset=2 * second)
-    found = flights([sender, receiver])[1][0][1, True]
+    receiver = kept(1, [[("received", "q 1", 1, 1 * second, 8 * second, True)]], offset=2 * second)
+    found = flights([sender, receiver])[1][0]["q 1"]
     assert found["wait_seconds"] == pytest.approx(7)
     assert found["late_sender_seconds"] == pytest.approx(2)
     assert found["exposed_seconds"] == pytest.approx(5)
@@ -188,7 +205,7 @@ def test_a_wait_is_split_where_the_message_was_sent() -> None:
 
 
 def test_a_message_without_receive_gets_no_arrow() -> None:
-    found = timeline([kept(0, [[("sent", 1, True, 1, 5, 6, True)]])])["traceEvents"]
+    found = timeline([kept(0, [[("sent", "q 1", 1, 5, 6, True)]])])["traceEvents"]
     assert [event["ph"] for event in found if event["ph"] in "sf"] == []
 
 
@@ -212,6 +229,9 @@ def test_bytes_of_every_link_equal_a_count_of_the_mpi_traffic(
         }
         assert told == {(peer, tag): [messages, size] for peer, tag, messages, size in links}
         assert all(counts == [iterations, iterations * size] for counts in told.values())
-        for link in rank["stages"][-1]["links"]:  # what one end sent, the other received
+        for link in rank["stages"][-1]["links"]:
+            lower, up = link["coupling"], link["upward"]
+            assert link["name"] == (f"q {lower}" if up else f"p {lower + 1}")
+            # what one end sent, the other received
             assert (link["messages"], link["bytes"]) == (iterations, iterations * size)
             assert link["float32_bytes"] == iterations * 4 * nodes * 19

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdadmm.arrays.backend import NUMPY
 from pdadmm.comm import waiter as waiting
-from pdadmm.comm.local import local_pair
-from pdadmm.comm.waiter import Waiter, pieces
+from pdadmm.comm.channel import Channel
+from pdadmm.comm.local import local_ends
+from pdadmm.comm.rounds import Round, Rounds
+from pdadmm.comm.waiter import Waiter, pieces, poll
 from pdadmm.errors import RunError
 
 
@@ -76,15 +79,47 @@ def test_pieces_stay_below_the_counts_of_mpi() -> None:
     assert [len(part) for part in pieces(buffer)] == [waiting.MAX_BYTES] * (5 * 2**30 // waiting.MAX_BYTES)
 
 
-def test_a_local_link_hands_over_its_buffer_and_counts() -> None:
-    lower, upper = local_pair(5, 3)
-    assert (len(lower.send_buffer), len(upper.send_buffer)) == (5, 3)
-    lower.send_buffer[:] = [1, 2, 3, 4, 5]
+def test_a_local_message_stays_in_its_buffer_and_is_counted() -> None:
+    ends = local_ends([Channel("q", 0, 0, 5, sends=True), Channel("p", 0, 1, 0, sends=False)], NUMPY)
+    sender, receiver = ends.outgoing["q"], ends.incoming["q"]
+    assert not sender.between_ranks and sender.channel.sends and not receiver.channel.sends
+    with pytest.raises(AssertionError, match="before it was posted"):
+        receiver.wait()
+    receiver.post()
     with pytest.raises(AssertionError, match="before it was written"):
-        upper.wait_received()
-    lower.start_send()
-    upper.wait_received()
-    np.testing.assert_array_equal(upper.receive_buffer, [1, 2, 3, 4, 5])
+        receiver.wait()
+    sender.wait_free()
+    sender.buffer[:] = [1, 2, 3, 4, 5]
+    sender.start()
+    receiver.wait()
+    np.testing.assert_array_equal(receiver.buffer, [1, 2, 3, 4, 5])
+    receiver.post()
     with pytest.raises(AssertionError, match="before it was written"):
-        upper.wait_received()
-    assert (lower.messages_sent, lower.bytes_sent, upper.bytes_sent) == (1, 5, 0)
+        receiver.wait()
+    assert (sender.messages, sender.bytes, receiver.messages, receiver.bytes) == (1, 5, 1, 5)
+    ends.incoming["p"].post()
+    ends.outgoing["p"].start()
+    ends.incoming["p"].wait()
+    assert (ends.incoming["p"].messages, ends.incoming["p"].bytes) == (1, 0)
+    ends.close()
+
+
+def test_two_messages_that_a_rank_sends_have_two_names() -> None:
+    there, back = Channel("x", 1, 0, 5, sends=True), Channel("x", 1, 1, 5, sends=False)
+    rounds = Rounds((Round("A", (there,)), Round("B", (back,))))
+    assert rounds.channels == [there, back] and rounds.peers == [1]
+    with pytest.raises(ValueError, match="sends are called x"):
+        Rounds((Round("A", (there,)), Round("B", (there,))))
+
+
+@pytest.mark.parametrize("spins", [0, 3, None])
+def test_polling_tests_until_it_holds(spins: int | None) -> None:
+    asked, between = [], []
+
+    def done() -> bool:
+        asked.append(1)
+        return len(asked) == 6
+
+    options = {} if spins is None else {"spins": spins}
+    poll(done, between=lambda: between.append(1), **options)
+    assert (len(asked), len(between)) == (6, 5)

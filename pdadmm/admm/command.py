@@ -17,7 +17,6 @@ from pdadmm.admm.options import Config, check_stages, parse
 from pdadmm.admm.passes import passes_in_words
 from pdadmm.admm.report import describe_run, final_table, in_profile, show, summarise
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
-from pdadmm.bench.links import measure_neighbours
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.files import Record, write_json, write_text
@@ -26,6 +25,7 @@ from pdadmm.runtime.control import STOPPED_EARLY, Control
 from pdadmm.runtime.devices import Choice, choose, describe
 from pdadmm.runtime.folder import run_folder
 from pdadmm.runtime.launch import agree
+from pdadmm.runtime.links import measure_neighbours
 from pdadmm.runtime.options import to_toml
 from pdadmm.runtime.progress import Progress
 from pdadmm.runtime.threads import set_threads

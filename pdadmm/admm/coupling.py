@@ -4,33 +4,52 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 
 from pdadmm.arrays import Array, copy_into
 from pdadmm.codec import Codec, make_codec
+from pdadmm.comm.channel import Channel, Incoming, Outgoing
 from pdadmm.trace.clock import Clock
 
-__all__ = ["CouplingEnd", "Link"]
+__all__ = ["CouplingEnd", "Edge"]
 
 
-class Link(Protocol):
-    """One end's two messages a iteration, planned once a stage: buffers and requests never change."""
+@dataclass(frozen=True)
+class Edge:
+    """Two layers that follow each other in a stage, by their positions."""
 
-    between_ranks: bool
-    send_buffer: Array
-    receive_buffer: Array
-    messages_sent: int
-    bytes_sent: int
-    messages_received: int
-    bytes_received: int
+    lower: int
+    upper: int
 
-    def post_receive(self) -> None: ...
-    def start_send(self) -> None: ...
-    def wait_sent(self) -> float: ...
-    def wait_received(self) -> float: ...
-    def close(self) -> None: ...
+    @property
+    def p(self) -> str:
+        """Name of the message that goes down."""
+        return f"p {self.upper}"
+
+    @property
+    def q(self) -> str:
+        """Name of the message that goes up."""
+        return f"q {self.lower}"
+
+    def channels(self, peer: int, nbytes: int, at_upper: bool) -> tuple[Channel, Channel]:
+        """p and q as the rank of one of the two layers sees them.
+
+        Parameters
+        ----------
+        peer
+            Rank of the other layer.
+        nbytes
+            Of each of the two messages.
+        at_upper
+            Whether the upper layer's rank asks, which sends p and receives q.
+        """
+        other = f"layer {self.lower if at_upper else self.upper}"
+        return (
+            Channel(self.p, peer, 2 * self.lower, nbytes, at_upper, other),
+            Channel(self.q, peer, 2 * self.lower + 1, nbytes, not at_upper, other),
+        )
 
 
 class CouplingEnd:
@@ -43,8 +62,10 @@ class CouplingEnd:
     ----------
     index
         Position of the lower layer.
-    codec, link
-        How and over what messages travel.
+    codec
+        How messages are written.
+    outgoing, incoming
+        The ends of the message sent and of the one received.
     start
         (V, n) float32, the activations of the stage's forward pass, which p and q start from.
     upper
@@ -56,6 +77,8 @@ class CouplingEnd:
 
     Attributes
     ----------
+    outgoing_end, incoming_end
+        They hold the buffers and count what went through them.
     own
         (V, n) the variable this end sends (p above, q below).
     own_hat, other_hat
@@ -66,11 +89,20 @@ class CouplingEnd:
     """
 
     def __init__(
-        self, index: int, codec: Codec, link: Link, start: Array, upper: bool, seed: int, clock: Clock
+        self,
+        index: int,
+        codec: Codec,
+        outgoing: Outgoing,
+        incoming: Incoming,
+        start: Array,
+        upper: bool,
+        seed: int,
+        clock: Clock,
     ) -> None:
         self.index = index
         self.codec = codec
-        self.link = link
+        self.outgoing_end = outgoing
+        self.incoming_end = incoming
         self.upper = upper
         self.own = start.copy()
         self.own_hat = self.own if codec.lossless else start.copy()
@@ -78,25 +110,30 @@ class CouplingEnd:
         self.u = np.zeros_like(start)
         self._seed = seed
         self._clock = clock
-        self._sent = 0
-        self._received = 0
-        self._awaiting = False
+
+    @property
+    def float32_bytes(self) -> int:
+        """What a message would be as float32."""
+        return 4 * self.own.size
+
+    @property
+    def ends(self) -> tuple[Outgoing, Incoming]:
+        """Those of its two messages."""
+        return self.outgoing_end, self.incoming_end
 
     def expect(self) -> None:
         """Post the receive of the next message."""
-        self.link.post_receive()
-        self._awaiting = True
+        self.incoming_end.post()
 
     def message(self) -> Array | None:
         """Bytes of the next message, waited for; None before the first one was posted."""
-        if not self._awaiting:
+        end = self.incoming_end
+        if not end.posted:
             return None
-        self._awaiting = False
         start = time.perf_counter_ns()
-        self.link.wait_received()
-        self._received += 1
-        self._clock.message("received", self.index, self.upper, self._received, start)
-        return self.link.receive_buffer
+        end.wait()
+        self._clock.message("received", end.channel.name, end.messages, start)
+        return end.buffer
 
     def state(self) -> dict[str, Array]:
         """Arrays to save between two iterations.
@@ -104,7 +141,7 @@ class CouplingEnd:
         The lower end saves what both ends share, since it is an iteration's last to know: the upper
         end takes in the last q only in its next iteration. The upper end adds what it alone has.
         """
-        counts = np.array([self._sent, self.link.bytes_sent], np.int64)
+        counts = np.array([self.outgoing_end.messages, self.outgoing_end.bytes], np.int64)
         if self.upper:
             found = {"below/counts": counts}
             if not self.codec.lossless:
@@ -135,19 +172,20 @@ class CouplingEnd:
             self.codec = make_codec(self.codec.name, self.codec.bits, (low, high))
         counts = [lower["above/counts"], upper["below/counts"]]
         mine, other = counts[:: -1 if self.upper else 1]
-        self._sent, self.link.bytes_sent = (int(v) for v in mine)
-        self._received, self.link.bytes_received = (int(v) for v in other)
-        self.link.messages_sent, self.link.messages_received = self._sent, self._received
+        self.outgoing_end.count_from(*mine.tolist())
+        self.incoming_end.count_from(*other.tolist())
 
     def outgoing(self) -> tuple[Array, int]:
         """The free send buffer and the key of the next message's stochastic rounding."""
-        self.link.wait_sent()
-        self._sent += 1
-        key = (self._seed * 0x85EBCA6B) ^ (self.index * 2 + self.upper) * 0xC2B2AE35 ^ self._sent * 0x27D4EB2F
-        return self.link.send_buffer, key & 0xFFFFFFFF
+        end = self.outgoing_end
+        end.wait_free()
+        number = end.messages + 1
+        key = (self._seed * 0x85EBCA6B) ^ (self.index * 2 + self.upper) * 0xC2B2AE35 ^ number * 0x27D4EB2F
+        return end.buffer, key & 0xFFFFFFFF
 
     def send(self) -> None:
         """Send what was encoded into the buffer of :meth:`outgoing`."""
+        end = self.outgoing_end
         start = time.perf_counter_ns()
-        self.link.start_send()
-        self._clock.message("sent", self.index, not self.upper, self._sent, start)
+        end.start()
+        self._clock.message("sent", end.channel.name, end.messages, start)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from pdadmm.admm.coupling import CouplingEnd
+from pdadmm.admm.coupling import CouplingEnd, Edge
 from pdadmm.admm.growth import stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms
 from pdadmm.admm.passes.lengths import place_of
@@ -15,11 +16,13 @@ from pdadmm.arrays import Array
 from pdadmm.arrays.backend import NUMPY
 from pdadmm.arrays.workspace import Workspace
 from pdadmm.codec import Codec, NonFiniteError
+from pdadmm.comm.channel import Ends, Incoming, Outgoing
 from pdadmm.comm.grid import ALONE, Axis
-from pdadmm.comm.local import local_pair
-from pdadmm.comm.mpi import ProgressThread
-from pdadmm.comm.transport import Edge, MPITransport
+from pdadmm.comm.local import local_ends
+from pdadmm.comm.rounds import Round, Rounds
+from pdadmm.comm.transport import MPITransport, Transport
 from pdadmm.comm.waiter import Waiter
+from pdadmm.files import Record
 from pdadmm.trace.clock import Clock
 
 __all__ = ["FORWARD_ROWS", "Plan", "Stage"]
@@ -55,17 +58,32 @@ class Plan:
         self.owners = [owner[position] for position in self.positions]
         self.mine = [p for p, r in zip(self.positions, self.owners, strict=True) if r == self.rank]
         #: rank of the layer below this rank's first one, and above its last one; None at the ends
-        self.previous: int | None = None
-        self.next: int | None = None
-        if self.mine:
-            first, last = self.positions.index(self.mine[0]), self.positions.index(self.mine[-1])
-            self.previous = self.owners[first - 1] if first else None
-            self.next = self.owners[last + 1] if last + 1 < len(self.positions) else None
+        self.below: int | None = None
+        self.above: int | None = None
+        #: those layers with their neighbours here
+        self.edge_below: Edge | None = None
+        self.edge_above: Edge | None = None
+        for place, edge in enumerate(itertools.starmap(Edge, itertools.pairwise(self.positions))):
+            lower, upper = self.owners[place : place + 2]
+            if lower != upper == self.rank:
+                self.below, self.edge_below = lower, edge
+            if upper != lower == self.rank:
+                self.above, self.edge_above = upper, edge
 
-    @property
-    def output_rank(self) -> int:
-        """Rank of the output layer."""
-        return self.owners[-1]
+    def rounds(self, below_bytes: int = 0, above_bytes: int = 0) -> Rounds:
+        """What this rank sends and receives in an iteration: P, all that goes down, then Q, what goes up.
+
+        The sizes of the messages to and from the rank below and the rank above may be left out where
+        only their order counts.
+        """
+        couplings = []
+        if self.below is not None and self.edge_below is not None:
+            couplings.append(self.edge_below.channels(self.below, below_bytes, at_upper=True))
+        if self.above is not None and self.edge_above is not None:
+            couplings.append(self.edge_above.channels(self.above, above_bytes, at_upper=False))
+        return Rounds(
+            (Round("P", tuple(p for p, _ in couplings)), Round("Q", tuple(q for _, q in couplings)))
+        )
 
 
 class Stage:
@@ -81,10 +99,6 @@ class Stage:
         Waits for MPI.
     clock
         Times the iterations.
-    progress
-        Keeps large messages moving; None without overlap.
-    overlap
-        Let messages travel while computing.
     transport
         How messages travel between ranks; None: over MPI between arrays on the host.
     backend
@@ -99,19 +113,18 @@ class Stage:
         layers: list[Layer],
         waiter: Waiter,
         clock: Clock,
-        progress: ProgressThread | None = None,
-        overlap: bool = True,
-        transport: Any = None,
+        transport: Transport | None = None,
         backend: Any = NUMPY,
         nodes: Axis = ALONE,
     ) -> None:
-        self.transport = transport or MPITransport(waiter, progress, overlap)
+        self.transport = transport or MPITransport(waiter)
         self.backend = backend
         self.nodes = nodes
         self.plan = plan
         self.layers = layers
         self.waiter = waiter
         self.clock = clock
+        self._ends = Ends({}, {})
 
     # ---- forward passes -----------------------------------------------------------------------------
 
@@ -135,23 +148,23 @@ class Stage:
         """
         if not self.layers:
             return
-        conveyor = self.transport.conveyor(self.plan.previous, self.plan.next)
+        pipeline = self.transport.pipeline(self.plan.below, self.plan.above)
         for start in range(0, rows, FORWARD_ROWS):
             stop = min(start + FORWARD_ROWS, rows)
-            if self.plan.previous is None:
+            if self.plan.below is None:
                 x = source(start, stop)
             else:
-                x = conveyor.receive((stop - start, self.layers[0].n_in))
+                x = pipeline.receive((stop - start, self.layers[0].n_in))
             for layer in self.layers:
                 z = layer.linear(x)
                 if visit is not None:
                     visit(layer, start, stop, x, z)
                 x = z if layer.activation is None else layer.activation(z)
-            if self.plan.next is not None:
-                conveyor.send(x)
+            if self.plan.above is not None:
+                pipeline.send(x)
             elif output is not None:
                 output(start, stop, x)
-        conveyor.finish()
+        pipeline.finish()
 
     # ---- training -----------------------------------------------------------------------------------
 
@@ -182,7 +195,7 @@ class Stage:
         empty = self.backend.empty
         z = {layer.position: empty((nodes, layer.n_out)) for layer in self.layers}
         for layer in self.layers:
-            if self.plan.previous is None and layer is self.layers[0]:
+            if self.plan.below is None and layer is self.layers[0]:
                 assert X is not None
                 p[layer.position] = X
             else:
@@ -224,46 +237,66 @@ class Stage:
         make_codec: Callable[[Array], Codec],
         seed: int,
     ) -> None:
-        for lower, upper in zip(self.layers, self.layers[1:], strict=False):
+        """Make both ends of the couplings within this rank, and this rank's ends of those to others."""
+        plan = self.plan
+
+        def couple(edge: Edge, ends: Ends, codec: Codec, start: Array, upper: bool) -> CouplingEnd:
+            sent, received = (edge.p, edge.q) if upper else (edge.q, edge.p)
+            outgoing, incoming = ends.outgoing[sent], ends.incoming[received]
+            return CouplingEnd(edge.lower, codec, outgoing, incoming, start, upper, seed, self.clock)
+
+        for lower, upper in itertools.pairwise(self.layers):
+            edge = Edge(lower.position, upper.position)
             start = p[upper.position]
             codec = make_codec(start)
             size = codec.nbytes(nodes, lower.n_out)
-            ends = local_pair(size, size, self.backend)
-            lower.above = CouplingEnd(
-                lower.position, codec, ends[0], start, upper=False, seed=seed, clock=self.clock
-            )
-            upper.below = CouplingEnd(
-                lower.position, codec, ends[1], start, upper=True, seed=seed, clock=self.clock
-            )
+            ends = local_ends(edge.channels(plan.rank, size, at_upper=True), self.backend)
+            lower.above = couple(edge, ends, codec, start, upper=False)
+            upper.below = couple(edge, ends, codec, start, upper=True)
         if not self.layers:
             return
-        # the links to both neighbours are made together, since NCCL couples them
         first, last = self.layers[0], self.layers[-1]
-        below = above = None
-        if self.plan.previous is not None:
+        below_bytes = above_bytes = 0
+        if plan.edge_below is not None:
             start_below = p[first.position]
             codec_below = make_codec(start_below)
-            index = self.plan.positions[self.plan.positions.index(first.position) - 1]
-            below = Edge(self.plan.previous, index, codec_below.nbytes(nodes, first.n_in))
-        if self.plan.next is not None:
+            below_bytes = codec_below.nbytes(nodes, first.n_in)
+        if plan.edge_above is not None:
             assert last.activation is not None
             start_above = last.activation(z[last.position])
             codec_above = make_codec(start_above)
-            above = Edge(self.plan.next, last.position, codec_above.nbytes(nodes, last.n_out))
-        link_below, link_above = self.transport.links(below, above)
-        if below is not None:
-            first.below = CouplingEnd(
-                below.coupling, codec_below, link_below, start_below, upper=True, seed=seed, clock=self.clock
-            )
-        if above is not None:
-            last.above = CouplingEnd(
-                above.coupling, codec_above, link_above, start_above, upper=False, seed=seed, clock=self.clock
-            )
+            above_bytes = codec_above.nbytes(nodes, last.n_out)
+        # the ends of both are made together, since the order of the rounds couples them
+        self._ends = self.transport.open(plan.rounds(below_bytes, above_bytes))
+        if plan.edge_below is not None:
+            first.below = couple(plan.edge_below, self._ends, codec_below, start_below, upper=True)
+        if plan.edge_above is not None:
+            last.above = couple(plan.edge_above, self._ends, codec_above, start_above, upper=False)
 
     @property
     def couplings(self) -> list[CouplingEnd]:
         """All coupling ends of this rank."""
         return [end for layer in self.layers for end in (layer.below, layer.above) if end is not None]
+
+    @property
+    def traffic(self) -> list[Outgoing | Incoming]:
+        """The ends of all messages of this rank, those within it too."""
+        return [end for coupling in self.couplings for end in coupling.ends]
+
+    @property
+    def float32_bytes(self) -> dict[str, int]:
+        """What every message would be as float32, by name."""
+        return {end.channel.name: c.float32_bytes for c in self.couplings for end in c.ends}
+
+    @property
+    def facts(self) -> dict[str, Record]:
+        """What a profile keeps of every message beside its name, and of a step that concerns none."""
+        found: dict[str, Record] = {"": {"coupling": -1, "upward": False}}
+        for coupling in self.couplings:
+            sent, received = (end.channel.name for end in coupling.ends)
+            found[sent] = {"coupling": coupling.index, "upward": not coupling.upper}
+            found[received] = {"coupling": coupling.index, "upward": coupling.upper}
+        return found
 
     def iterate(self, iteration: int, measure: bool) -> dict[int, Terms]:
         """One ADMM iteration of this rank's layers.
@@ -325,5 +358,4 @@ class Stage:
         for end in self.couplings:
             if end.upper:
                 end.message()
-        for end in self.couplings:
-            end.link.close()
+        self._ends.close()

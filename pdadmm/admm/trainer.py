@@ -211,9 +211,9 @@ class Trainer:
         if on_host and r.overlap and self.waiter.comm.size > 1 and ProgressThread.available():
             self.progress_thread = ProgressThread(self.waiter.comm)
         plans = [Plan(depth, self.layers_total, self.blocks, self.rank) for depth in stages]
-        around = [(plan.previous, plan.next) for plan in plans]
+        rounds = [plan.rounds() for plan in plans]
         self.transport = make_transport(
-            self.choice, self.backend, self.waiter, r, self.progress_thread, around
+            self.choice, self.backend, self.waiter, r, self.progress_thread, rounds
         )
         for index in range(first, len(stages)):
             if not self._run_stage(index, done, resumed):
@@ -286,7 +286,7 @@ class Trainer:
                     break
         self._account(stage)
         stage.finish()
-        self.accounts.end_stage(stage, plan.depth)
+        self.accounts.end_stage(plan.depth, plan.mine, stage.traffic, stage.float32_bytes, stage.facts)
         return verdict != STOP or self.iteration == t.iterations * len(t.stages)
 
     def _new_layer(self, position: int) -> Layer:
@@ -369,9 +369,9 @@ class Trainer:
 
     def _account(self, stage: Stage) -> None:
         """Bytes and times of the stage that ends."""
-        rounds = self.config.training.iterations
-        self.message_bytes = sum(end.link.bytes_sent for end in stage.couplings)
-        self.float32_bytes = sum(4 * end.own.size for end in stage.couplings) * rounds
+        iterations = self.config.training.iterations
+        self.message_bytes = sum(end.outgoing_end.bytes for end in stage.couplings)
+        self.float32_bytes = sum(end.float32_bytes for end in stage.couplings) * iterations
 
     def _evaluate(self, stage: Stage, terms: dict[int, Terms], index: int, stage_iteration: int) -> None:
         start = time.perf_counter()

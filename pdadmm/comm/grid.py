@@ -7,7 +7,7 @@ there is one shard.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from pdadmm.arrays import Array, Scalar
 from pdadmm.comm import waiter as waiting
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
 
 __all__ = ["ALONE", "Alone", "Axis", "Grid", "Shards"]
 
@@ -134,9 +137,9 @@ class Grid:
         self.blocks, self.shards = comm.size // shards, shards
         self.block, self.shard = divmod(comm.rank, shards)
         self.nodes: Axis = ALONE
-        self._of_block = None
+        self._of_block: Intracomm | None = None
         if shards > 1:
-            self._of_block = comm.Split(self.block, self.shard)
+            self._of_block = cast("Intracomm", comm.Split(self.block, self.shard))
             self.nodes = Shards(Waiter(self._of_block, waiter.timeout, waiter.where))
 
     def rank_of(self, block: int) -> int:

@@ -1,58 +1,65 @@
-"""Couplings between two layers of one rank: the message stays where it was written."""
+"""Messages within a rank: they stay where they were written."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import replace
 
-from pdadmm.arrays.backend import NUMPY
+from pdadmm.arrays.backend import Backend
+from pdadmm.comm.channel import Channel, Ends, Incoming, Outgoing
 
-__all__ = ["LocalLink", "local_pair"]
+__all__ = ["LocalIncoming", "LocalOutgoing", "local_ends"]
 
 
-class LocalLink:
-    """One end of a coupling within a rank; its peer's receive buffer is this end's send buffer."""
+class LocalIncoming(Incoming):
+    """The receiver's end; the sender writes straight into its buffer."""
 
     between_ranks = False
+    written = False  #: whether the message is there
 
-    def __init__(self, send_buffer: Any, receive_buffer: Any) -> None:
-        self.send_buffer = send_buffer
-        self.receive_buffer = receive_buffer
-        self.peer: LocalLink | None = None
-        self.messages_sent = 0
-        self.bytes_sent = 0
-        self.messages_received = 0
-        self.bytes_received = 0
-        self._arrived = False
+    def _post(self) -> None:
+        """Nothing to post."""
 
-    def post_receive(self) -> None:
-        """Nothing to post: the peer writes straight into the buffer."""
-
-    def start_send(self) -> None:
-        """Hand the send buffer over."""
-        assert self.peer is not None
-        self.peer._arrived = True
-        self.messages_sent += 1
-        self.bytes_sent += self.send_buffer.nbytes
-
-    def wait_sent(self) -> float:
-        return 0.0
-
-    def wait_received(self) -> float:
+    def _wait(self) -> None:
         """Check that the message is there; a local one is always written before it is read."""
-        if not self._arrived:
-            raise AssertionError("a local message was read before it was written")
-        self._arrived = False
-        self.messages_received += 1
-        self.bytes_received += self.receive_buffer.nbytes
-        return 0.0
+        if not self.written:
+            raise AssertionError(f"{self.channel.name} was read before it was written")
+        self.written = False
 
     def close(self) -> None:
         """Nothing to free."""
 
 
-def local_pair(up_bytes: int, down_bytes: int, backend: Any = NUMPY) -> tuple[LocalLink, LocalLink]:
-    """The lower and the upper end of a coupling within one rank."""
-    up, down = backend.zeros(up_bytes, "uint8"), backend.zeros(down_bytes, "uint8")
-    lower, upper = LocalLink(up, down), LocalLink(down, up)
-    lower.peer, upper.peer = upper, lower
-    return lower, upper
+class LocalOutgoing(Outgoing):
+    """The sender's end.
+
+    Parameters
+    ----------
+    taker
+        The other end, whose buffer this one shares.
+    """
+
+    between_ranks = False
+
+    def __init__(self, channel: Channel, taker: LocalIncoming) -> None:
+        super().__init__(channel, taker.buffer)
+        self._taker = taker
+
+    def wait_free(self) -> None:
+        """The buffer is free: what was written was read before."""
+
+    def _start(self) -> None:
+        self._taker.written = True
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def local_ends(channels: Iterable[Channel], backend: Backend) -> Ends:
+    """Both ends of messages within a rank."""
+    ends = Ends({}, {})
+    for channel in channels:
+        taker = LocalIncoming(replace(channel, sends=False), backend.zeros(channel.nbytes, "uint8"))
+        ends.incoming[channel.name] = taker
+        ends.outgoing[channel.name] = LocalOutgoing(replace(channel, sends=True), taker)
+    return ends

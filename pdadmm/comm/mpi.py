@@ -1,4 +1,4 @@
-"""Couplings between two ranks over MPI: persistent requests on buffers that never move.
+"""Messages between two ranks over MPI: persistent requests on buffers that never move.
 
 MPI libraries move large messages only inside MPI calls, so that a transfer started before a matrix
 product would wait for the end of the product. A :class:`ProgressThread` keeps them moving; it
@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pdadmm.arrays import Array
+from pdadmm.comm.channel import Channel, Incoming, Outgoing
 from pdadmm.comm.waiter import Waiter, pieces
 
-__all__ = ["LARGE", "MPILink", "ProgressThread"]
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm, Prequest
+
+__all__ = ["LARGE", "MPIIncoming", "MPIOutgoing", "ProgressThread", "Wire"]
 
 #: bytes from which a message is not sent eagerly, so that it needs progress while others compute
 LARGE = 1 << 15
@@ -30,10 +35,10 @@ class ProgressThread:
 
     It looks often while data flows and seldom while a message is only expected, which takes some 5 %
     of a core instead of 10. It probes a communicator of its own, on which nothing is ever sent, and
-    so never touches the requests of the links. Needs MPI_THREAD_MULTIPLE.
+    so never touches the requests of the messages. Needs MPI_THREAD_MULTIPLE.
     """
 
-    def __init__(self, comm: Any) -> None:
+    def __init__(self, comm: Intracomm) -> None:
         self._comm = comm.Dup()
         self._active = 0
         self._pause = _SHORT_PAUSE
@@ -77,132 +82,107 @@ class ProgressThread:
             time.sleep(self._pause)
 
 
-class MPILink:
-    """One end of a coupling between ranks.
-
-    The requests are made once for a stage and only started afterwards.
+class Wire:
+    """The requests of one channel on a buffer; made once, only started afterwards.
 
     Parameters
     ----------
     waiter
         Waits politely, holds the communicator.
-    peer
-        Rank of the other end.
-    coupling
-        Index of the lower layer; the two directions are told apart by the tag.
-    upper
-        Whether this is the upper layer's end, which sends p down and receives q.
-    send_bytes, receive_bytes
-        Sizes of the messages.
+    channel
+        The message, sent or received.
+    buffer
+        (nbytes,) uint8; on a device for a CUDA-aware MPI library.
     progress
         Keeps large messages moving; None leaves that to the waits.
-    overlap
-        Let messages travel while computing; else every send waits for its message to leave.
-    buffers
-        Send and receive buffer, uint8, where the caller has them; on a device for CUDA-aware MPI.
+
+    Attributes
+    ----------
+    under_way
+        Whether a message was started and not waited for yet.
     """
 
-    between_ranks = True
-
     def __init__(
-        self,
-        waiter: Waiter,
-        peer: int,
-        coupling: int,
-        upper: bool,
-        send_bytes: int,
-        receive_bytes: int,
-        progress: ProgressThread | None = None,
-        overlap: bool = True,
-        buffers: tuple[Any, Any] | None = None,
+        self, waiter: Waiter, channel: Channel, buffer: Array, progress: ProgressThread | None = None
     ) -> None:
-        self.peer = peer
-        if buffers is None:
-            buffers = np.zeros(send_bytes, np.uint8), np.zeros(receive_bytes, np.uint8)
-        self.send_buffer: Any = buffers[0]
-        self.receive_buffer: Any = buffers[1]
-        self.messages_sent = 0
-        self.bytes_sent = 0
-        self.messages_received = 0
-        self.bytes_received = 0
-        self._overlap = overlap
-        self._waiter = waiter
-        self._what = f"layer {coupling if upper else coupling + 1} on rank {peer}"
-        comm = waiter.comm
-        down, up = 2 * coupling, 2 * coupling + 1
-        self._send = [comm.Send_init(part, peer, down if upper else up) for part in pieces(self.send_buffer)]
-        self._receive = [
-            comm.Recv_init(part, peer, up if upper else down) for part in pieces(self.receive_buffer)
-        ]
-        self._sending = False
-        self._receiving = False
-        self._progress = progress if max(send_bytes, receive_bytes) >= LARGE else None
+        self._waiter, self._channel = waiter, channel
+        make = waiter.comm.Send_init if channel.sends else waiter.comm.Recv_init
+        self._requests: list[Prequest] = [make(part, channel.peer, channel.tag) for part in pieces(buffer)]
+        self._progress = progress if channel.nbytes >= LARGE else None
+        self.under_way = False
 
-    def post_receive(self) -> None:
-        """Let the next message come into the receive buffer."""
-        for request in self._receive:
+    def start(self) -> None:
+        """Start the next message."""
+        for request in self._requests:
             request.Start()
-        self._receiving = True
+        self.under_way = True
         self._watch(1)
 
-    def start_send(self) -> None:
-        """Send the buffer; it must not change until :meth:`wait_sent` returns."""
-        for request in self._send:
-            request.Start()
-        self._sending = True
-        self._watch(1)
-        self.messages_sent += 1
-        self.bytes_sent += self.send_buffer.nbytes
-        if not self._overlap:
-            self.wait_sent()
-
-    def wait_sent(self) -> float:
-        """Wait until the send buffer is free again; returns the seconds waited."""
-        if not self._sending:
-            return 0.0
-        waited = self._waiter.all(self._send, f"a message to {self._what} to leave")
-        self._sending = False
-        self._watch(-1)
-        return waited
-
-    def wait_received(self) -> float:
-        """Wait for the posted message; returns the seconds waited."""
-        waited = self._waiter.all(self._receive, f"a message from {self._what}")
-        if self._receiving:
-            self._receiving = False
+    def wait(self) -> None:
+        """Wait for the end of the message under way, if there is one."""
+        if self.under_way:
+            self._waiter.all(self._requests, self._channel.what)
+            self.under_way = False
             self._watch(-1)
-            self.messages_received += 1
-            self.bytes_received += self.receive_buffer.nbytes
-        return waited
 
-    def sent(self) -> bool:
-        """Whether the send buffer is free; never waits."""
-        if self._sending and self._complete(self._send):
-            self.wait_sent()
-        return not self._sending
+    def done(self) -> bool:
+        """Whether no message is under way any more; never waits."""
+        if self.under_way and all(request.Test() for request in self._requests):
+            self.wait()
+        return not self.under_way
 
-    def received(self) -> bool:
-        """Whether the posted message is there; never waits."""
-        if self._receiving and self._complete(self._receive):
-            self.wait_received()
-        return not self._receiving
-
-    @property
-    def what(self) -> str:
-        """The other end, in words."""
-        return self._what
-
-    @staticmethod
-    def _complete(requests: list[Any]) -> bool:
-        return all(request.Test() for request in requests)
+    def free(self) -> None:
+        """Free the requests."""
+        for request in self._requests:
+            request.Free()
+        self._requests = []
 
     def _watch(self, count: int) -> None:
         if self._progress is not None:
             self._progress.add(count)
 
+
+class MPIOutgoing(Outgoing):
+    """The sender's end, with a buffer on the host.
+
+    Parameters
+    ----------
+    overlap
+        Let messages travel while computing; else every send waits for its message to leave.
+    """
+
+    def __init__(
+        self, channel: Channel, waiter: Waiter, progress: ProgressThread | None = None, overlap: bool = True
+    ) -> None:
+        super().__init__(channel, np.zeros(channel.nbytes, np.uint8))
+        self._wire = Wire(waiter, channel, self.buffer, progress)
+        self._overlap = overlap
+
+    def wait_free(self) -> None:
+        self._wire.wait()
+
+    def _start(self) -> None:
+        self._wire.start()
+        if not self._overlap:
+            self._wire.wait()
+
     def close(self) -> None:
-        """Finish what is under way and free the requests."""
-        self.wait_sent()
-        for request in self._send + self._receive:
-            request.Free()
-        self._send, self._receive = [], []
+        self._wire.wait()
+        self._wire.free()
+
+
+class MPIIncoming(Incoming):
+    """The receiver's end, with a buffer on the host."""
+
+    def __init__(self, channel: Channel, waiter: Waiter, progress: ProgressThread | None = None) -> None:
+        super().__init__(channel, np.zeros(channel.nbytes, np.uint8))
+        self._wire = Wire(waiter, channel, self.buffer, progress)
+
+    def _post(self) -> None:
+        self._wire.start()
+
+    def _wait(self) -> None:
+        self._wire.wait()
+
+    def close(self) -> None:
+        self._wire.free()

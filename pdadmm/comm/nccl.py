@@ -1,15 +1,15 @@
-"""Couplings between GPUs over NCCL point-to-point.
+"""Messages between GPUs over NCCL point-to-point.
 
-NCCL runs what a rank enqueues on a stream in order, so that neighbours which enqueue their sends and
-receives in different orders wait for each other for ever. The exchange therefore has *rounds*, and
-every rank goes through the same sequence of them::
+NCCL runs what a rank enqueues on a stream in order, so that ranks which enqueue their sends and
+receives in different orders wait for each other for ever. So every rank goes through the same cycle of
+rounds (:mod:`pdadmm.comm.rounds`), in which a round is one NCCL group::
 
     P  send p to the rank below, receive p from the rank above     one NCCL group
     Q  send q to the rank above, receive q from the rank below     one NCCL group
     P  ...
 
-A round is enqueued as soon as all its parts are there (the send buffer is being encoded, the receive
-buffer is free) and the round before it is enqueued. All rounds run on one communication stream.
+A round is enqueued as soon as all its parts are there (the buffers to send are being encoded, those to
+receive into are free) and the round before it is enqueued. All rounds run on one communication stream.
 Events order it against the compute stream, and the host never waits.
 """
 
@@ -17,170 +17,175 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
-from pdadmm.comm.idle import IdleTime
+from pdadmm.arrays import DeviceArray
+from pdadmm.arrays.streams import Event, Streams
+from pdadmm.comm.channel import Channel, Ends, Incoming, Outgoing
+from pdadmm.comm.rounds import Rounds
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 
-__all__ = ["CupyNccl", "Device", "NCCLExchange", "NCCLLink", "Watch", "connect", "require_nccl"]
+if TYPE_CHECKING:
+    from cupy.cuda.nccl import NcclCommunicator
 
-Buffer = Any
+__all__ = [
+    "CupyNccl",
+    "Device",
+    "NCCLIncoming",
+    "NCCLOutgoing",
+    "Watch",
+    "connect",
+    "open_rounds",
+    "require_nccl",
+]
 
 #: first NCCL that lets several ranks share a GPU, with NCCL_MULTI_RANK_GPU_ENABLE=1
 MULTI_RANK_VERSION = 23000
 
+#: a buffer and the rank that it goes to or comes from
+Transfer = tuple[DeviceArray, int]
+
 
 class Device(Protocol):
-    """What the exchange asks of the GPU and of NCCL; tests put a recorder in its place."""
+    """What is asked of the GPU and of NCCL; tests put a recorder in its place."""
 
-    def buffer(self, nbytes: int) -> Buffer:
-        """A zeroed device buffer, uint8."""
+    def buffer(self, nbytes: int) -> DeviceArray:
+        """Zeroed device memory, uint8."""
         ...
 
-    def mark_compute(self) -> Any:
+    def mark_compute(self) -> Event:
         """An event at the end of what the compute stream has been given so far."""
         ...
 
-    def mark_communication(self) -> Any:
+    def mark_transfers(self) -> Event:
         """The same for the communication stream."""
         ...
 
-    def communication_after(self, event: Any) -> None:
+    def transfers_after(self, event: Event) -> None:
         """Let what the communication stream is given from now on wait for an event."""
         ...
 
-    def compute_after(self, event: Any) -> None:
+    def compute_after(self, event: Event) -> None:
         """Let what the compute stream is given from now on wait for an event."""
         ...
 
-    def group(self, sends: list[tuple[Buffer, int]], receives: list[tuple[Buffer, int]]) -> None:
-        """Enqueue (buffer, peer) transfers as one NCCL group on the communication stream."""
+    def compute_waits(self, event: Event) -> None:
+        """The same for a message, and count the time that it stands still."""
+        ...
+
+    def group(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
+        """Enqueue transfers as one NCCL group on the communication stream."""
         ...
 
 
-class _Round:
-    """One kind of round on this rank: the parts it has, and those that are there for the next one."""
+class _Turn:
+    """A round on this rank: what it transfers, and the ends that are ready for the next one."""
 
-    def __init__(self, sends: bool, receives: bool) -> None:
-        self.sends, self.receives = sends, receives
-        self.ready: dict[str, Any] = {}
-        self.done: Any = None
+    def __init__(self, name: str, parts: int) -> None:
+        self.name = name
+        self.sends: list[Transfer] = []
+        self.receives: list[Transfer] = []
+        self.ready: dict[Outgoing | Incoming, Event] = {}
+        self.done: Event | None = None  #: end of the last one that was enqueued
+        self._parts = parts
 
     @property
     def complete(self) -> bool:
-        return ("send" in self.ready) == self.sends and ("receive" in self.ready) == self.receives
+        return len(self.ready) == self._parts
 
 
-class NCCLExchange:
-    """The two couplings of a rank to its neighbours, for one stage.
+class _Cycle:
+    """The rounds that a rank has a part in, enqueued in turn."""
 
-    Parameters
-    ----------
-    device
-        Streams, events and NCCL.
-    below, above
-        Ranks of the neighbours, or None.
-    below_bytes, above_bytes
-        Sizes of the messages of the coupling to each.
-    """
-
-    def __init__(
-        self, device: Device, below: int | None, above: int | None, below_bytes: int, above_bytes: int
-    ) -> None:
+    def __init__(self, device: Device) -> None:
+        self.turns: list[_Turn] = []
         self._device = device
-        self.below = below
-        self.above = above
-        self._rounds = {
-            "p": _Round(sends=below is not None, receives=above is not None),
-            "q": _Round(sends=above is not None, receives=below is not None),
-        }
-        self._turn = "p"
-        self.links: dict[str, NCCLLink] = {}
-        if below is not None:
-            self.links["below"] = NCCLLink(self, device, below, "p", "q", below_bytes)
-        if above is not None:
-            self.links["above"] = NCCLLink(self, device, above, "q", "p", above_bytes)
+        self._next = 0
 
-    def register(self, kind: str, part: str) -> None:
+    def register(self, turn: _Turn, end: Outgoing | Incoming) -> None:
         """A part of the next round of a kind is there; enqueue whatever has become possible."""
-        ready = self._rounds[kind].ready
-        if part in ready:
-            raise AssertionError(f"the {part} of round {kind} was registered twice")
-        ready[part] = self._device.mark_compute()
-        while self._rounds[self._turn].complete:
-            self._enqueue(self._turn)
-            self._turn = "q" if self._turn == "p" else "p"
+        if end in turn.ready:
+            raise AssertionError(f"{end.channel.name} was registered twice in round {turn.name}")
+        turn.ready[end] = self._device.mark_compute()
+        while self.turns[self._next].complete:
+            self._enqueue(self.turns[self._next])
+            self._next = (self._next + 1) % len(self.turns)
 
-    def done(self, kind: str) -> Any:
-        """Event at the end of the last enqueued round of a kind; None before the first."""
-        return self._rounds[kind].done
-
-    def _enqueue(self, kind: str) -> None:
-        entry = self._rounds[kind]
-        for event in entry.ready.values():
-            self._device.communication_after(event)
-        entry.ready = {}
-        down, up = self.links.get("below"), self.links.get("above")
-        sender, receiver = (down, up) if kind == "p" else (up, down)
-        to, source = (self.below, self.above) if kind == "p" else (self.above, self.below)
-        sends = [(sender.send_buffer, to)] if sender is not None and to is not None else []
-        receives = [(receiver.receive_buffer, source)] if receiver is not None and source is not None else []
-        self._device.group(sends, receives)
-        entry.done = self._device.mark_communication()
+    def _enqueue(self, turn: _Turn) -> None:
+        for event in turn.ready.values():
+            self._device.transfers_after(event)
+        turn.ready = {}
+        if turn.sends or turn.receives:
+            self._device.group(turn.sends, turn.receives)
+        turn.done = self._device.mark_transfers()
 
 
-class NCCLLink:
-    """One end of a coupling between GPUs; see :class:`pdadmm.admm.coupling.Link`."""
+class NCCLOutgoing(Outgoing):
+    """The sender's end, with a buffer on the device."""
 
-    between_ranks = True
+    def __init__(self, channel: Channel, device: Device, cycle: _Cycle, turn: _Turn) -> None:
+        super().__init__(channel, device.buffer(channel.nbytes))
+        self._device, self._cycle, self._turn = device, cycle, turn
 
-    def __init__(
-        self, exchange: NCCLExchange, device: Device, peer: int, sends: str, receives: str, nbytes: int
-    ) -> None:
-        self.peer = peer
-        self.send_buffer = device.buffer(nbytes)
-        self.receive_buffer = device.buffer(nbytes)
-        self.messages_sent = 0
-        self.bytes_sent = 0
-        self.messages_received = 0
-        self.bytes_received = 0
-        self._exchange = exchange
-        self._device = device
-        self._sends, self._receives = sends, receives
+    def wait_free(self) -> None:
+        """Let the compute stream wait until the buffer is free; the host does not wait."""
+        if self._turn.done is not None:
+            self._device.compute_waits(self._turn.done)
 
-    def post_receive(self) -> None:
-        """The compute stream has been given all that reads the receive buffer: it may be filled again."""
-        self._exchange.register(self._receives, "receive")
-
-    def start_send(self) -> None:
-        """The compute stream has been given the encoding of the send buffer."""
-        self._exchange.register(self._sends, "send")
-        self.messages_sent += 1
-        self.bytes_sent += self.send_buffer.nbytes
-
-    def wait_sent(self) -> float:
-        """Let the compute stream wait until the send buffer is free; the host does not wait."""
-        event = self._exchange.done(self._sends)
-        if event is not None:
-            self._device.compute_after(event)
-        return 0.0
-
-    def wait_received(self) -> float:
-        """Let the compute stream wait for the message; the host does not wait."""
-        event = self._exchange.done(self._receives)
-        if event is None:
-            raise AssertionError("a message was awaited before its round was enqueued")
-        self._device.compute_after(event)
-        self.messages_received += 1
-        self.bytes_received += self.receive_buffer.nbytes
-        return 0.0
+    def _start(self) -> None:
+        """The compute stream has been given the encoding of the buffer."""
+        self._cycle.register(self._turn, self)
 
     def close(self) -> None:
-        """Nothing to free: the communicator outlives the stage."""
+        """The buffer's memory may be taken by what the compute stream is given after the last send."""
+        if self._turn.done is not None:
+            self._device.compute_after(self._turn.done)
 
 
-def require_nccl() -> Any:
+class NCCLIncoming(Incoming):
+    """The receiver's end, with a buffer on the device."""
+
+    def __init__(self, channel: Channel, device: Device, cycle: _Cycle, turn: _Turn) -> None:
+        super().__init__(channel, device.buffer(channel.nbytes))
+        self._device, self._cycle, self._turn = device, cycle, turn
+
+    def _post(self) -> None:
+        """The compute stream has been given all that reads the buffer: it may be filled again."""
+        self._cycle.register(self._turn, self)
+
+    def _wait(self) -> None:
+        """Let the compute stream wait for the message; the host does not wait."""
+        if self._turn.done is None or self in self._turn.ready:
+            raise AssertionError(f"{self.channel.name} was awaited before its round was enqueued")
+        self._device.compute_waits(self._turn.done)
+
+    def close(self) -> None:
+        """Nothing to free: the last message was waited for."""
+
+
+def open_rounds(device: Device, rounds: Rounds) -> Ends:
+    """The ends of a rank's messages, enqueued in the order of the rounds."""
+    cycle, ends = _Cycle(device), Ends({}, {})
+    for part in rounds:
+        if not part.channels:
+            continue  # this rank passes over it
+        turn = _Turn(part.name, len(part.channels))
+        cycle.turns.append(turn)
+        # several messages between two ranks meet in the order they are given in: that of their tags
+        for channel in sorted(part.channels, key=lambda channel: channel.tag):
+            end: Outgoing | Incoming
+            if channel.sends:
+                end = ends.outgoing[channel.name] = NCCLOutgoing(channel, device, cycle, turn)
+            else:
+                end = ends.incoming[channel.name] = NCCLIncoming(channel, device, cycle, turn)
+            if channel.nbytes:  # both ends know of an empty one
+                (turn.sends if channel.sends else turn.receives).append((end.buffer, channel.peer))
+    return ends
+
+
+def require_nccl() -> ModuleType:
     """CuPy's NCCL module.
 
     Raises
@@ -199,38 +204,40 @@ def require_nccl() -> Any:
             "--transport nccl: CuPy found no NCCL library; pip install nvidia-nccl-cu12 (or -cu13), "
             "or use --transport mpi"
         )
-    return nccl
+    found: ModuleType = nccl
+    return found
 
 
-def connect(waiter: Waiter, neighbours: Sequence[tuple[int | None, int | None]]) -> CupyNccl:
+def connect(waiter: Waiter, stages: Sequence[Rounds]) -> CupyNccl:
     """Make the NCCL communicator of a run; collective.
 
-    Rank 0 makes the id and MPI broadcasts it. Then a message crosses every edge in both directions, so
+    Rank 0 makes the id and MPI broadcasts it. Then every message of every stage goes out once, so
     that no iteration pays for setting connections up.
 
     Parameters
     ----------
-    neighbours
-        Ranks below and above this one (or None) in every stage, in the order of the stages.
+    stages
+        What this rank sends and receives in every stage, in the order of the stages.
     """
     nccl = require_nccl()
     comm = waiter.comm
     identity = waiter.broadcast(nccl.get_unique_id() if comm.rank == 0 else None)
     device = CupyNccl(nccl, nccl.NcclCommunicator(comm.size, identity, comm.rank))
-    device.peers = sorted({peer for pair in neighbours for peer in pair if peer is not None})
-    for below, above in neighbours:
-        warm_up(NCCLExchange(device, below, above, 1, 1))
+    device.peers = sorted({peer for rounds in stages for peer in rounds.peers})
+    under_way = [warm_up(device, rounds) for rounds in stages]
     device.synchronize()
+    del under_way  # and its buffers, which must live until then
     return device
 
 
-def warm_up(exchange: NCCLExchange) -> None:
-    """Send one message over every edge in both directions, in the order of an iteration: p down first."""
-    for link in exchange.links.values():
-        link.post_receive()
-    for name in ("below", "above"):
-        if name in exchange.links:
-            exchange.links[name].start_send()
+def warm_up(device: Device, rounds: Rounds) -> Ends:
+    """Send a byte instead of every message, in the order of the rounds; returns their ends."""
+    ends = open_rounds(device, rounds.resized(1))
+    for receiver in ends.incoming.values():
+        receiver.post()
+    for sender in ends.outgoing.values():
+        sender.start()
+    return ends
 
 
 class Watch:
@@ -267,65 +274,44 @@ class Watch:
                 return
 
 
-class CupyNccl:
+class CupyNccl(Streams):
     """:class:`Device` on CuPy's streams and NCCL binding.
 
-    The compute stream is CuPy's current stream.
+    Attributes
+    ----------
+    peers
+        Ranks that this one talks to in any stage.
+    peers_now
+        Those of the stage under way, which an error is about; none when this rank has no message in it.
     """
 
-    def __init__(self, nccl: Any, communicator: Any) -> None:
-        import cupy
-
-        self._cupy, self._nccl = cupy, nccl
+    def __init__(self, nccl: ModuleType, communicator: NcclCommunicator) -> None:
+        super().__init__()
+        self._nccl = nccl
         self.communicator = communicator
-        self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.idle = IdleTime()
-        #: of the stage under way, whose links an error is about
-        self.exchange: NCCLExchange | None = None
-        #: neighbours in any stage: an error may come in a stage that gives this rank no link
         self.peers: list[int] = []
+        self.peers_now: list[int] = []
 
-    def buffer(self, nbytes: int) -> Buffer:
-        return self._cupy.zeros(nbytes, self._cupy.uint8)
-
-    def mark_compute(self) -> Any:
-        return self._mark(self._cupy.cuda.get_current_stream())
-
-    def mark_communication(self) -> Any:
-        return self._mark(self.stream)
-
-    def communication_after(self, event: Any) -> None:
-        self.stream.wait_event(event)
-
-    def compute_after(self, event: Any) -> None:
+    def compute_waits(self, event: Event) -> None:
         begun = self.idle.begin()
-        self._cupy.cuda.get_current_stream().wait_event(event)
+        self.compute_after(event)
         self.idle.end(begun)
 
-    def group(self, sends: list[tuple[Buffer, int]], receives: list[tuple[Buffer, int]]) -> None:
+    def group(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
+        stream = self.transfers.ptr
         self._nccl.groupStart()
         for buffer, peer in sends:
-            self.communicator.send(
-                buffer.data.ptr, buffer.nbytes, self._nccl.NCCL_UINT8, peer, self.stream.ptr
-            )
+            self.communicator.send(buffer.data.ptr, buffer.nbytes, self._nccl.NCCL_UINT8, peer, stream)
         for buffer, peer in receives:
-            self.communicator.recv(
-                buffer.data.ptr, buffer.nbytes, self._nccl.NCCL_UINT8, peer, self.stream.ptr
-            )
+            self.communicator.recv(buffer.data.ptr, buffer.nbytes, self._nccl.NCCL_UINT8, peer, stream)
         self._nccl.groupEnd()
-
-    def synchronize(self) -> None:
-        """Let the host wait for both streams."""
-        self.stream.synchronize()
-        self._cupy.cuda.get_current_stream().synchronize()
 
     def problem(self) -> str | None:
         """What NCCL met asynchronously and the links it is about, or None."""
         try:
             self.communicator.check_async_error()
         except self._nccl.NcclError as error:
-            now = [] if self.exchange is None else [self.exchange.below, self.exchange.above]
-            peers = [peer for peer in now if peer is not None] or self.peers
+            peers = self.peers_now or self.peers
             links = " or ".join(f"rank {peer}" for peer in peers)
             return f"{error} on the link to {links}" if peers else str(error)
         return None
@@ -334,8 +320,3 @@ class CupyNccl:
         """Destroy the communicator; before MPI is finalized."""
         self.synchronize()
         self.communicator.destroy()
-
-    def _mark(self, stream: Any) -> Any:
-        event = self._cupy.cuda.Event(disable_timing=True)
-        event.record(stream)
-        return event

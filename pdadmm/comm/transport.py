@@ -1,57 +1,75 @@
-"""How a stage's messages and activations travel between ranks: one object a way, the same two methods.
-
-``links(below, above)`` makes the links of a stage's couplings to the neighbouring ranks, each given
-as an :class:`Edge` or None. ``conveyor(previous, following)`` carries the activations of a forward
-pass.
-"""
+"""How messages and activations travel between ranks: one object a way, all with the same methods."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Protocol
 
-from pdadmm.comm.mpi import MPILink, ProgressThread
-from pdadmm.comm.nccl import CupyNccl, NCCLExchange, Watch
-from pdadmm.comm.pipeline import HostConveyor, NCCLConveyor, StagedConveyor
-from pdadmm.comm.staged import Copier, Pump, StagedLink
+from pdadmm.arrays.backend import Backend
+from pdadmm.arrays.streams import Streams
+from pdadmm.comm.channel import Ends
+from pdadmm.comm.mpi import MPIIncoming, MPIOutgoing, ProgressThread
+from pdadmm.comm.nccl import CupyNccl, Watch, open_rounds
+from pdadmm.comm.pipeline import HostPipeline, NCCLPipeline, Pipeline, StagedPipeline
+from pdadmm.comm.rounds import Rounds
+from pdadmm.comm.staged import Pump, StagedIncoming, StagedOutgoing
 from pdadmm.comm.waiter import Waiter
 
-__all__ = ["Edge", "MPITransport", "NCCLTransport", "StagedTransport"]
+__all__ = ["MPITransport", "NCCLTransport", "StagedTransport", "Transport"]
 
 
-class Edge(NamedTuple):
-    """A coupling to another rank: that rank, the position of the lower layer, and a message's size."""
+class Transport(Protocol):
+    """A way of messages between ranks."""
 
-    peer: int
-    coupling: int
-    nbytes: int
+    def open(self, rounds: Rounds) -> Ends:
+        """The ends of this rank's messages, to be closed when no more are sent."""
+        ...
 
+    def pipeline(self, below: int | None, above: int | None) -> Pipeline:
+        """For a forward pass, between the ranks below and above this one; None where there is none."""
+        ...
 
-Pair = tuple[Any, Any]
+    def waited(self) -> float:
+        """Seconds that the device stood still for messages since the last call; 0 on the host."""
+        ...
+
+    def close(self) -> None:
+        """Free what the way holds; before MPI is finalized."""
+        ...
 
 
 @dataclass
 class MPITransport:
-    """Between arrays on the host."""
+    """Between arrays on the host.
+
+    Parameters
+    ----------
+    waiter
+        Waits politely, holds the communicator.
+    progress
+        Keeps large messages moving; None leaves that to the waits.
+    overlap
+        Let messages travel while computing.
+    """
 
     waiter: Waiter
     progress: ProgressThread | None = None
     overlap: bool = True
 
-    def links(self, below: Edge | None, above: Edge | None) -> Pair:
-        def link(edge: Edge, upper: bool) -> MPILink:
-            return MPILink(
-                self.waiter, edge.peer, edge.coupling, upper, edge.nbytes, edge.nbytes,
-                self.progress, self.overlap,
-            )  # fmt: skip
+    def open(self, rounds: Rounds) -> Ends:
+        ends = Ends({}, {})
+        for channel in rounds.channels:
+            if channel.sends:
+                ends.outgoing[channel.name] = MPIOutgoing(channel, self.waiter, self.progress, self.overlap)
+            else:
+                ends.incoming[channel.name] = MPIIncoming(channel, self.waiter, self.progress)
+        return ends
 
-        return link(below, True) if below else None, link(above, False) if above else None
-
-    def conveyor(self, previous: int | None, following: int | None) -> HostConveyor:
-        return HostConveyor(self.waiter, previous, following)
+    def pipeline(self, below: int | None, above: int | None) -> HostPipeline:
+        return HostPipeline(self.waiter, below, above)
 
     def waited(self) -> float:
-        """Seconds that the device stood still for messages; on the host the waiter counts them."""
+        """On the host the waiter counts the seconds."""
         return 0.0
 
     def close(self) -> None:
@@ -62,59 +80,48 @@ class StagedTransport:
     """Between GPUs over MPI, through pinned host buffers or, `direct`, a CUDA-aware MPI library."""
 
     def __init__(
-        self, waiter: Waiter, backend: Any, copier: Copier, overlap: bool = True, direct: bool = False
+        self, waiter: Waiter, backend: Backend, streams: Streams, overlap: bool = True, direct: bool = False
     ) -> None:
-        self.waiter, self.backend, self.copier = waiter, backend, copier
+        self.waiter, self.backend, self.streams = waiter, backend, streams
         self.overlap, self.direct = overlap, direct
-        self.pump = Pump()
-        waiter.background = self.pump.advance
+        self.pump = Pump(waiter)
 
-    def links(self, below: Edge | None, above: Edge | None) -> Pair:
-        def link(edge: Edge, upper: bool) -> StagedLink:
-            return StagedLink(
-                self.copier, self.waiter, self.pump, edge.peer, edge.coupling, upper, edge.nbytes,
-                self.overlap, self.direct,
-            )  # fmt: skip
+    def open(self, rounds: Rounds) -> Ends:
+        ends = Ends({}, {})
+        common = self.streams, self.waiter, self.pump
+        for channel in rounds.channels:
+            if channel.sends:
+                ends.outgoing[channel.name] = StagedOutgoing(channel, *common, self.overlap, self.direct)
+            else:
+                ends.incoming[channel.name] = StagedIncoming(channel, *common, self.direct)
+        return ends
 
-        return link(below, True) if below else None, link(above, False) if above else None
-
-    def conveyor(self, previous: int | None, following: int | None) -> StagedConveyor:
-        return StagedConveyor(HostConveyor(self.waiter, previous, following), self.backend)
+    def pipeline(self, below: int | None, above: int | None) -> StagedPipeline:
+        return StagedPipeline(HostPipeline(self.waiter, below, above), self.backend)
 
     def waited(self) -> float:
-        """Seconds that the device stood still for messages since the last call."""
-        return self.copier.idle.seconds()
+        return self.streams.idle.seconds()
 
     def close(self) -> None:
-        """Let the waiter poll for itself again."""
-        self.waiter.background = None
+        self.pump.close()
 
 
 class NCCLTransport:
     """Between GPUs over NCCL."""
 
-    def __init__(self, device: CupyNccl, backend: Any, watch: Watch) -> None:
+    def __init__(self, device: CupyNccl, backend: Backend, watch: Watch) -> None:
         self.device, self.backend, self._watch = device, backend, watch
 
-    def links(self, below: Edge | None, above: Edge | None) -> Pair:
-        exchange = NCCLExchange(
-            self.device,
-            below.peer if below else None,
-            above.peer if above else None,
-            below.nbytes if below else 0,
-            above.nbytes if above else 0,
-        )
-        self.device.exchange = exchange
-        return exchange.links.get("below"), exchange.links.get("above")
+    def open(self, rounds: Rounds) -> Ends:
+        self.device.peers_now = rounds.peers
+        return open_rounds(self.device, rounds)
 
-    def conveyor(self, previous: int | None, following: int | None) -> NCCLConveyor:
-        return NCCLConveyor(self.device, self.backend, previous, following)
+    def pipeline(self, below: int | None, above: int | None) -> NCCLPipeline:
+        return NCCLPipeline(self.device, self.backend, below, above)
 
     def waited(self) -> float:
-        """Seconds that the device stood still for messages since the last call."""
         return self.device.idle.seconds()
 
     def close(self) -> None:
-        """Destroy the communicator; before MPI is finalized."""
         self._watch.close()
         self.device.close()

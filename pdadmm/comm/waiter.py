@@ -12,14 +12,20 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
+from pdadmm.arrays import Array
 from pdadmm.comm.where import Where, stopped_ranks
 from pdadmm.errors import RunError
 
-__all__ = ["ALL_RANKS", "MAX_BYTES", "Waiter", "pieces", "ranks_on_node", "usable_cores"]
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm, Request
+
+__all__ = ["ALL_RANKS", "MAX_BYTES", "Waiter", "pieces", "poll", "ranks_on_node", "usable_cores"]
+
+T = TypeVar("T")
 
 #: largest single MPI message; counts are C ints, so they must stay below 2^31
 MAX_BYTES = 1 << 30
@@ -27,9 +33,34 @@ MAX_BYTES = 1 << 30
 ALL_RANKS = 1.5
 
 
-def pieces(buffer: Any) -> list[Any]:
+def pieces(buffer: Array) -> list[Array]:
     """Views of at most `MAX_BYTES` of a contiguous uint8 buffer, in order."""
     return [buffer[i : i + MAX_BYTES] for i in range(0, len(buffer), MAX_BYTES)] or [buffer]
+
+
+def poll(
+    done: Callable[[], bool], spins: int = sys.maxsize, between: Callable[[], None] | None = None
+) -> None:
+    """Test until it holds, giving the processor away in between.
+
+    Parameters
+    ----------
+    spins
+        Tests after which only the rest of the time slice is given away; then naps follow, from 20 to
+        500 us. By default there are none, so that nobody waits for a nap to end.
+    between
+        Called after every test that fails.
+    """
+    pause = 2e-5
+    while not done():
+        if between is not None:
+            between()
+        if spins > 0:
+            spins -= 1
+            os.sched_yield()
+        else:
+            time.sleep(pause)
+            pause = min(pause * 1.25, 5e-4)
 
 
 class Waiter:
@@ -55,11 +86,11 @@ class Waiter:
     """
 
     def __init__(
-        self, comm: Any, timeout: float = 0.0, where: Where | None = None, sleeps: bool = True
+        self, comm: Intracomm, timeout: float = 0.0, where: Where | None = None, sleeps: bool = True
     ) -> None:
         self.comm = comm
         self.where = where or Where()
-        self.timeout = timeout
+        self.timeout = timeout if sleeps else 0.0
         self.seconds = 0.0
         self.background: Callable[[], None] | None = None
         local = ranks_on_node(comm)
@@ -83,28 +114,23 @@ class Waiter:
         if done():
             return 0.0
         start = time.perf_counter()
-        spins = 0
-        pause = 2e-5
-        while not done():
+
+        def between() -> None:
             if self.background is not None:
                 self.background()
-            spins += 1
-            if spins < self._spins:
-                os.sched_yield()
-                continue
-            time.sleep(pause)
-            pause = min(pause * 1.25, 5e-4)
             if self.timeout and time.perf_counter() - start > self.timeout * patience:
                 raise RunError(
                     f"no answer within {self.timeout * patience:g} s while waiting for {what}; "
                     + (stopped_ranks() or "that process hangs or is slow: look at its host")
                     + ", or give a longer --timeout"
                 )
+
+        poll(done, self._spins, between)
         waited = time.perf_counter() - start
         self.seconds += waited
         return waited
 
-    def all(self, requests: Sequence[Any], what: str, patience: float = 1.0) -> float:
+    def all(self, requests: Sequence[Request], what: str, patience: float = 1.0) -> float:
         """Wait until every MPI request is complete; returns the seconds waited.
 
         Waits for all ranks have more `patience` than those for a neighbour, so that of all that wait
@@ -137,10 +163,10 @@ class Waiter:
         self.all([self.comm.Iallreduce(values, total, MPI.SUM)], "a sum over all ranks", ALL_RANKS)
         return total
 
-    def broadcast(self, value: Any, root: int = 0) -> Any:
-        """Python object of rank `root`, on all ranks."""
+    def broadcast(self, value: T | None, root: int = 0) -> T:
+        """Python object of rank `root`, on all ranks; the others need give none."""
         if self.comm.size == 1:
-            return value
+            return cast(T, value)
         import pickle
 
         size = np.zeros(1, np.int64)
@@ -153,9 +179,10 @@ class Waiter:
         if self.comm.rank != root:
             data = np.empty(int(size[0]), np.uint8)
         self.all([self.comm.Ibcast(data, root)], what, ALL_RANKS)
-        return pickle.loads(data.tobytes())
+        found: T = pickle.loads(data.tobytes())
+        return found
 
-    def gather(self, value: Any, root: int = 0) -> list[Any] | None:
+    def gather(self, value: T, root: int = 0) -> list[T] | None:
         """Python objects of all ranks in rank order, on rank `root`; None elsewhere."""
         if self.comm.size == 1:
             return [value]
@@ -178,7 +205,7 @@ class Waiter:
             pickle.loads(out[e - n : e].tobytes()) for e, n in zip(ends.tolist(), sizes.tolist(), strict=True)
         ]
 
-    def send(self, array: np.ndarray, to: int, tag: int) -> list[Any]:
+    def send(self, array: np.ndarray, to: int, tag: int) -> list[Request]:
         """Start sending a C-contiguous array in pieces; returns the requests to wait for."""
         data = array.reshape(-1).view(np.uint8)
         return [self.comm.Isend(part, to, tag) for part in pieces(data)]
@@ -196,7 +223,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ranks_on_node(comm: Any) -> int:
+def ranks_on_node(comm: Intracomm) -> int:
     if comm.size == 1:
         return 1
     from mpi4py import MPI

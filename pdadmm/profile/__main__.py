@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pdadmm.errors import InputError
+from pdadmm.files import Record
 from pdadmm.profile.figures import Figures, figures
 from pdadmm.profile.load import load
 from pdadmm.profile.page import write_page
 from pdadmm.profile.predict import Scenario, parse_network, passes_named, predict, resolve_codec
 from pdadmm.profile.report import print_report, write_csv, write_report_json
+from pdadmm.profile.simulate import Outcome
 from pdadmm.runtime.parser import Parser
 
 __all__ = ["main"]
@@ -43,7 +45,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _write(path: str | None, write: Any) -> None:
+def _write(path: str | None, write: Callable[[Path], None]) -> None:
     if path is None:
         return
     try:
@@ -58,7 +60,7 @@ def _names(folders: list[str]) -> list[str]:
     return short if len(set(short)) == len(short) else folders
 
 
-def _predictions(profile: dict[str, Any], options: argparse.Namespace) -> list[tuple[str, Any]]:
+def _predictions(profile: Record, options: argparse.Namespace) -> list[tuple[str, Outcome]]:
     """An outcome for every combination of the options given."""
     if not (options.network or options.ranks or options.codec or options.bits or options.no_overlap):
         return []

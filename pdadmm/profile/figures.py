@@ -11,8 +11,8 @@ of the iterations of the last stage, warm-up dropped. With *useful* the time a r
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
+from pdadmm.files import Record
 from pdadmm.trace.clock import PHASES
 
 __all__ = ["Figures", "LinkFigures", "RankFigures", "figures"]
@@ -22,10 +22,12 @@ _NOT_USEFUL = ("send", "wait")
 
 @dataclass
 class LinkFigures:
-    """One direction of a coupling between two ranks.
+    """A message between two ranks.
 
     Attributes
     ----------
+    name, channel
+        With the ranks, and without.
     bytes, float32_bytes
         A message, and what it would have been as float32.
     bandwidth
@@ -38,8 +40,7 @@ class LinkFigures:
     """
 
     name: str
-    coupling: int
-    upward: bool
+    channel: str
     sender: int
     receiver: int
     messages: int
@@ -78,7 +79,7 @@ class Figures:
     """A run's numbers; times are seconds an iteration."""
 
     name: str
-    run: dict[str, Any]
+    run: Record
     iterations: int
     iteration: float
     bytes_per_iteration: float
@@ -99,12 +100,12 @@ class Figures:
         plain = self.float32_bytes_per_iteration
         return 1 - self.bytes_per_iteration / plain if plain else 0.0
 
-    def table(self) -> dict[str, Any]:
+    def table(self) -> Record:
         """Everything as plain data."""
         return {**asdict(self), "reduction": self.reduction}
 
 
-def figures(profile: dict[str, Any], name: str) -> Figures:
+def figures(profile: Record, name: str) -> Figures:
     """Figures of the last stage of a profile.
 
     Parameters
@@ -144,7 +145,7 @@ def figures(profile: dict[str, Any], name: str) -> Figures:
     )
 
 
-def _rank(rank: dict[str, Any], links: list[LinkFigures]) -> RankFigures:
+def _rank(rank: Record, links: list[LinkFigures]) -> RankFigures:
     stage = rank["stages"][-1]
     count = stage["iterations"]
     phases = {phase: sum(layer[phase] for layer in stage["phases"].values()) / count for phase in PHASES}
@@ -164,7 +165,7 @@ def _rank(rank: dict[str, Any], links: list[LinkFigures]) -> RankFigures:
     )
 
 
-def _links(profile: dict[str, Any]) -> list[LinkFigures]:
+def _links(profile: Record) -> list[LinkFigures]:
     found = []
     for rank in profile["ranks"]:
         for link in rank["stages"][-1]["links"]:
@@ -172,13 +173,10 @@ def _links(profile: dict[str, Any]) -> list[LinkFigures]:
                 continue
             size = link["bytes"] / link["messages"]
             flight = link.get("flight_seconds", 0.0)
-            coupling, upward = link["coupling"], link["upward"]
-            variable = f"q {coupling}" if upward else f"p {coupling + 1}"
             found.append(
                 LinkFigures(
-                    name=f"{variable}: rank {link['peer']} to {rank['rank']}",
-                    coupling=coupling,
-                    upward=upward,
+                    name=f"{link['name']}: rank {link['peer']} to {rank['rank']}",
+                    channel=link["name"],
                     sender=link["peer"],
                     receiver=rank["rank"],
                     messages=link["messages"],
@@ -192,10 +190,10 @@ def _links(profile: dict[str, Any]) -> list[LinkFigures]:
                     baseline_bandwidth=_baseline(profile, link["peer"], rank["rank"], size),
                 )
             )
-    return sorted(found, key=lambda link: (link.coupling, link.upward))
+    return found
 
 
-def _baseline(profile: dict[str, Any], a: int, b: int, size: float) -> float | None:
+def _baseline(profile: Record, a: int, b: int, size: float) -> float | None:
     """Bandwidth of one message of `size` bytes by the measured link, latency included."""
     for links in ((profile.get("links_baseline") or {}).get("transports") or {}).values():
         for link in links:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from pdadmm.errors import InputError
+from pdadmm.files import Record
 from pdadmm.trace.schema import SCHEMA, SCHEMA_VERSION
 
 __all__ = ["load"]
 
 
-def load(folder: str | Path) -> dict[str, Any]:
+def load(folder: str | Path) -> Record:
     """The profile of the run in `folder`.
 
     Raises
@@ -24,7 +24,7 @@ def load(folder: str | Path) -> dict[str, Any]:
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is no folder; give the --out of a run")
     try:
-        profile = json.loads(path.read_text())
+        profile: Record = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{folder} holds no profile.json; a run writes it when it ends") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -38,6 +38,8 @@ def load(folder: str | Path) -> dict[str, Any]:
         )
     try:
         counted = [rank["stages"][-1]["iterations"] for rank in profile["ranks"] if rank["stages"]]
+        for stage in (stage for rank in profile["ranks"] for stage in rank["stages"]):
+            _name_channels(stage)
     except (KeyError, TypeError, IndexError):
         raise InputError(f"{path} is damaged; run again") from None
     if not counted or not max(counted):
@@ -46,3 +48,18 @@ def load(folder: str | Path) -> dict[str, Any]:
             "run with more --iterations"
         )
     return profile
+
+
+def _name_channels(stage: Record) -> None:
+    """Name the messages of a profile that was written before they had names: p and q of a coupling."""
+
+    def name(record: Record) -> str:
+        coupling = record["coupling"]
+        return f"q {coupling}" if record["upward"] else f"p {coupling + 1}"
+
+    for link in stage["links"]:
+        if "name" not in link:
+            link["name"] = name(link)
+    for step in stage["steps"]:
+        if "channel" not in step:
+            step["channel"] = "" if step["coupling"] < 0 else name(step)

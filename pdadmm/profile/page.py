@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pdadmm.profile.figures import Figures
 from pdadmm.profile.report import QUANTITIES, title_of
+from pdadmm.profile.simulate import Outcome
 from pdadmm.profile.svg import STYLE, bars
 from pdadmm.profile.units import rate, seconds, share, size
 
@@ -29,7 +29,7 @@ svg { width: 100%; min-width: 34rem; height: auto; }
 """
 
 
-def write_page(path: Path, runs: Sequence[Figures], predictions: Sequence[tuple[str, Any]] = ()) -> None:
+def write_page(path: Path, runs: Sequence[Figures], predictions: Sequence[tuple[str, Outcome]] = ()) -> None:
     """Write the report of one run, or of several side by side with ratios against the first."""
     body = ["<h1>pdadmm: communication profile</h1>", _about(), _comparison(runs)]
     if len(runs) > 1:
@@ -130,7 +130,7 @@ def _section(run: Figures) -> str:
     return "\n".join(parts)
 
 
-def _predicted(run: Figures, predictions: Sequence[tuple[str, Any]]) -> str:
+def _predicted(run: Figures, predictions: Sequence[tuple[str, Outcome]]) -> str:
     names = [name for name, _ in predictions]
     ranks = [len(outcome.compute) for _, outcome in predictions]
     series = [

@@ -16,7 +16,6 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from pdadmm.admm.passes import Copies, Passes, make_passes
 from pdadmm.admm.placement import place
 from pdadmm.codec import Codec, check_codec, default_bits, make_codec
 from pdadmm.errors import InputError
+from pdadmm.files import Record
 from pdadmm.profile.simulate import Network, Op, Outcome, simulate
 
 __all__ = ["Scenario", "codec_seconds", "parse_network", "passes_named", "predict", "programs"]
@@ -127,9 +127,9 @@ def codec_seconds(
     return best[0], best[1]
 
 
-def _layers(profile: dict[str, Any]) -> dict[int, dict[str, list[dict[str, Any]]]]:
+def _layers(profile: Record) -> dict[int, dict[str, list[Record]]]:
     """Steps by layer and part."""
-    found: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    found: dict[int, dict[str, list[Record]]] = {}
     for rank in profile["ranks"]:
         for step in rank["stages"][-1]["steps"]:
             if step["layer"]:
@@ -139,7 +139,7 @@ def _layers(profile: dict[str, Any]) -> dict[int, dict[str, list[dict[str, Any]]
 
 
 def programs(
-    profile: dict[str, Any],
+    profile: Record,
     blocks: Sequence[Sequence[int]],
     codec: Codec,
     scale: tuple[float, float] = (1.0, 1.0),
@@ -182,7 +182,7 @@ def programs(
             peer = upper if (sends == upward) else lower
             size = codec.nbytes(rows, widths[coupling])
             late = upward and not sends  # q is that of the iteration before
-            found.append(Op(step["phase"], 0.0, (coupling, upward), size, peer, late))
+            found.append(Op(step["phase"], 0.0, step["channel"], size, peer, late))
         return found
 
     return [
@@ -194,7 +194,7 @@ def programs(
 
 
 def predict(
-    profile: dict[str, Any], scenario: Scenario, passes: Passes | None = None, statistic: str = "median"
+    profile: Record, scenario: Scenario, passes: Passes | None = None, statistic: str = "median"
 ) -> Outcome:
     """Iteration time and exposed communication in a scenario.
 
@@ -231,7 +231,7 @@ def predict(
     )
 
 
-def resolve_codec(run: dict[str, Any], scenario: Scenario) -> tuple[str, int]:
+def resolve_codec(run: Record, scenario: Scenario) -> tuple[str, int]:
     """Codec and bits of a scenario; bits follow the codec as in a run when they are not given."""
     codec = scenario.codec or run["codec"]
     bits = scenario.bits

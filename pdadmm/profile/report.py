@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from pdadmm.files import write_json
 from pdadmm.profile.figures import Figures
+from pdadmm.profile.simulate import Outcome
 from pdadmm.profile.units import rate, seconds, share, size
 
 __all__ = ["QUANTITIES", "print_report", "title_of", "write_csv", "write_report_json"]
@@ -40,7 +40,7 @@ def title_of(figures: Figures) -> str:
     )
 
 
-def print_report(runs: Sequence[Figures], predictions: Sequence[tuple[str, Any]] = ()) -> None:
+def print_report(runs: Sequence[Figures], predictions: Sequence[tuple[str, Outcome]] = ()) -> None:
     """Print the tables of one run, or several runs side by side."""
     console = Console()
     if not console.is_terminal:
@@ -131,7 +131,7 @@ def _links(run: Figures, console: Console) -> None:
     console.print(table)
 
 
-def _predictions(run: Figures, predictions: Sequence[tuple[str, Any]], console: Console) -> None:
+def _predictions(run: Figures, predictions: Sequence[tuple[str, Outcome]], console: Console) -> None:
     table = Table(title=f"predicted from {run.name}")
     for column in ("scenario", "iteration", "of measured", "exposed communication", "load balance"):
         table.add_column(column, justify="left" if column == "scenario" else "right")
@@ -177,7 +177,7 @@ def write_csv(path: Path, runs: Sequence[Figures]) -> None:
 
 
 def write_report_json(
-    path: Path, runs: Sequence[Figures], predictions: Sequence[tuple[str, Any]] = ()
+    path: Path, runs: Sequence[Figures], predictions: Sequence[tuple[str, Outcome]] = ()
 ) -> None:
     """Write everything as JSON."""
     predicted = [

@@ -53,7 +53,7 @@ class Op:
 
     kind: str
     seconds: float = 0.0
-    key: tuple[int, bool] = (0, False)  #: coupling, upward
+    key: str = ""  #: name of the channel
     nbytes: int = 0
     peer: int = -1
     previous: bool = False
@@ -111,7 +111,7 @@ class _Simulation:
     def __init__(self, programs: Sequence[Sequence[Op]], network: Network) -> None:
         self.network = network
         self.ranks = [_Rank(ops) for ops in programs]
-        self.messages: dict[tuple[tuple[int, bool], int], _Message] = {}
+        self.messages: dict[tuple[str, int], _Message] = {}
         self.flows: list[_Message] = []  # that travel
         self.flows_at = 0.0  # time up to which their bytes are counted
         self.plan = 0  # of their next end; older plans are void
@@ -197,7 +197,7 @@ class _Simulation:
         self.notify(op.peer, op.key, iteration, message)
         return message
 
-    def notify(self, number: int, key: tuple[int, bool], iteration: int, message: _Message) -> None:
+    def notify(self, number: int, key: str, iteration: int, message: _Message) -> None:
         """A receiver that waits for this very message learns when it will be there."""
         rank = self.ranks[number]
         if rank.blocked_since is None or rank.place >= len(rank.ops):

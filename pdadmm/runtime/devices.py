@@ -9,18 +9,22 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.arrays.cupy_backend import CupyBackend, device_name
+from pdadmm.arrays.streams import Streams
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.nccl import MULTI_RANK_VERSION, Watch, connect, require_nccl
-from pdadmm.comm.staged import CupyCopier
-from pdadmm.comm.transport import MPITransport, NCCLTransport, StagedTransport
+from pdadmm.comm.rounds import Rounds
+from pdadmm.comm.transport import MPITransport, NCCLTransport, StagedTransport, Transport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.runtime.launch import FORWARDING, agree
 from pdadmm.runtime.sections import Run
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -201,23 +205,23 @@ def make_backend(choice: Choice, rank: int, precision: str) -> Backend:
 
 def make_transport(
     choice: Choice,
-    backend: Any,
+    backend: Backend,
     waiter: Waiter,
     run: Run,
     progress: ProgressThread | None,
-    neighbours: Sequence[tuple[int | None, int | None]],
-) -> Any:
+    stages: Sequence[Rounds],
+) -> Transport:
     """The way of this rank's messages; collective.
 
     Parameters
     ----------
     progress
         Keeps large messages between host arrays moving.
-    neighbours
-        Ranks below and above in every stage, or None.
+    stages
+        What this rank sends and receives in every stage, whatever the sizes.
     """
     if choice.transport == "nccl":
-        device = connect(waiter, neighbours)
+        device = connect(waiter, stages)
 
         def end(problem: str) -> None:
             print(f"pdadmm: {waiter.where}: NCCL: {problem}", file=sys.stderr, flush=True)
@@ -226,7 +230,7 @@ def make_transport(
 
         return NCCLTransport(device, backend, Watch(device.problem, end))
     if choice.backend == "cupy":
-        return StagedTransport(waiter, backend, CupyCopier(), run.overlap, run.cuda_aware_mpi)
+        return StagedTransport(waiter, backend, Streams(), run.overlap, run.cuda_aware_mpi)
     return MPITransport(waiter, progress, run.overlap)
 
 

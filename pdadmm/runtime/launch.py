@@ -111,7 +111,7 @@ def agree(waiter: Waiter, work: Callable[[], Result]) -> Result:
     except (InputError, SystemExit) as error:  # SystemExit: argparse after --help
         problem = error
     problems = waiter.gather(problem)
-    first = next((p for p in problems if p is not None), None) if problems else None
+    first: BaseException | None = next((p for p in problems if p is not None), None) if problems else None
     first = waiter.broadcast(first)
     if first is not None:
         raise first

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter_ns
-from typing import Any
+from typing import Protocol
 
 __all__ = ["PHASES", "WARM_UP", "Clock", "Message", "Step"]
 
@@ -30,11 +30,17 @@ _EACH, _EVERY = 20, 8
 #: messages of a stage whose times are kept without a timeline; enough for steady means
 _MESSAGES_KEPT = 1000
 
-_NOTHING = (-1, False)  # about no message
+#: ``(kind, channel, sequence, start, end, counted)``: kind ``sent`` or ``received``; name of the
+#: channel, the same at both ends; nanoseconds; whether it happened within an iteration after the warm-up
+Message = tuple[str, str, int, int, int, bool]
 
-#: ``(kind, coupling, upward, sequence, start, end, counted)``: kind ``sent`` or ``received``;
-#: nanoseconds; whether it happened within an iteration after the warm-up
-Message = tuple[str, int, bool, int, int, int, bool]
+
+class Profiler(Protocol):
+    """CuPy's NVTX module."""
+
+    def RangePush(self, message: str) -> None: ...
+
+    def RangePop(self) -> None: ...
 
 
 @dataclass
@@ -48,8 +54,7 @@ class Step:
     part: str  #: of the layer's iteration: p, W or z (with q and u)
     layer: int
     phase: str  #: wait, send, or other where the part ends
-    coupling: int  #: -1 where no message is concerned
-    upward: bool  #: q (up) or p (down)
+    channel: str  #: name of the message; empty where none is concerned
     #: of every counted iteration, nanoseconds: computing, of these in updates, and the wait or send
     times: list[tuple[int, int, int]] = field(default_factory=list)
 
@@ -95,7 +100,7 @@ class Clock:
     def __init__(self, traced: bool = False) -> None:
         self.events: list[tuple[str, int, int, int]] | None = [] if traced else None
         self.past: list[list[Message]] = []
-        self._nvtx: Any = _nvtx() if traced else None
+        self._nvtx = _nvtx() if traced else None
         self._in_range = False
         self._counting = False
         self._noting = self._sending = True
@@ -119,7 +124,7 @@ class Clock:
         self._place = 0
         self._computed = self._updating = 0
         self._part = ("", 0)
-        self._about: tuple[int, bool] = _NOTHING
+        self._about = ""  # which message
 
     def end_stage(self) -> None:
         """Complete the accounts of the stage, and keep its messages for the timeline."""
@@ -156,7 +161,7 @@ class Clock:
         self._place = 0
         self._computed = self._updating = 0
         self._part = ("", 0)
-        self._about = _NOTHING
+        self._about = ""
         self._last = self._iteration_start = now or perf_counter_ns()
 
     def part(self, name: str, layer: int) -> None:
@@ -165,11 +170,11 @@ class Clock:
             self._step("other", 0)
         self._part = (name, layer)
         if self._nvtx is not None:
-            self._open_range(name, layer)
+            self._open_range(self._nvtx, name, layer)
 
-    def _open_range(self, name: str, layer: int) -> None:
+    def _open_range(self, nvtx: Profiler, name: str, layer: int) -> None:
         self._close_range()
-        self._nvtx.RangePush(f"{name} {layer}")
+        nvtx.RangePush(f"{name} {layer}")
         self._in_range = True
 
     def _close_range(self) -> None:
@@ -203,10 +208,10 @@ class Clock:
         place = self._place
         self._place = place + 1
         if place == len(self._steps):
-            self._steps.append(Step(*self._part, phase, *self._about))
+            self._steps.append(Step(*self._part, phase, self._about))
         self._steps[place].times.append((self._computed, self._updating, took))
         self._computed = self._updating = 0
-        self._about = _NOTHING
+        self._about = ""
 
     def end_iteration(self, layer: int, now: int = 0) -> None:
         """Close the last lap."""
@@ -216,21 +221,19 @@ class Clock:
             self._last = now or perf_counter_ns()
         if self._counting:
             self.iteration_seconds.append((self._last - self._iteration_start) * 1e-9)
-            self._about = _NOTHING  # of a send after the last lap
+            self._about = ""  # of a send after the last lap
             self._step("other", 0)
         self._counting = False
         self._noting = self._sending = True  # what lies between iterations
 
-    def message(
-        self, kind: str, coupling: int, upward: bool, sequence: int, start: int, now: int = 0
-    ) -> None:
+    def message(self, kind: str, name: str, sequence: int, start: int, now: int = 0) -> None:
         """Note that a message was handed to the transport, or waited for since `start` (ns) and taken."""
         if not (self._sending if kind == "sent" else self._noting):
             return
-        self._about = (coupling, upward)
+        self._about = name
         if self.events is not None or len(self.messages) < _MESSAGES_KEPT:
             end = now or perf_counter_ns()
-            self.messages.append((kind, coupling, upward, sequence, start, end, self._counting))
+            self.messages.append((kind, name, sequence, start, end, self._counting))
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -241,10 +244,11 @@ class Clock:
             self.events.append((name, 0, start, perf_counter_ns()))
 
 
-def _nvtx() -> Any:
+def _nvtx() -> Profiler | None:
     """CuPy's NVTX module; None where there is none."""
     try:
         from cupy.cuda import nvtx
     except Exception:  # CuPy raises its own errors where there is no driver
         return None
-    return nvtx if nvtx.available else None
+    found: Profiler = nvtx
+    return found if nvtx.available else None

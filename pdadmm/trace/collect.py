@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pdadmm
+from pdadmm.comm.channel import Incoming, Outgoing
 from pdadmm.comm.waiter import Waiter
-from pdadmm.files import write_json
-from pdadmm.trace.clock import WARM_UP, Clock
+from pdadmm.files import Record, write_json
+from pdadmm.trace.clock import WARM_UP, Clock, Message
 from pdadmm.trace.messages import flights
 from pdadmm.trace.offsets import Reading
 from pdadmm.trace.schema import SCHEMA, SCHEMA_VERSION
-
-if TYPE_CHECKING:
-    from pdadmm.admm.stage import Stage
 
 __all__ = ["Accounts", "write_profile"]
 
@@ -36,16 +33,36 @@ class Accounts:
     def __init__(self, clock: Clock, start: Reading) -> None:
         self.clock = clock
         self.start = start
-        self.stages: list[dict[str, Any]] = []
-        self.messages: list[list[Any]] = []
+        self.stages: list[Record] = []
+        self.messages: list[list[Message]] = []
         self._wall: list[float] = []
 
     def iterated(self, seconds: float) -> None:
         """Add the wall time of an iteration that the clock counts, measured outside of it, on the host."""
         self._wall.append(seconds)
 
-    def end_stage(self, stage: Stage, depth: int) -> None:
-        """Close the accounts of a stage whose last message has been taken."""
+    def end_stage(
+        self,
+        depth: int,
+        layers: Sequence[int],
+        ends: Sequence[Outgoing | Incoming],
+        float32_bytes: Mapping[str, int],
+        facts: Mapping[str, Record],
+    ) -> None:
+        """Close the accounts of a stage whose last message has been taken.
+
+        Parameters
+        ----------
+        depth, layers
+            Layers of the stage, and the positions of this rank's.
+        ends
+            Of all messages of this rank.
+        float32_bytes
+            By name of the channel, what a message would be as float32.
+        facts
+            By name of the channel, what else is kept with its ends and with the steps that concern it;
+            under the empty name, with the steps that concern none.
+        """
         clock = self.clock
         clock.end_stage()
         counted = len(clock.iteration_seconds)
@@ -53,7 +70,7 @@ class Accounts:
         self.stages.append(
             {
                 "depth": depth,
-                "layers": [layer.position for layer in stage.layers],
+                "layers": list(layers),
                 "iterations": counted,
                 "iteration_seconds": _spread(clock.iteration_seconds),
                 "wall_seconds": sum(walls[-counted:]) if counted else 0.0,
@@ -63,15 +80,18 @@ class Accounts:
                         "part": step.part,
                         "layer": step.layer,
                         "phase": step.phase,
-                        "coupling": step.coupling,
-                        "upward": step.upward,
+                        "channel": step.channel,
+                        **facts.get(step.channel, {}),
                         "compute": _spread(step.compute),
                         "updates": _spread(step.updates),
                         "seconds": _spread(step.seconds),
                     }
                     for step in clock.steps
                 ],
-                "links": [entry for end in stage.couplings for entry in _directions(end)],
+                "links": [
+                    {**_link(end, float32_bytes[end.channel.name]), **facts.get(end.channel.name, {})}
+                    for end in ends
+                ],
             }
         )
         self.messages.append(clock.messages)
@@ -89,44 +109,28 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _directions(end: Any) -> list[dict[str, Any]]:
-    """The two directions of a coupling end."""
-    link = end.link
-    common = {
-        "coupling": end.index,
-        "between_ranks": link.between_ranks,
-        "peer": getattr(link, "peer", None) if link.between_ranks else None,
+def _link(end: Outgoing | Incoming, float32_bytes: int) -> Record:
+    """One end of a channel."""
+    return {
+        "name": end.channel.name,
+        "kind": "sent" if end.channel.sends else "received",
+        "between_ranks": end.between_ranks,
+        "peer": end.channel.peer if end.between_ranks else None,
+        "messages": end.messages,
+        "bytes": end.bytes,
+        "float32_bytes": float32_bytes * end.messages,
     }
-    plain = 4 * end.own.size
-    return [
-        {
-            **common,
-            "kind": "sent",
-            "upward": not end.upper,
-            "messages": link.messages_sent,
-            "bytes": link.bytes_sent,
-            "float32_bytes": plain * link.messages_sent,
-        },
-        {
-            **common,
-            "kind": "received",
-            "upward": end.upper,
-            "messages": link.messages_received,
-            "bytes": link.bytes_received,
-            "float32_bytes": plain * link.messages_received,
-        },
-    ]
 
 
 def write_profile(
     folder: Path,
-    run: dict[str, Any],
+    run: Record,
     accounts: Accounts,
     end: Reading,
     waiter: Waiter,
     seconds: dict[str, float],
-    timeline: Callable[[list[dict[str, Any]]], None] | None = None,
-    baseline: dict[str, Any] | None = None,
+    timeline: Callable[[list[Record]], None] | None = None,
+    baseline: Record | None = None,
 ) -> None:
     """Gather the accounts and write ``profile.json`` on rank 0; collective.
 
@@ -141,11 +145,11 @@ def write_profile(
     timeline
         Called on rank 0 with what every rank kept, to write the timeline.
     baseline
-        Result of :func:`pdadmm.bench.links.measure_neighbours`, of the way that the run's messages take;
+        Result of :func:`pdadmm.runtime.links.measure_neighbours`, of the way that the run's messages take;
         rank 0's counts.
     """
     clock = accounts.clock
-    mine = {
+    mine: Record = {
         "rank": waiter.comm.rank,
         "host": platform.node(),
         "clock": {"start": vars(accounts.start), "end": vars(end)},
@@ -165,7 +169,7 @@ def write_profile(
         for stage, per_link in zip(rank["stages"], measured[rank["rank"]], strict=True):
             for link in stage["links"]:
                 if link["kind"] == "received":
-                    link.update(per_link.get((link["coupling"], link["upward"]), {}))
+                    link.update(per_link.get(link["name"], {}))
         for name in ("messages", "events", "traced_messages"):
             del rank[name]
     write_json(

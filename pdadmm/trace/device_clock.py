@@ -12,17 +12,29 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
+from pdadmm.arrays.backend import Backend
+from pdadmm.arrays.streams import Event
 from pdadmm.trace.clock import Clock
+
+if TYPE_CHECKING:
+    from cupy.cuda import Stream
 
 __all__ = ["DeviceClock", "make_clock"]
 
+
+class TimedEvent(Event, Protocol):
+    """An event of CuPy that knows its time."""
+
+    def record(self, stream: Stream) -> None: ...
+
+
 #: what was noted: the method that makes it up, its arguments, and whether it takes an event's time
-_Note = tuple[Callable[..., None], tuple[Any, ...], bool]
+_Note = tuple[Callable[..., None], tuple[str | int, ...], bool]
 
 
-def make_clock(backend: Any, traced: bool) -> Clock:
+def make_clock(backend: Backend, traced: bool) -> Clock:
     """The clock for where a backend computes."""
     return DeviceClock(traced) if backend.on_device else Clock(traced)
 
@@ -42,7 +54,7 @@ class DeviceClock(Clock):
         import cupy
 
         self._cuda = cupy.cuda
-        self._pool: list[Any] = []
+        self._pool: list[TimedEvent] = []
         super().__init__(traced)
 
     def begin_stage(self) -> None:
@@ -50,15 +62,15 @@ class DeviceClock(Clock):
         self._inside = False  # an iteration
         #: of the iteration under way: notes, and events with the host's time when they were recorded
         self._notes: list[_Note] = []
-        self._marks: list[tuple[Any, int]] = []
+        self._marks: list[tuple[TimedEvent, int]] = []
         #: iterations that the device may not have passed, and those whose times (ns) were read
-        self._given: deque[tuple[list[_Note], list[tuple[Any, int]]]] = deque()
+        self._given: deque[tuple[list[_Note], list[tuple[TimedEvent, int]]]] = deque()
         self._passed: list[tuple[list[_Note], list[int]]] = []
         #: last event read, its time since the first one, and the host's time of that one, at least
-        self._before: Any = None
+        self._before: TimedEvent | None = None
         self._device, self._offset = 0, self._last
         self._aligned = False  # at first the device is behind the host, by the stage's forward pass
-        self._to_place: list[tuple[str, int, bool, int]] = []
+        self._to_place: list[tuple[str, str, int]] = []
         self._layer = 0  # last of this rank
 
     def end_stage(self) -> None:
@@ -77,7 +89,7 @@ class DeviceClock(Clock):
 
     def part(self, name: str, layer: int) -> None:
         if self._nvtx is not None:
-            self._open_range(name, layer)
+            self._open_range(self._nvtx, name, layer)
         self._notes.append((Clock.part, (name, layer), False))
 
     def lap(self, phase: str, layer: int, now: int = 0) -> None:
@@ -90,13 +102,11 @@ class DeviceClock(Clock):
         self._notes, self._marks = [], []
         self._inside, self._layer = False, layer
 
-    def message(
-        self, kind: str, coupling: int, upward: bool, sequence: int, start: int, now: int = 0
-    ) -> None:
+    def message(self, kind: str, name: str, sequence: int, start: int, now: int = 0) -> None:
         if self._inside:
-            self._notes.append((DeviceClock._message, (kind, coupling, upward, sequence), False))
+            self._notes.append((DeviceClock._message, (kind, name, sequence), False))
         else:  # the last messages of a stage: they are there, since the device was waited for
-            super().message(kind, coupling, upward, sequence, start, now)
+            super().message(kind, name, sequence, start, now)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -107,7 +117,7 @@ class DeviceClock(Clock):
 
     # ---- what the device came by ----------------------------------------------------------------------
 
-    def _mark(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _mark(self, function: Callable[..., None], *arguments: str | int) -> None:
         event = self._pool.pop() if self._pool else self._cuda.Event()
         self._marks.append((event, perf_counter_ns()))
         event.record(self._stream)
@@ -127,7 +137,7 @@ class DeviceClock(Clock):
         before = len(self._given)
         while self._given and self._given[0][1][-1][0].done:
             notes, marks = self._given.popleft()
-            if next(self.counts(given[0]) for call, given, _ in notes if call is Clock.begin_iteration):
+            if next(self.counts(int(given[0])) for call, given, _ in notes if call is Clock.begin_iteration):
                 self.walls.append(1e-3 * self._cuda.get_elapsed_time(marks[0][0], marks[-1][0]))
             self._passed.append((notes, [self._read(event, given) for event, given in marks]))
         if len(self._given) == before:
@@ -136,12 +146,13 @@ class DeviceClock(Clock):
         if caught_up or self._aligned:
             self._replay()
         if caught_up:  # what comes now is not before what was replayed
-            self._pool.append(self._before)
+            if self._before is not None:
+                self._pool.append(self._before)
             self._before, self._device, self._offset = None, 0, self._last
             self._aligned = True
         return True
 
-    def _read(self, event: Any, given: int) -> int:
+    def _read(self, event: TimedEvent, given: int) -> int:
         """Nanoseconds from the first event to this one; the one before goes back to the pool."""
         if self._before is not None:
             # from event to event, since the times are single-precision numbers
@@ -172,9 +183,9 @@ class DeviceClock(Clock):
         self._to_place = []
         super().lap(phase, layer, now)
 
-    def _message(self, *message: Any) -> None:
+    def _message(self, kind: str, name: str, sequence: int) -> None:
         """A message takes the time of the lap that follows it: the wait or the send."""
-        self._to_place.append(message)
+        self._to_place.append((kind, name, sequence))
 
     def _span(self, name: str, start: int, end: int) -> None:
         """What the host timed begins after the iteration before, within the error of the offset."""

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from typing import Any
 
+from pdadmm.files import Record
 from pdadmm.trace.offsets import Alignment, Reading
 
 __all__ = ["alignment", "flights"]
 
-#: by rank, stage and (coupling, upward)
-Measured = list[list[dict[tuple[int, bool], dict[str, float]]]]
+#: by rank, stage and name of the channel
+Measured = list[list[dict[str, dict[str, float]]]]
 
 
-def alignment(rank: dict[str, Any]) -> Alignment:
+def alignment(rank: Record) -> Alignment:
     """The alignment of a rank's clock from what it kept."""
     clock = rank["clock"]
     return Alignment(Reading(**clock["start"]), Reading(**clock["end"]))
 
 
-def flights(ranks: list[dict[str, Any]]) -> Measured:
+def flights(ranks: list[Record]) -> Measured:
     """Times of the messages that every rank received, from both ends' clocks.
 
     A wait is split at the moment its message was sent: before it the sender was late (an imbalance
@@ -35,7 +35,7 @@ def flights(ranks: list[dict[str, Any]]) -> Measured:
     Returns
     -------
     list
-        By rank, stage and ``(coupling, upward)``: ``flights`` (messages matched), and in seconds a
+        By rank, stage and name of the channel: ``flights`` (messages matched), and in seconds a
         message ``flight_seconds`` (median from the send to its being taken, so an upper bound where
         nothing waited), ``wait_seconds``, ``late_sender_seconds``, ``exposed_seconds``, and the
         share ``waited`` of messages that were waited for.
@@ -43,31 +43,31 @@ def flights(ranks: list[dict[str, Any]]) -> Measured:
     stages = len(ranks[0]["messages"])
     found: Measured = [[{} for _ in range(stages)] for _ in ranks]
     for stage in range(stages):
-        sent: dict[tuple[int, bool, int], float] = {}
+        sent: dict[tuple[str, int], float] = {}
         for rank in ranks:
             to_zero = alignment(rank)
-            for kind, coupling, upward, sequence, start, _, _ in rank["messages"][stage]:
+            for kind, name, sequence, start, _, _ in rank["messages"][stage]:
                 if kind == "sent":
-                    sent[coupling, upward, sequence] = to_zero(start)
+                    sent[name, sequence] = to_zero(start)
         for i, rank in enumerate(ranks):
             to_zero = alignment(rank)
-            sums: dict[tuple[int, bool], list[float]] = defaultdict(lambda: [0.0] * 4)
-            durations: dict[tuple[int, bool], list[float]] = defaultdict(list)
-            for kind, coupling, upward, sequence, start, end, counted in rank["messages"][stage]:
-                left = sent.get((coupling, upward, sequence))
+            sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
+            durations: dict[str, list[float]] = defaultdict(list)
+            for kind, name, sequence, start, end, counted in rank["messages"][stage]:
+                left = sent.get((name, sequence))
                 if kind != "received" or left is None or not counted:
                     continue
                 begin, done = to_zero(start), to_zero(end)
-                total = sums[coupling, upward]
+                total = sums[name]
                 late = min(max(left - begin, 0.0), done - begin)
                 waited = float(done - begin > _NOTHING_NS)
                 for place, value in enumerate((1.0, done - begin, late, waited)):
                     total[place] += value
-                durations[coupling, upward].append(done - left)
-            for key, (count, wait, late, hits) in sums.items():
-                found[i][stage][key] = {
+                durations[name].append(done - left)
+            for name, (count, wait, late, hits) in sums.items():
+                found[i][stage][name] = {
                     "flights": int(count),
-                    "flight_seconds": max(statistics.median(durations[key]), 0.0) * 1e-9,
+                    "flight_seconds": max(statistics.median(durations[name]), 0.0) * 1e-9,
                     "wait_seconds": wait / count * 1e-9,
                     "late_sender_seconds": late / count * 1e-9,
                     "exposed_seconds": (wait - late) / count * 1e-9,

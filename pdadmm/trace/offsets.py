@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from pdadmm.comm.waiter import poll
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
 
 __all__ = ["Alignment", "Reading", "read_offset"]
 
@@ -35,7 +39,7 @@ class Reading:
     round_trip: int
 
 
-def read_offset(comm: Any) -> Reading:
+def read_offset(comm: Intracomm) -> Reading:
     """Offset of this rank's clock to that of rank 0; collective.
 
     The ranks take turns. Of several round trips the shortest counts, whose two ways are the most
@@ -50,7 +54,7 @@ def read_offset(comm: Any) -> Reading:
     return mine
 
 
-def _ask(comm: Any) -> Reading:
+def _ask(comm: Intracomm) -> Reading:
     there = np.zeros(1, np.int64)
     _receive(comm, there, 0, patient=True)  # rank 0 comes to this rank
     best: Reading | None = None
@@ -69,7 +73,7 @@ def _ask(comm: Any) -> Reading:
     return best
 
 
-def _answer(comm: Any, rank: int) -> None:
+def _answer(comm: Intracomm, rank: int) -> None:
     question = np.zeros(1, np.int64)
     comm.Send(question, rank, _TAG)
     while True:
@@ -79,14 +83,13 @@ def _answer(comm: Any, rank: int) -> None:
         comm.Send(np.array([time.perf_counter_ns()], np.int64), rank, _TAG)
 
 
-def _receive(comm: Any, buffer: np.ndarray, source: int, patient: bool = False) -> None:
+def _receive(comm: Intracomm, buffer: np.ndarray, source: int, patient: bool = False) -> None:
     """Receive, giving the processor away while waiting, but sleeping only when `patient`."""
     request = comm.Irecv(buffer, source, _TAG)
-    while not request.Test():
-        if patient:
-            time.sleep(2e-4)
-        else:
-            os.sched_yield()
+    if patient:
+        poll(request.Test, spins=0)
+    else:
+        poll(request.Test)
 
 
 @dataclass(frozen=True)

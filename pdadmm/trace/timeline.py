@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from pdadmm.files import replacing
+from pdadmm.files import Record, replacing
 from pdadmm.trace.messages import alignment
+from pdadmm.trace.offsets import Alignment
 
 __all__ = ["timeline", "write_timeline"]
 
 _COMPUTE, _COMMUNICATION = 0, 1
 
 
-def timeline(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+def timeline(ranks: list[Record]) -> Record:
     """Trace events of all ranks.
 
     Parameters
@@ -35,12 +35,12 @@ def timeline(ranks: list[dict[str, Any]]) -> dict[str, Any]:
         (aligned(event[2]) for rank, aligned in zip(ranks, to_zero, strict=True) for event in rank["events"]),
         default=0.0,
     )
-    events: list[dict[str, Any]] = []
-    arrows: dict[tuple[int, int, bool, int], dict[str, tuple[int, float]]] = {}
+    events: list[Record] = []
+    arrows: dict[tuple[int, str, int], dict[str, tuple[int, float]]] = {}
     for rank, aligned in zip(ranks, to_zero, strict=True):
         number = rank["rank"]
 
-        def stamp(nanoseconds: int, aligned: Any = aligned) -> float:
+        def stamp(nanoseconds: int, aligned: Alignment = aligned) -> float:
             return (aligned(nanoseconds) - first) / 1e3
 
         events += _names(number, rank["host"])
@@ -48,13 +48,12 @@ def timeline(ranks: list[dict[str, Any]]) -> dict[str, Any]:
             shown = f"{name} {layer}" if layer else name
             events.append(_slice(shown, number, _COMPUTE, stamp(start), stamp(end), {"layer": layer}))
         for stage, messages in enumerate(rank["traced_messages"], 1):
-            for kind, coupling, upward, sequence, start, end, _ in messages:
-                variable = f"q {coupling}" if upward else f"p {coupling + 1}"
-                arguments = {"stage": stage, "coupling": coupling, "message": sequence}
-                name = f"send {variable}" if kind == "sent" else f"receive {variable}"
+            for kind, channel, sequence, start, end, _ in messages:
+                arguments = {"stage": stage, "channel": channel, "message": sequence}
+                name = f"send {channel}" if kind == "sent" else f"receive {channel}"
                 begin, done = stamp(start), stamp(end)
                 events.append(_slice(name, number, _COMMUNICATION, begin, done, arguments))
-                pair = arrows.setdefault((stage, coupling, upward, sequence), {})
+                pair = arrows.setdefault((stage, channel, sequence), {})
                 pair[kind] = (number, begin if kind == "sent" else done)
     for identifier, pair in enumerate(arrows.values()):
         if len(pair) == 2:  # the last messages of a run that was stopped may have no receive
@@ -62,7 +61,7 @@ def timeline(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-def _names(rank: int, host: str) -> list[dict[str, Any]]:
+def _names(rank: int, host: str) -> list[Record]:
     process = {"name": f"rank {rank} on {host}"}
     found = [
         {"ph": "M", "name": "process_name", "pid": rank, "args": process},
@@ -73,9 +72,7 @@ def _names(rank: int, host: str) -> list[dict[str, Any]]:
     return found
 
 
-def _slice(
-    name: str, rank: int, track: int, start: float, end: float, arguments: dict[str, Any]
-) -> dict[str, Any]:
+def _slice(name: str, rank: int, track: int, start: float, end: float, arguments: Record) -> Record:
     return {
         "ph": "X",
         "name": name,
@@ -87,7 +84,7 @@ def _slice(
     }
 
 
-def _arrow(identifier: int, sender: int, left: float, receiver: int, taken: float) -> list[dict[str, Any]]:
+def _arrow(identifier: int, sender: int, left: float, receiver: int, taken: float) -> list[Record]:
     common = {"name": "message", "cat": "message", "id": identifier, "tid": _COMMUNICATION}
     return [
         {**common, "ph": "s", "pid": sender, "ts": round(left, 3)},
@@ -96,7 +93,7 @@ def _arrow(identifier: int, sender: int, left: float, receiver: int, taken: floa
     ]
 
 
-def write_timeline(path: Path, ranks: list[dict[str, Any]]) -> None:
+def write_timeline(path: Path, ranks: list[Record]) -> None:
     """Write the timeline of all ranks, a line an event."""
     found = timeline(ranks)
     with replacing(path) as temporary, temporary.open("w") as file:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import between, content, exchange, graph_rounds
 
 from pdadmm.admm.activations import make_activation
 from pdadmm.admm.growth import random_layer
@@ -15,7 +16,9 @@ from pdadmm.admm.layer import Layer
 from pdadmm.admm.placement import place
 from pdadmm.admm.stage import FORWARD_ROWS, Plan, Stage
 from pdadmm.comm import waiter as waiting
-from pdadmm.comm.mpi import MPILink, ProgressThread
+from pdadmm.comm.mpi import ProgressThread
+from pdadmm.comm.rounds import Round, Rounds
+from pdadmm.comm.transport import MPITransport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
 from pdadmm.runtime.launch import agree
@@ -128,10 +131,6 @@ def test_arrays_arrive_whole_and_in_order(waiter: Waiter, max_bytes: int | None)
         waiter.all(requests, "an array to leave")
 
 
-def content(kind: str, rank: int, message: int, size: int) -> Any:
-    return np.random.default_rng([len(kind), rank, message]).integers(0, 256, size).astype(np.uint8)
-
-
 @pytest.mark.parametrize("progress", [False, True])
 @pytest.mark.parametrize(("down", "up"), [(300, 41), (40_000, 70_000)])
 def test_links_carry_message_after_message_both_ways(
@@ -144,28 +143,54 @@ def test_links_carry_message_after_message_both_ways(
         pytest.skip("MPI was started without MPI_THREAD_MULTIPLE")
     size, rank = waiter.comm.size, waiter.comm.rank
     thread = ProgressThread(waiter.comm) if progress else None
-    below = MPILink(waiter, rank - 1, rank - 1, True, down, up, thread) if rank else None
-    above = MPILink(waiter, rank + 1, rank, False, up, down, thread) if rank + 1 < size else None
-    ends = [(link, "down" if link is below else "up") for link in (below, above) if link is not None]
-    buffers = [(link.send_buffer, link.receive_buffer) for link, _ in ends]
+    links = [(lower, lower + 1) for lower in (rank - 1, rank) if 0 <= lower < size - 1]
+    rounds = Rounds(
+        (
+            Round("P", tuple(between("down", upper, lower, 2 * lower, down, rank) for lower, upper in links)),
+            Round("Q", tuple(between("up", lower, upper, 2 * lower + 1, up, rank) for lower, upper in links)),
+        )
+    )
+    ends = MPITransport(waiter, thread).open(rounds)
+    buffers = {end: end.buffer for end in (*ends.outgoing.values(), *ends.incoming.values())}
     for message in range(6):
-        for link, _ in ends:
-            link.post_receive()
-        for link, kind in ends:
-            link.wait_sent()
-            link.send_buffer[:] = content(kind, rank, message, len(link.send_buffer))
-            link.start_send()
-        for link, kind in ends:
-            link.wait_received()
-            peer, other = (rank - 1, "up") if kind == "down" else (rank + 1, "down")
+        for receiver in ends.incoming.values():
+            receiver.post()
+        for sender in ends.outgoing.values():
+            sender.wait_free()
+            sender.buffer[:] = content(sender.channel.name, message, len(sender.buffer))
+            sender.start()
+        for receiver in ends.incoming.values():
+            receiver.wait()
             np.testing.assert_array_equal(
-                link.receive_buffer, content(other, peer, message, len(link.receive_buffer))
+                receiver.buffer, content(receiver.channel.name, message, len(receiver.buffer))
             )
-    for (link, kind), (send_buffer, receive_buffer) in zip(ends, buffers, strict=True):
-        assert link.between_ranks
-        assert link.send_buffer is send_buffer and link.receive_buffer is receive_buffer
-        assert (link.messages_sent, link.bytes_sent) == (6, 6 * (down if kind == "down" else up))
-        link.close()
+    assert len(buffers) == 2 * len(links)
+    for end, buffer in buffers.items():
+        assert end.between_ranks and end.buffer is buffer
+        assert (end.messages, end.bytes) == (6, 6 * (down if end.channel.name.startswith("down") else up))
+    ends.close()
+    if thread is not None:
+        thread.close()
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("progress", [False, True])
+def test_rounds_among_any_peers_carry_messages_of_any_size(
+    progress: bool, overlap: bool, waiter: Waiter, max_bytes: int | None
+) -> None:
+    if max_bytes == 7:
+        pytest.skip("thousands of pieces show nothing new")
+    if progress and not ProgressThread.available():
+        pytest.skip("MPI was started without MPI_THREAD_MULTIPLE")
+    rounds = graph_rounds(waiter.comm.size, waiter.comm.rank)
+    thread = ProgressThread(waiter.comm) if progress else None
+    ends = MPITransport(waiter, thread, overlap).open(rounds)
+    exchange(rounds, ends, 4, np.asarray, lambda buffer, values: buffer.__setitem__(..., values))
+    sent, received = (sum(end.bytes for end in side.values()) for side in (ends.outgoing, ends.incoming))
+    counted = waiter.gather(sent - received)
+    assert counted is None or sum(counted) == 0
+    assert sent + received
+    ends.close()
     if thread is not None:
         thread.close()
 
@@ -205,7 +230,7 @@ def test_pipelined_forward_is_that_of_one_process(extra: int, waiter: Waiter, ma
 
     stage.forward(rows, source, visit, keep)
     assert visited == dict.fromkeys(plan.mine, rows)
-    if rank == plan.output_rank:
+    if rank == plan.owners[-1]:
         x = X
         for position in range(1, total + 1):
             one = layer(position)
