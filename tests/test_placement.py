@@ -86,7 +86,7 @@ def test_messages_are_named_after_the_layers_they_join() -> None:
             part.name: [(c.name, c.peer, c.tag, c.nbytes, c.sends, c.other) for c in part.channels]
             for part in rounds
         }
-        for rounds in (plan.rounds(10 * plan.rank, 10 * plan.rank + 10) for plan in plans)
+        for rounds in (plan.rounds(10 * plan.block, 10 * plan.block + 10) for plan in plans)
     ]
     assert shown[0] == {
         "P": [("p 3", 1, 4, 10, False, "layer 3")],

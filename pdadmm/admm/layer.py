@@ -73,6 +73,8 @@ class Layer:
     ----------
     weights
         W, written out, or for layer 1 in the row space of its input.
+    nodes
+        The shards of the layer's nodes.
     """
 
     def __init__(
@@ -147,20 +149,17 @@ class Layer:
         passes: Passes,
         work: Workspace,
         clock: Clock,
-        nodes: Axis = ALONE,
     ) -> None:
         """Enter a stage from a forward pass: ``z = p W^T + b``, so that the residual is 0.
 
-        `p` is kept, not copied: X in layer 1, the own variable of the coupling below elsewhere. `nodes`
-        are the shards over which sums over nodes go.
+        `p` is kept, not copied: X in layer 1, the own variable of the coupling below elsewhere.
         """
         self.p, self.z, self.y = p, z, y
         self.inputs = self.weights.inputs_of(p)
         self.M = self.backend.zeros(z.shape)
         self.hyper, self.passes, self.work, self.clock = hyper, passes, work, clock
-        self.nodes = nodes
         #: V, over all shards
-        self.V = int(nodes.sums(len(z))[0])
+        self.V = int(self.nodes.sums(len(z))[0])
         #: of the residual over the nodes, which the b-update takes off; the same array for all of a stage
         self.mean = self.backend.zeros(self.b.shape)
         self._gram: Array | None = None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from typing import Any
+from functools import partial
 
 from pdadmm.admm.coupling import CouplingEnd, Edge
 from pdadmm.admm.growth import stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms
 from pdadmm.admm.passes.lengths import place_of
 from pdadmm.admm.passes.protocol import Passes
-from pdadmm.arrays import Array
-from pdadmm.arrays.backend import NUMPY
+from pdadmm.admm.weights import Inputs
+from pdadmm.arrays import Array, Scalar
+from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.arrays.workspace import Workspace
 from pdadmm.codec import Codec, NonFiniteError
 from pdadmm.comm.channel import Ends, Incoming, Outgoing
@@ -26,6 +27,9 @@ from pdadmm.files import Record
 from pdadmm.trace.clock import Clock
 
 __all__ = ["FORWARD_ROWS", "Plan", "Stage"]
+
+#: a codec, from what gives the smallest and largest value that it is for
+MakeCodec = Callable[[Callable[[], tuple[float, float]]], Codec]
 
 #: nodes that move through the ranks together in a forward pass
 FORWARD_ROWS = 2048
@@ -42,21 +46,25 @@ class Plan:
     layers
         Layers of the finished network.
     blocks
-        Positions of each rank's layers in the finished network.
-    rank
-        This rank.
+        Positions of each block's layers in the finished network.
+    block
+        That of this rank.
+    rank_of
+        The rank that this one talks to in another block; by default a block is a rank.
     """
 
     depth: int
     layers: int
     blocks: list[range]
-    rank: int
+    block: int
+    rank_of: Callable[[int], int] = int
 
     def __post_init__(self) -> None:
         self.positions = stage_positions(self.depth, self.layers)
-        owner = {position: r for r, block in enumerate(self.blocks) for position in block}
+        owner = {position: b for b, block in enumerate(self.blocks) for position in block}
+        #: blocks of these layers
         self.owners = [owner[position] for position in self.positions]
-        self.mine = [p for p, r in zip(self.positions, self.owners, strict=True) if r == self.rank]
+        self.mine = [p for p, b in zip(self.positions, self.owners, strict=True) if b == self.block]
         #: rank of the layer below this rank's first one, and above its last one; None at the ends
         self.below: int | None = None
         self.above: int | None = None
@@ -65,10 +73,10 @@ class Plan:
         self.edge_above: Edge | None = None
         for place, edge in enumerate(itertools.starmap(Edge, itertools.pairwise(self.positions))):
             lower, upper = self.owners[place : place + 2]
-            if lower != upper == self.rank:
-                self.below, self.edge_below = lower, edge
-            if upper != lower == self.rank:
-                self.above, self.edge_above = upper, edge
+            if lower != upper == self.block:
+                self.below, self.edge_below = self.rank_of(lower), edge
+            if upper != lower == self.block:
+                self.above, self.edge_above = self.rank_of(upper), edge
 
     def rounds(self, below_bytes: int = 0, above_bytes: int = 0) -> Rounds:
         """What this rank sends and receives in an iteration: P, all that goes down, then Q, what goes up.
@@ -114,7 +122,7 @@ class Stage:
         waiter: Waiter,
         clock: Clock,
         transport: Transport | None = None,
-        backend: Any = NUMPY,
+        backend: Backend = NUMPY,
         nodes: Axis = ALONE,
     ) -> None:
         self.transport = transport or MPITransport(waiter)
@@ -131,8 +139,8 @@ class Stage:
     def forward(
         self,
         rows: int,
-        source: Callable[[int, int], Any],
-        visit: Callable[[Layer, int, int, Array, Array], None] | None = None,
+        source: Callable[[int, int], Inputs],
+        visit: Callable[[Layer, int, int, Inputs, Array], None] | None = None,
         output: Callable[[int, int, Array], None] | None = None,
     ) -> None:
         """Forward pass of `rows` nodes, pipelined over the ranks in chunks of FORWARD_ROWS.
@@ -152,14 +160,14 @@ class Stage:
         for start in range(0, rows, FORWARD_ROWS):
             stop = min(start + FORWARD_ROWS, rows)
             if self.plan.below is None:
-                x = source(start, stop)
+                inputs = source(start, stop)
             else:
-                x = pipeline.receive((stop - start, self.layers[0].n_in))
+                inputs = pipeline.receive((stop - start, self.layers[0].n_in))
             for layer in self.layers:
-                z = layer.linear(x)
+                z = layer.linear(inputs)
                 if visit is not None:
-                    visit(layer, start, stop, x, z)
-                x = z if layer.activation is None else layer.activation(z)
+                    visit(layer, start, stop, inputs, z)
+                inputs = x = z if layer.activation is None else layer.activation(z)
             if self.plan.above is not None:
                 pipeline.send(x)
             elif output is not None:
@@ -173,7 +181,7 @@ class Stage:
         X: Array | None,
         y: Array | None,
         nodes: int,
-        make_codec: Callable[[Array], Codec],
+        make_codec: MakeCodec,
         hyper: Hyper,
         passes: Passes,
         seed: int,
@@ -189,7 +197,8 @@ class Stage:
         nodes
             V.
         make_codec
-            Codec of a coupling from the activations it starts from; must give the same on both ends.
+            Codec of a coupling; must give the same on both ends. It may ask for the range of the
+            activations that p and q start from.
         """
         p: dict[int, Array] = {}
         empty = self.backend.empty
@@ -201,40 +210,33 @@ class Stage:
             else:
                 p[layer.position] = empty((nodes, layer.n_in))
 
-        def keep(layer: Layer, start: int, stop: int, x: Array, linear: Array) -> None:
+        def keep(layer: Layer, start: int, stop: int, x: Inputs, linear: Array) -> None:
             z[layer.position][start:stop] = linear
             if p[layer.position] is not X:
                 p[layer.position][start:stop] = x
 
-        def source(start: int, stop: int) -> Any:
-            return self.layers[0].weights.rows_of(inputs, start, stop)
-
-        inputs = None if X is None else self.layers[0].weights.inputs_of(X)
+        def source(start: int, stop: int) -> Inputs:
+            assert X is not None
+            weights = self.layers[0].weights
+            return weights.rows_of(weights.inputs_of(X), start, stop)
 
         self.forward(nodes, source, visit=keep)
         for layer in self.layers:
             layer.below = layer.above = None
+            layer.nodes = self.nodes
         self._connect(p, z, nodes, make_codec, seed)
         work = Workspace(self.backend)
         for layer in self.layers:
             own = p[layer.position] if layer.below is None else layer.below.own
-            layer.start(
-                own,
-                z[layer.position],
-                y if layer.activation is None else None,
-                hyper,
-                passes,
-                work,
-                self.clock,
-                self.nodes,
-            )
+            labels = y if layer.activation is None else None
+            layer.start(own, z[layer.position], labels, hyper, passes, work, self.clock)
 
     def _connect(
         self,
         p: dict[int, Array],
         z: dict[int, Array],
         nodes: int,
-        make_codec: Callable[[Array], Codec],
+        make_codec: MakeCodec,
         seed: int,
     ) -> None:
         """Make both ends of the couplings within this rank, and this rank's ends of those to others."""
@@ -248,9 +250,9 @@ class Stage:
         for lower, upper in itertools.pairwise(self.layers):
             edge = Edge(lower.position, upper.position)
             start = p[upper.position]
-            codec = make_codec(start)
+            codec = make_codec(partial(upper.span, start))
             size = codec.nbytes(nodes, lower.n_out)
-            ends = local_ends(edge.channels(plan.rank, size, at_upper=True), self.backend)
+            ends = local_ends(edge.channels(plan.rank_of(plan.block), size, at_upper=True), self.backend)
             lower.above = couple(edge, ends, codec, start, upper=False)
             upper.below = couple(edge, ends, codec, start, upper=True)
         if not self.layers:
@@ -259,12 +261,12 @@ class Stage:
         below_bytes = above_bytes = 0
         if plan.edge_below is not None:
             start_below = p[first.position]
-            codec_below = make_codec(start_below)
+            codec_below = make_codec(partial(first.span, start_below))
             below_bytes = codec_below.nbytes(nodes, first.n_in)
         if plan.edge_above is not None:
             assert last.activation is not None
             start_above = last.activation(z[last.position])
-            codec_above = make_codec(start_above)
+            codec_above = make_codec(partial(last.span, start_above))
             above_bytes = codec_above.nbytes(nodes, last.n_out)
         # the ends of both are made together, since the order of the rounds couples them
         self._ends = self.transport.open(plan.rounds(below_bytes, above_bytes))
@@ -329,7 +331,7 @@ class Stage:
         self.clock.end_iteration(self.layers[-1].position)
         return terms
 
-    def floats(self, values: list[Any]) -> list[float]:
+    def floats(self, values: list[Scalar]) -> list[float]:
         """Numbers on the host; waits for the device, which is not a wait for messages."""
         seconds = self.waiter.seconds if self.waiter is not None else 0.0
         found = self.backend.floats(values, self.waiter.until if self.waiter is not None else None)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +20,11 @@ from pdadmm.admm.options import Config, Training
 from pdadmm.admm.passes import Passes, select_passes
 from pdadmm.admm.placement import layer_cost, place
 from pdadmm.admm.stage import Plan, Stage
-from pdadmm.arrays import Array, copy_into
+from pdadmm.arrays import copy_into
 from pdadmm.codec import Codec, make_codec
+from pdadmm.comm.grid import Grid
 from pdadmm.comm.mpi import ProgressThread
+from pdadmm.comm.transport import Transport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
 from pdadmm.files import Record
@@ -137,12 +139,14 @@ class Trainer:
             layer_cost(nodes, self.widths[i], self.widths[i + 1], i == 0, self.in_row_space)
             for i in range(self.layers_total)
         ]
-        self.blocks = place(costs, waiter.comm.size)
-        waiter.where.set_layers(self.blocks[self.rank].start, self.blocks[self.rank].stop - 1)
+        self.grid = Grid(waiter)
+        self.blocks = place(costs, self.grid.blocks)
+        self.mine = self.blocks[self.grid.block]
+        waiter.where.set_layers(self.mine.start, self.mine.stop - 1)
         self.hyper = hyper_of(config.training)
         self.backend = make_backend(choice, self.rank, config.run.precision)
         self.passes: Passes = select_passes(config.run.kernels, threads, self.backend.name)
-        self.transport: Any = None
+        self.transport: Transport | None = None
         self.layers: dict[int, Layer] = {}
         self.splits = self._read(sizes, open_features)
         self.monitor = Monitor(self.layers_total, {name: self.splits[name].rows for name in SPLITS})
@@ -161,8 +165,7 @@ class Trainer:
 
     def _read(self, sizes: Sizes, open_features: Callable[[], Features]) -> dict[str, Split]:
         """Features on the rank of layer 1, labels on the output layer's rank; nothing elsewhere."""
-        mine = self.blocks[self.rank]
-        first, last = 1 in mine, self.layers_total in mine
+        first, last = 1 in self.mine, self.layers_total in self.mine
         if not first and not last:
             return {name: Split(rows, None, None) for name, rows in sizes.rows.items()}
         device = self.backend.asarray
@@ -210,8 +213,7 @@ class Trainer:
         on_host = not self.backend.on_device
         if on_host and r.overlap and self.waiter.comm.size > 1 and ProgressThread.available():
             self.progress_thread = ProgressThread(self.waiter.comm)
-        plans = [Plan(depth, self.layers_total, self.blocks, self.rank) for depth in stages]
-        rounds = [plan.rounds() for plan in plans]
+        rounds = [self._plan(depth).rounds() for depth in stages]
         self.transport = make_transport(
             self.choice, self.backend, self.waiter, r, self.progress_thread, rounds
         )
@@ -224,7 +226,7 @@ class Trainer:
     def _run_stage(self, index: int, done: int, resumed: Checkpoint | None) -> bool:
         """Iterations `done` + 1 to the last of a stage; False when stopped early."""
         t = self.config.training
-        plan = Plan(t.stages[index], self.layers_total, self.blocks, self.rank)
+        plan = self._plan(t.stages[index])
         saved = resumed.layers if resumed is not None else {}
         for position in plan.mine:
             if position not in self.layers:
@@ -244,6 +246,7 @@ class Trainer:
             self.clock,
             transport=self.transport,
             backend=self.backend,
+            nodes=self.grid.nodes,
         )
         self.stage = stage
         stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.passes, t.seed)
@@ -274,10 +277,10 @@ class Trainer:
             if last and 1 in self.layers:  # what is evaluated in the end is what the model holds
                 self.layers[1].write_out()
             if measure:
-                self.seconds_exposed += self.transport.waited()
+                self.seconds_exposed += stage.transport.waited()
                 with self.clock.span("evaluation"):
                     self._evaluate(stage, terms, index, i + 1)
-                self.transport.waited()  # those of the evaluation are no part of the iterations
+                stage.transport.waited()  # those of the evaluation are no part of the iterations
             verdict = self.control.after(self.iteration)
             if verdict != CONTINUE and not last:
                 with self.clock.span("checkpoint"):
@@ -288,6 +291,9 @@ class Trainer:
         stage.finish()
         self.accounts.end_stage(plan.depth, plan.mine, stage.traffic, stage.float32_bytes, stage.facts)
         return verdict != STOP or self.iteration == t.iterations * len(t.stages)
+
+    def _plan(self, depth: int) -> Plan:
+        return Plan(depth, self.layers_total, self.blocks, self.grid.block, self.grid.rank_of)
 
     def _new_layer(self, position: int) -> Layer:
         t, n = self.config.training, self.widths
@@ -362,10 +368,10 @@ class Trainer:
 
     # ---- measuring ----------------------------------------------------------------------------------
 
-    def _codec(self, start: Array) -> Codec:
+    def _codec(self, span: Callable[[], tuple[float, float]]) -> Codec:
         m = self.config.messages
         given = None if m.grid_low is None or m.grid_high is None else (m.grid_low, m.grid_high)
-        return make_codec(m.codec, m.bits, given or (lambda: grid_range(start)))
+        return make_codec(m.codec, m.bits, given or (lambda: with_margin(*span())))
 
     def _account(self, stage: Stage) -> None:
         """Bytes and times of the stage that ends."""
@@ -419,6 +425,7 @@ class Trainer:
             self.transport.close()
         if self.progress_thread is not None:
             self.progress_thread.close()
+        self.grid.close()
 
     def summary(self) -> Record:
         """Results of the whole run, the same on all ranks."""
@@ -444,8 +451,7 @@ class Trainer:
         }
 
 
-def grid_range(start: Array) -> tuple[float, float]:
-    """Range of the grid from the activations of the stage's first forward pass."""
-    low, high = float(start.min()), float(start.max())
+def with_margin(low: float, high: float) -> tuple[float, float]:
+    """Range of the grid from that of the activations of the stage's first forward pass."""
     margin = 0.1 * (high - low) or 1.0
     return low - margin, high + margin

@@ -31,8 +31,7 @@ from pdadmm.admm.activations import ReLU
 from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
 from pdadmm.admm.passes import make_passes
-from pdadmm.admm.stage import Plan, Stage
-from pdadmm.arrays import Array
+from pdadmm.admm.stage import MakeCodec, Plan, Stage
 from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.arrays.cupy_backend import CupyBackend
 from pdadmm.codec import CODECS, Codec, make_codec
@@ -191,11 +190,11 @@ def make_stage(
     return stage
 
 
-def _codec_maker(variant: Variant) -> Callable[[Array], Codec]:
-    def span(start: Array) -> tuple[float, float]:
-        return -0.1 * float(start.max()), 1.1 * float(start.max())
+def _codec_maker(variant: Variant) -> MakeCodec:
+    def codec(span: Callable[[], tuple[float, float]]) -> Codec:
+        return make_codec(variant.codec, variant.bits, lambda: (-0.1 * span()[1], 1.1 * span()[1]))
 
-    return lambda start: make_codec(variant.codec, variant.bits, lambda: span(start))
+    return codec
 
 
 def _calls(stage: Stage, iteration: int) -> Iterator[tuple[str, int, Callable[[], object]]]:

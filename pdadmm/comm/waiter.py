@@ -23,7 +23,7 @@ from pdadmm.errors import RunError
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Request
 
-__all__ = ["ALL_RANKS", "MAX_BYTES", "Waiter", "pieces", "poll", "ranks_on_node", "usable_cores"]
+__all__ = ["ALL_RANKS", "MAX_BYTES", "Waiter", "end_all", "pieces", "poll", "ranks_on_node", "usable_cores"]
 
 T = TypeVar("T")
 
@@ -31,6 +31,15 @@ T = TypeVar("T")
 MAX_BYTES = 1 << 30
 #: patience of a wait for all ranks
 ALL_RANKS = 1.5
+#: seconds that a launcher gets to forward a rank's words before an abort makes it drop them
+_FORWARDING = 0.5
+
+
+def end_all(comm: Intracomm, code: int) -> None:
+    """Abort all ranks with an exit code, once the launcher has forwarded what this rank has said."""
+    sys.stderr.flush()
+    time.sleep(_FORWARDING)
+    comm.Abort(code)
 
 
 def pieces(buffer: Array) -> list[Array]:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from pdadmm.comm.waiter import Waiter
+from pdadmm.comm.waiter import Waiter, end_all
 from pdadmm.inputs import Floats
 from pdadmm.inputs.augment import Augmentation, Hops, Piece
 
@@ -170,6 +170,5 @@ def run_shared(run: Callable[[Share], int], srun_tasks: int) -> int:
         raise
     except BaseException:
         traceback.print_exc()
-        sys.stderr.flush()
-        comm.Abort(1)
+        end_all(comm, 1)
         raise

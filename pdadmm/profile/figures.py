@@ -52,6 +52,7 @@ class LinkFigures:
     late_sender: float
     exposed: float
     baseline_bandwidth: float | None = None
+    facts: Record = field(default_factory=dict)  #: what the system said of the message besides
 
 
 @dataclass
@@ -102,7 +103,9 @@ class Figures:
 
     def table(self) -> Record:
         """Everything as plain data."""
-        return {**asdict(self), "reduction": self.reduction}
+        found = {**asdict(self), "reduction": self.reduction}
+        found["links"] = [{**link, **link.pop("facts")} for link in found["links"]]
+        return found
 
 
 def figures(profile: Record, name: str) -> Figures:
@@ -188,6 +191,7 @@ def _links(profile: Record) -> list[LinkFigures]:
                     late_sender=link.get("late_sender_seconds", 0.0),
                     exposed=link.get("exposed_seconds", 0.0),
                     baseline_bandwidth=_baseline(profile, link["peer"], rank["rank"], size),
+                    facts={name: link[name] for name in ("coupling", "upward") if name in link},
                 )
             )
     return found

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import platform
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,9 +17,9 @@ from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.nccl import MULTI_RANK_VERSION, Watch, connect, require_nccl
 from pdadmm.comm.rounds import Rounds
 from pdadmm.comm.transport import MPITransport, NCCLTransport, StagedTransport, Transport
-from pdadmm.comm.waiter import Waiter
+from pdadmm.comm.waiter import Waiter, end_all
 from pdadmm.errors import InputError
-from pdadmm.runtime.launch import FORWARDING, agree
+from pdadmm.runtime.launch import agree
 from pdadmm.runtime.sections import Run
 
 if TYPE_CHECKING:
@@ -225,8 +224,7 @@ def make_transport(
 
         def end(problem: str) -> None:
             print(f"pdadmm: {waiter.where}: NCCL: {problem}", file=sys.stderr, flush=True)
-            time.sleep(FORWARDING)
-            waiter.comm.Abort(1)
+            end_all(waiter.comm, 1)
 
         return NCCLTransport(device, backend, Watch(device.problem, end))
     if choice.backend == "cupy":

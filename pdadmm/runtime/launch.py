@@ -6,23 +6,20 @@ import contextlib
 import faulthandler
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
-from pdadmm.comm.waiter import Waiter
+from pdadmm.comm.waiter import Waiter, end_all
 from pdadmm.comm.where import Where
 from pdadmm.errors import InputError, RunError
 
-__all__ = ["FORWARDING", "agree", "main_under_mpi"]
+__all__ = ["agree", "main_under_mpi"]
 
 Result = TypeVar("Result")
 
 #: seconds that all ranks wait for rank 0 to speak for them
 _LAST_WORDS = 3.0
-#: seconds that a launcher gets to forward a rank's words before the abort makes it drop them
-FORWARDING = 0.5
 
 
 def main_under_mpi(command: Callable[[Waiter, list[str]], None], arguments: list[str] | None = None) -> int:
@@ -80,8 +77,7 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
                 waiter.barrier()
         elif code == 1:
             _say(where, error)
-        time.sleep(FORWARDING)
-        comm.Abort(code)
+        end_all(comm, code)
     return 1
 
 
