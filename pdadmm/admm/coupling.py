@@ -20,20 +20,20 @@ __all__ = ["CouplingEnd", "Edge"]
 class Edge:
     """Two layers that follow each other in a stage, by their positions."""
 
-    lower: int
-    upper: int
+    below: int
+    above: int
 
     @property
     def p(self) -> str:
         """Name of the message that goes down."""
-        return f"p {self.upper}"
+        return f"p {self.above}"
 
     @property
     def q(self) -> str:
         """Name of the message that goes up."""
-        return f"q {self.lower}"
+        return f"q {self.below}"
 
-    def channels(self, peer: int, nbytes: int, at_upper: bool) -> tuple[Channel, Channel]:
+    def channels(self, peer: int, nbytes: int, at_above: bool) -> tuple[Channel, Channel]:
         """p and q as the rank of one of the two layers sees them.
 
         Parameters
@@ -42,13 +42,13 @@ class Edge:
             Rank of the other layer.
         nbytes
             Of each of the two messages.
-        at_upper
-            Whether the upper layer's rank asks, which sends p and receives q.
+        at_above
+            Whether the rank of the layer above asks, which sends p and receives q.
         """
-        other = f"layer {self.lower if at_upper else self.upper}"
+        other = f"layer {self.below if at_above else self.above}"
         return (
-            Channel(self.p, peer, 2 * self.lower, nbytes, at_upper, other),
-            Channel(self.q, peer, 2 * self.lower + 1, nbytes, not at_upper, other),
+            Channel(self.p, peer, 2 * self.below, nbytes, at_above, other),
+            Channel(self.q, peer, 2 * self.below + 1, nbytes, not at_above, other),
         )
 
 
@@ -61,15 +61,15 @@ class CouplingEnd:
     Parameters
     ----------
     index
-        Position of the lower layer.
+        Position of the layer below.
     codec
         How messages are written.
     outgoing, incoming
         The ends of the message sent and of the one received.
     start
         (V, n) float32, the activations of the stage's forward pass, which p and q start from.
-    upper
-        Whether this is the upper layer's end, which sends p and receives q.
+    is_above
+        Whether this is the end of the layer above, which sends p and receives q.
     seed
         Of the run, for stochastic rounding.
     clock
@@ -95,7 +95,7 @@ class CouplingEnd:
         outgoing: Outgoing,
         incoming: Incoming,
         start: Array,
-        upper: bool,
+        is_above: bool,
         seed: int,
         clock: Clock,
     ) -> None:
@@ -103,7 +103,7 @@ class CouplingEnd:
         self.codec = codec
         self.outgoing_end = outgoing
         self.incoming_end = incoming
-        self.upper = upper
+        self.is_above = is_above
         self.own = start.copy()
         self.own_hat = self.own if codec.lossless else start.copy()
         self.other_hat = start.copy()
@@ -138,11 +138,11 @@ class CouplingEnd:
     def state(self) -> dict[str, Array]:
         """Arrays to save between two iterations.
 
-        The lower end saves what both ends share, since it is an iteration's last to know: the upper
-        end takes in the last q only in its next iteration. The upper end adds what it alone has.
+        The end below saves what both ends share, since it is an iteration's last to know: the end
+        above takes in the last q only in its next iteration, and adds what it alone has.
         """
         counts = np.array([self.outgoing_end.messages, self.outgoing_end.bytes], np.int64)
-        if self.upper:
+        if self.is_above:
             found = {"below/counts": counts}
             if not self.codec.lossless:
                 found["below/p"] = self.own
@@ -155,23 +155,23 @@ class CouplingEnd:
             found["above/grid"] = np.array(self.codec.span)
         return found
 
-    def restore(self, lower: Mapping[str, Array], upper: Mapping[str, Array]) -> None:
+    def restore(self, below: Mapping[str, Array], above: Mapping[str, Array]) -> None:
         """Take over what the two layers saved; no message is under way then."""
         lossless = self.codec.lossless
         p_hat, q_hat = "above/p_hat", "above/q" if lossless else "above/q_hat"
-        if self.upper:
-            copy_into(self.own, lower[p_hat] if lossless else upper["below/p"])
+        if self.is_above:
+            copy_into(self.own, below[p_hat] if lossless else above["below/p"])
         else:
-            copy_into(self.own, lower["above/q"])
+            copy_into(self.own, below["above/q"])
         if not lossless:
-            copy_into(self.own_hat, lower[p_hat if self.upper else q_hat])
-        copy_into(self.other_hat, lower[q_hat if self.upper else p_hat])
-        copy_into(self.u, lower["above/u"])
+            copy_into(self.own_hat, below[p_hat if self.is_above else q_hat])
+        copy_into(self.other_hat, below[q_hat if self.is_above else p_hat])
+        copy_into(self.u, below["above/u"])
         if self.codec.span is not None:
-            low, high = lower["above/grid"].tolist()
+            low, high = below["above/grid"].tolist()
             self.codec = make_codec(self.codec.name, self.codec.bits, (low, high))
-        counts = [lower["above/counts"], upper["below/counts"]]
-        mine, other = counts[:: -1 if self.upper else 1]
+        counts = [below["above/counts"], above["below/counts"]]
+        mine, other = counts[:: -1 if self.is_above else 1]
         self.outgoing_end.count_from(*mine.tolist())
         self.incoming_end.count_from(*other.tolist())
 
@@ -180,7 +180,7 @@ class CouplingEnd:
         end = self.outgoing_end
         end.wait_free()
         number = end.messages + 1
-        key = (self._seed * 0x85EBCA6B) ^ (self.index * 2 + self.upper) * 0xC2B2AE35 ^ number * 0x27D4EB2F
+        key = (self._seed * 0x85EBCA6B) ^ (self.index * 2 + self.is_above) * 0xC2B2AE35 ^ number * 0x27D4EB2F
         return end.buffer, key & 0xFFFFFFFF
 
     def send(self) -> None:

@@ -72,11 +72,11 @@ class Plan:
         self.edge_below: Edge | None = None
         self.edge_above: Edge | None = None
         for place, edge in enumerate(itertools.starmap(Edge, itertools.pairwise(self.positions))):
-            lower, upper = self.owners[place : place + 2]
-            if lower != upper == self.block:
-                self.below, self.edge_below = self.rank_of(lower), edge
-            if upper != lower == self.block:
-                self.above, self.edge_above = self.rank_of(upper), edge
+            below, above = self.owners[place : place + 2]
+            if below != above == self.block:
+                self.below, self.edge_below = self.rank_of(below), edge
+            if above != below == self.block:
+                self.above, self.edge_above = self.rank_of(above), edge
 
     def rounds(self, below_bytes: int = 0, above_bytes: int = 0) -> Rounds:
         """What this rank sends and receives in an iteration: P, all that goes down, then Q, what goes up.
@@ -86,9 +86,9 @@ class Plan:
         """
         couplings = []
         if self.below is not None and self.edge_below is not None:
-            couplings.append(self.edge_below.channels(self.below, below_bytes, at_upper=True))
+            couplings.append(self.edge_below.channels(self.below, below_bytes, at_above=True))
         if self.above is not None and self.edge_above is not None:
-            couplings.append(self.edge_above.channels(self.above, above_bytes, at_upper=False))
+            couplings.append(self.edge_above.channels(self.above, above_bytes, at_above=False))
         return Rounds(
             (Round("P", tuple(p for p, _ in couplings)), Round("Q", tuple(q for _, q in couplings)))
         )
@@ -242,19 +242,19 @@ class Stage:
         """Make both ends of the couplings within this rank, and this rank's ends of those to others."""
         plan = self.plan
 
-        def couple(edge: Edge, ends: Ends, codec: Codec, start: Array, upper: bool) -> CouplingEnd:
-            sent, received = (edge.p, edge.q) if upper else (edge.q, edge.p)
+        def couple(edge: Edge, ends: Ends, codec: Codec, start: Array, is_above: bool) -> CouplingEnd:
+            sent, received = (edge.p, edge.q) if is_above else (edge.q, edge.p)
             outgoing, incoming = ends.outgoing[sent], ends.incoming[received]
-            return CouplingEnd(edge.lower, codec, outgoing, incoming, start, upper, seed, self.clock)
+            return CouplingEnd(edge.below, codec, outgoing, incoming, start, is_above, seed, self.clock)
 
-        for lower, upper in itertools.pairwise(self.layers):
-            edge = Edge(lower.position, upper.position)
-            start = p[upper.position]
-            codec = make_codec(partial(upper.span, start))
-            size = codec.nbytes(nodes, lower.n_out)
-            ends = local_ends(edge.channels(plan.rank_of(plan.block), size, at_upper=True), self.backend)
-            lower.above = couple(edge, ends, codec, start, upper=False)
-            upper.below = couple(edge, ends, codec, start, upper=True)
+        for below, above in itertools.pairwise(self.layers):
+            edge = Edge(below.position, above.position)
+            start = p[above.position]
+            codec = make_codec(partial(above.span, start))
+            size = codec.nbytes(nodes, below.n_out)
+            ends = local_ends(edge.channels(plan.rank_of(plan.block), size, at_above=True), self.backend)
+            below.above = couple(edge, ends, codec, start, is_above=False)
+            above.below = couple(edge, ends, codec, start, is_above=True)
         if not self.layers:
             return
         first, last = self.layers[0], self.layers[-1]
@@ -271,9 +271,9 @@ class Stage:
         # the ends of both are made together, since the order of the rounds couples them
         self._ends = self.transport.open(plan.rounds(below_bytes, above_bytes))
         if plan.edge_below is not None:
-            first.below = couple(plan.edge_below, self._ends, codec_below, start_below, upper=True)
+            first.below = couple(plan.edge_below, self._ends, codec_below, start_below, is_above=True)
         if plan.edge_above is not None:
-            last.above = couple(plan.edge_above, self._ends, codec_above, start_above, upper=False)
+            last.above = couple(plan.edge_above, self._ends, codec_above, start_above, is_above=False)
 
     @property
     def couplings(self) -> list[CouplingEnd]:
@@ -296,8 +296,8 @@ class Stage:
         found: dict[str, Record] = {"": {"coupling": -1, "upward": False}}
         for coupling in self.couplings:
             sent, received = (end.channel.name for end in coupling.ends)
-            found[sent] = {"coupling": coupling.index, "upward": not coupling.upper}
-            found[received] = {"coupling": coupling.index, "upward": coupling.upper}
+            found[sent] = {"coupling": coupling.index, "upward": not coupling.is_above}
+            found[received] = {"coupling": coupling.index, "upward": coupling.is_above}
         return found
 
     def iterate(self, iteration: int, measure: bool) -> dict[int, Terms]:
@@ -358,6 +358,6 @@ class Stage:
     def finish(self) -> None:
         """Take in the last messages and free the requests."""
         for end in self.couplings:
-            if end.upper:
+            if end.is_above:
                 end.message()
         self._ends.close()
