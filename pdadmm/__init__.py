@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 __all__ = ["Model", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name is)
     # lazily, so that starting a command does not load what it does not need
     if name == "Model":
         from pdadmm.model import Model

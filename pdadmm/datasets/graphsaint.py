@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from .gnn_benchmark import load_npz
 from .graph import Graph, as_features, as_ids, as_labels, clean_adjacency, csr_from_parts
 
 __all__ = ["read_graphsaint"]
+
+T = TypeVar("T")
 
 
 def read_graphsaint(files: Mapping[str, Path], name: str) -> Graph:
@@ -79,7 +81,7 @@ def read_graphsaint(files: Mapping[str, Path], name: str) -> Graph:
     )
 
 
-def _json(path: Path, kind: type) -> Any:
+def _json(path: Path, kind: type[T]) -> T:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:

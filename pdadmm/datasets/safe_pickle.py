@@ -53,7 +53,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file, encoding="latin1")  # pickles of Python 2 keep array bytes in str
         self.path = path
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         try:
             return self.admitted[module, name]
         except KeyError:
@@ -63,7 +63,7 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
 
-def load_pickle(path: Path) -> Any:
+def load_pickle(path: Path) -> Any:  # noqa: ANN401  (the readers check what it is)
     """Load a pickle of NumPy arrays, SciPy CSR matrices, dicts and lists; refuse anything else.
 
     Raises

@@ -7,7 +7,8 @@ arrays, and NaN or Inf does not raise; :meth:`CudaKernels.require_finite` looks 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,9 @@ from pdadmm.arrays import DeviceArray as Array
 from pdadmm.arrays import Scalar
 from pdadmm.arrays.sources import find_source
 from pdadmm.codec import Codec, NonFiniteError
+
+if TYPE_CHECKING:
+    from cupy import RawModule
 
 __all__ = [
     "BLOCK",
@@ -64,7 +68,7 @@ def source(name: str) -> str:
 
 
 @functools.cache
-def _module(name: str, device: int) -> Any:
+def _module(name: str, device: int) -> RawModule:
     """A compiled source, loaded once a process and device; CuPy keeps compiled ones between runs."""
     import cupy
 
@@ -88,7 +92,7 @@ class CudaKernels:
 
         self._cupy = cupy
         self._device = cupy.cuda.Device().id
-        self._functions: dict[str, Any] = {}
+        self._functions: dict[str, Callable[..., None]] = {}
         self._room: dict[str, Array] = {}
         self._bad = cupy.zeros(1, np.int32)
         self._codecs: dict[int, tuple[Codec, str, tuple[np.float32, np.float32]]] = {}
@@ -112,7 +116,7 @@ class CudaKernels:
 
     # ---- starting kernels ---------------------------------------------------------------------------
 
-    def _start(self, file: str, kernel: str, grid: tuple[int, ...], *arguments: Any) -> None:
+    def _start(self, file: str, kernel: str, grid: tuple[int, ...], *arguments: object) -> None:
         function = self._functions.get(kernel)
         if function is None:
             function = self._functions[kernel] = _module(file, self._device).get_function(kernel)
@@ -126,7 +130,7 @@ class CudaKernels:
             room = self._room[name] = self._cupy.empty(size, dtype)
         return room
 
-    def _with_sums(self, kernel: str, blocks: int, count: int, *arguments: Any) -> Array:
+    def _with_sums(self, kernel: str, blocks: int, count: int, *arguments: object) -> Array:
         """Start a pass that ends in `count` sums a block; returns the sums, (count,) float64."""
         partial = self._scratch("partial", MOST_BLOCKS * 6, np.float64)
         sums = self._cupy.empty(count, np.float64)

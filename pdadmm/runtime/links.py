@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -310,7 +310,7 @@ def measure_neighbours(
     seconds: float = 0.02,
     ways: Sequence[str] = ("mpi",),
     choice: Choice = ON_CPUS,
-    backend: Any = NUMPY,
+    backend: Backend = NUMPY,
     run: Run | None = None,
 ) -> Record | None:
     """Measure every pair of neighbouring ranks, one pair after another; collective.

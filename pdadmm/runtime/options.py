@@ -29,7 +29,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import tomli_w
 
@@ -266,11 +266,13 @@ def _of(section: type[DataclassInstance]) -> list[_Option]:
     ]
 
 
-def _plain(hint: Any) -> type:
+def _plain(hint: object) -> type:
     """The type of a field's values: X for X | None, list for a list."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(t for t in typing.get_args(hint) if t is not type(None))
-    return typing.get_origin(hint) or hint
+    kind = typing.get_origin(hint) or hint
+    assert isinstance(kind, type)
+    return kind
 
 
 def _coerced(value: object, kind: type, where: str) -> object:

@@ -7,7 +7,7 @@ stage's workspace.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def inverse_hessian(W: Array, nu: float, rho: float) -> Array:
 
 
 @functools.cache
-def _lapack() -> Any:
+def _lapack() -> ModuleType:
     """SciPy's LAPACK, imported where the exact solver wants it.
 
     It brings a BLAS of its own, kept to one thread: its idle workers would spin for a while in the way
