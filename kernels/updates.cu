@@ -1,4 +1,4 @@
-// The passes of an iteration, a warp a row (a node); pdadmm/kernels/reference.py says what each does.
+// The passes of an iteration, a warp a row (a node); pdadmm/admm/passes/protocol.py says what each does.
 //
 // Squared norms leave as one sum a block, which `finish` adds up in order: the results do not depend
 // on the order in which blocks run. Lengths of steps may still be on the device.

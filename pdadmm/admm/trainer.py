@@ -76,7 +76,7 @@ def widths_of(config: Config, inputs: int, classes: int) -> list[int]:
 
 
 def in_row_space(config: Config, sizes: Sizes) -> bool:
-    """Whether layer 1 is kept in the row space of its input, see :mod:`pdadmm.admm.row_space`.
+    """Whether layer 1 is kept in the row space of its input, see :mod:`pdadmm.admm.weights`.
 
     Not without mu, whose share keeps the gradient's norm away from the rounding of its parts where
     equal nodes have different labels.
