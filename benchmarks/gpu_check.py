@@ -225,9 +225,9 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
     from pdadmm.admm.stage import Plan, Stage
     from pdadmm.arrays.cupy_backend import CupyBackend
     from pdadmm.codec import make_codec
-    from pdadmm.comm.transport import MPITransport
+    from pdadmm.comm.mpi import MPITransport
+    from pdadmm.trace.choose import make_clock
     from pdadmm.trace.clock import Clock
-    from pdadmm.trace.device_clock import make_clock
 
     layers, classes = 6, 10
     widths = [hidden] * layers + [classes]

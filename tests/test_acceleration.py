@@ -15,7 +15,7 @@ from pdadmm.admm.passes import select_passes
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.arrays.backend import NUMPY
 from pdadmm.codec import Float32Codec
-from pdadmm.comm.transport import MPITransport
+from pdadmm.comm.mpi import MPITransport
 from pdadmm.trace.clock import Clock
 
 NU, RHO, MU = 0.02, 0.1, 0.3

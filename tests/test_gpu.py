@@ -38,8 +38,8 @@ from pdadmm.admm.passes.lengths import DeviceLengths, label_of, place_of
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.arrays.cupy_backend import CupyBackend
 from pdadmm.codec import AffineCodec, DeltaCodec, Float32Codec, GridCodec
-from pdadmm.comm.transport import MPITransport
-from pdadmm.trace.device_clock import make_clock
+from pdadmm.comm.mpi import MPITransport
+from pdadmm.trace.choose import make_clock
 
 KERNELS = ["reference", *(["fused"] if importlib.util.find_spec("pdadmm.admm.passes.cuda") else [])]
 MAKERS: dict[str, Any] = {"affine": AffineCodec, "delta": DeltaCodec}

@@ -283,7 +283,7 @@ def test_nan_on_the_device_ends_the_run_with_layer_and_iteration(cupy: Any) -> N
     from pdadmm.admm.stage import Plan, Stage
     from pdadmm.arrays.cupy_backend import CupyBackend
     from pdadmm.codec import DeltaCodec
-    from pdadmm.comm.transport import MPITransport
+    from pdadmm.comm.mpi import MPITransport
     from pdadmm.trace.clock import Clock
 
     class Waiter:

@@ -17,8 +17,7 @@ import pytest
 from pdadmm.admm.stage import Plan
 from pdadmm.arrays.backend import NUMPY
 from pdadmm.comm.channel import Channel, Ends
-from pdadmm.comm.nccl import open_rounds, warm_up
-from pdadmm.comm.pipeline import NCCLPipeline
+from pdadmm.comm.nccl import NCCLPipeline, open_rounds, warm_up
 from pdadmm.comm.rounds import Round, Rounds
 
 

@@ -25,13 +25,11 @@ from pdadmm.runtime.control import STOPPED_EARLY, Control
 from pdadmm.runtime.devices import Choice, choose, describe
 from pdadmm.runtime.folder import run_folder
 from pdadmm.runtime.launch import agree
-from pdadmm.runtime.links import measure_neighbours
 from pdadmm.runtime.options import to_toml
 from pdadmm.runtime.progress import Progress
 from pdadmm.runtime.threads import set_threads
 from pdadmm.trace.collect import write_profile
 from pdadmm.trace.offsets import read_offset
-from pdadmm.trace.timeline import write_timeline
 
 if TYPE_CHECKING:
     from pdadmm.inputs.feature_file import Features
@@ -201,6 +199,8 @@ def _measure_links(trainer: Trainer) -> Record | None:
     """The links that the run's messages take, where --measure-links asks for it; on rank 0."""
     if not trainer.config.output.measure_links:
         return None
+    from pdadmm.runtime.links import measure_neighbours
+
     choice = trainer.choice
     return measure_neighbours(
         trainer.waiter,
@@ -222,7 +222,11 @@ def _write_profile(folder: Path, run: Record, trainer: Trainer, baseline: Record
     """Write profile.json, and trace.json when asked for; collective."""
     waiter = trainer.waiter
     seconds = {"evaluation": trainer.seconds_evaluation, "checkpoint": trainer.seconds_checkpoints}
-    timeline = partial(write_timeline, folder / "trace.json") if trainer.config.output.trace else None
+    timeline = None
+    if trainer.config.output.trace:
+        from pdadmm.trace.timeline import write_timeline
+
+        timeline = partial(write_timeline, folder / "trace.json")
     end = read_offset(waiter.comm)
     write_profile(folder, in_profile(run), trainer.accounts, end, waiter, seconds, timeline, baseline)
 

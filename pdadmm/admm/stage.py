@@ -20,8 +20,9 @@ from pdadmm.codec import Codec, NonFiniteError
 from pdadmm.comm.channel import Ends, Incoming, Outgoing
 from pdadmm.comm.grid import ALONE, Axis
 from pdadmm.comm.local import local_ends
+from pdadmm.comm.mpi import MPITransport
 from pdadmm.comm.rounds import Round, Rounds
-from pdadmm.comm.transport import MPITransport, Transport
+from pdadmm.comm.transport import Transport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.files import Record
 from pdadmm.trace.clock import Clock

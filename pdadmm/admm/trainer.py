@@ -33,8 +33,8 @@ from pdadmm.runtime import checkpoint
 from pdadmm.runtime.checkpoint import Checkpoint
 from pdadmm.runtime.control import CONTINUE, STOP, Control
 from pdadmm.runtime.devices import ON_CPUS, Choice, make_backend, make_transport
+from pdadmm.trace.choose import make_clock
 from pdadmm.trace.collect import Accounts
-from pdadmm.trace.device_clock import make_clock
 from pdadmm.trace.offsets import read_offset
 
 if TYPE_CHECKING:  # imports SciPy and h5py, which only the first and last ranks need

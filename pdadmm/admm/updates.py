@@ -25,13 +25,15 @@ symbol     shape            meaning
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pdadmm.admm.activations import Activation
 from pdadmm.arrays import Array, namespace, squared_norm
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = [
     "DOUBLING_CEILING",

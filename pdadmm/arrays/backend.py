@@ -8,12 +8,14 @@ only when an iteration is evaluated.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from pdadmm.arrays.helpers import Array, Scalar
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["NUMPY", "PRECISIONS", "Backend", "NumpyBackend", "Wait"]
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from pdadmm.arrays.backend import PRECISIONS, Wait
 from pdadmm.arrays.helpers import DeviceArray as Array
 from pdadmm.arrays.helpers import Scalar
 from pdadmm.arrays.sources import find_source
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["CupyBackend", "device_name"]
 

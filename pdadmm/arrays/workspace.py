@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import numpy.typing as npt
 
 from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.arrays.helpers import Array
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["Workspace"]
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pdadmm.arrays import Array
-from pdadmm.comm.channel import Channel, Incoming, Outgoing
+from pdadmm.comm.channel import Channel, Ends, Incoming, Outgoing
+from pdadmm.comm.pipeline import HostPipeline
+from pdadmm.comm.rounds import Rounds
 from pdadmm.comm.waiter import Waiter, pieces
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Prequest
 
-__all__ = ["LARGE", "MPIIncoming", "MPIOutgoing", "ProgressThread", "Wire"]
+__all__ = ["LARGE", "MPIIncoming", "MPIOutgoing", "MPITransport", "ProgressThread", "Wire"]
 
 #: bytes from which a message is not sent eagerly, so that it needs progress while others compute
 LARGE = 1 << 15
@@ -186,3 +189,41 @@ class MPIIncoming(Incoming):
 
     def close(self) -> None:
         self._wire.free()
+
+
+@dataclass
+class MPITransport:
+    """Between arrays on the host.
+
+    Parameters
+    ----------
+    waiter
+        Waits politely, holds the communicator.
+    progress
+        Keeps large messages moving; None leaves that to the waits.
+    overlap
+        Let messages travel while computing.
+    """
+
+    waiter: Waiter
+    progress: ProgressThread | None = None
+    overlap: bool = True
+
+    def open(self, rounds: Rounds) -> Ends:
+        ends = Ends({}, {})
+        for channel in rounds.channels:
+            if channel.sends:
+                ends.outgoing[channel.name] = MPIOutgoing(channel, self.waiter, self.progress, self.overlap)
+            else:
+                ends.incoming[channel.name] = MPIIncoming(channel, self.waiter, self.progress)
+        return ends
+
+    def pipeline(self, below: int | None, above: int | None) -> HostPipeline:
+        return HostPipeline(self.waiter, below, above)
+
+    def waited(self) -> float:
+        """On the host the waiter counts the seconds."""
+        return 0.0
+
+    def close(self) -> None:
+        """Nothing to free."""

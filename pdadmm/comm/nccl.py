@@ -20,7 +20,10 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
-from pdadmm.arrays import DeviceArray
+import numpy as np
+
+from pdadmm.arrays import Array, DeviceArray
+from pdadmm.arrays.backend import Backend
 from pdadmm.arrays.streams import Event, Streams
 from pdadmm.comm.channel import Channel, Ends, Incoming, Outgoing
 from pdadmm.comm.rounds import Rounds
@@ -35,6 +38,8 @@ __all__ = [
     "Device",
     "NCCLIncoming",
     "NCCLOutgoing",
+    "NCCLPipeline",
+    "NCCLTransport",
     "Watch",
     "connect",
     "open_rounds",
@@ -320,3 +325,74 @@ class CupyNccl(Streams):
         """Destroy the communicator; before MPI is finalized."""
         self.synchronize()
         self.communicator.destroy()
+
+
+class NCCLPipeline:
+    """Chunks on a GPU, over NCCL.
+
+    Forward passes lie between iterations, where every rank has enqueued the same rounds (see
+    :mod:`pdadmm.comm.nccl`), so that their transfers follow those on the communication stream in the
+    same order everywhere.
+
+    Parameters
+    ----------
+    device
+        Streams, events and NCCL.
+    backend
+        Of the chunks.
+    """
+
+    def __init__(self, device: Device, backend: Backend, below: int | None, above: int | None) -> None:
+        self._device, self._backend = device, backend
+        self._below, self._above = below, above
+        # chunks stay alive until the communication stream has read them: the memory pool knows of
+        # the compute stream alone
+        self._pending: list[Array] = []
+        self._last: Event | None = None
+
+    def receive(self, shape: tuple[int, int]) -> Array:
+        assert self._below is not None
+        x = self._backend.empty(shape)
+        device = self._device
+        device.transfers_after(device.mark_compute())
+        device.group([], [(_bytes(x), self._below)])
+        device.compute_waits(device.mark_transfers())
+        return x
+
+    def send(self, x: Array) -> None:
+        assert self._above is not None
+        device = self._device
+        device.transfers_after(device.mark_compute())
+        device.group([(_bytes(x), self._above)], [])
+        self._last = device.mark_transfers()
+        self._pending.append(x)
+
+    def finish(self) -> None:
+        if self._last is not None:
+            self._device.compute_waits(self._last)
+        self._pending, self._last = [], None
+
+
+def _bytes(x: Array) -> Array:
+    return x.reshape(-1).view(np.uint8)
+
+
+class NCCLTransport:
+    """Between GPUs over NCCL."""
+
+    def __init__(self, device: CupyNccl, backend: Backend, watch: Watch) -> None:
+        self.device, self.backend, self._watch = device, backend, watch
+
+    def open(self, rounds: Rounds) -> Ends:
+        self.device.peers_now = rounds.peers
+        return open_rounds(self.device, rounds)
+
+    def pipeline(self, below: int | None, above: int | None) -> NCCLPipeline:
+        return NCCLPipeline(self.device, self.backend, below, above)
+
+    def waited(self) -> float:
+        return self.device.idle.seconds()
+
+    def close(self) -> None:
+        self._watch.close()
+        self.device.close()

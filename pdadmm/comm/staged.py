@@ -14,12 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum, auto
 
+from pdadmm.arrays import Array
+from pdadmm.arrays.backend import Backend
 from pdadmm.arrays.streams import Event, Streams
-from pdadmm.comm.channel import Channel, Incoming, Outgoing
+from pdadmm.comm.channel import Channel, Ends, Incoming, Outgoing
 from pdadmm.comm.mpi import Wire
+from pdadmm.comm.pipeline import HostPipeline
+from pdadmm.comm.rounds import Rounds
 from pdadmm.comm.waiter import Waiter
 
-__all__ = ["Pump", "StagedIncoming", "StagedOutgoing"]
+__all__ = ["Pump", "StagedIncoming", "StagedOutgoing", "StagedPipeline", "StagedTransport"]
 
 
 class Pump:
@@ -190,3 +194,57 @@ class StagedIncoming(Incoming):
     def close(self) -> None:
         self._pump.ends.remove(self)
         self._wire.free()
+
+
+class StagedPipeline:
+    """Chunks on a GPU, copied to the host and back for MPI.
+
+    Parameters
+    ----------
+    host
+        Takes the copies.
+    backend
+        Of the chunks.
+    """
+
+    def __init__(self, host: HostPipeline, backend: Backend) -> None:
+        self._host, self._backend = host, backend
+
+    def receive(self, shape: tuple[int, int]) -> Array:
+        return self._backend.asarray(self._host.receive(shape))
+
+    def send(self, x: Array) -> None:
+        self._host.send(self._backend.to_host(x))
+
+    def finish(self) -> None:
+        self._host.finish()
+
+
+class StagedTransport:
+    """Between GPUs over MPI, through pinned host buffers or, `direct`, a CUDA-aware MPI library."""
+
+    def __init__(
+        self, waiter: Waiter, backend: Backend, streams: Streams, overlap: bool = True, direct: bool = False
+    ) -> None:
+        self.waiter, self.backend, self.streams = waiter, backend, streams
+        self.overlap, self.direct = overlap, direct
+        self.pump = Pump(waiter)
+
+    def open(self, rounds: Rounds) -> Ends:
+        ends = Ends({}, {})
+        common = self.streams, self.waiter, self.pump
+        for channel in rounds.channels:
+            if channel.sends:
+                ends.outgoing[channel.name] = StagedOutgoing(channel, *common, self.overlap, self.direct)
+            else:
+                ends.incoming[channel.name] = StagedIncoming(channel, *common, self.direct)
+        return ends
+
+    def pipeline(self, below: int | None, above: int | None) -> StagedPipeline:
+        return StagedPipeline(HostPipeline(self.waiter, below, above), self.backend)
+
+    def waited(self) -> float:
+        return self.streams.idle.seconds()
+
+    def close(self) -> None:
+        self.pump.close()

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from pdadmm.arrays import DeviceArray as Array
 from pdadmm.arrays import Scalar
@@ -19,6 +18,7 @@ from pdadmm.arrays.sources import find_source
 from pdadmm.codec import Codec, NonFiniteError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from cupy import RawModule
 
 __all__ = [

@@ -11,19 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pdadmm.arrays.backend import NUMPY, Backend
-from pdadmm.arrays.cupy_backend import CupyBackend, device_name
-from pdadmm.arrays.streams import Streams
-from pdadmm.comm.mpi import ProgressThread
-from pdadmm.comm.nccl import MULTI_RANK_VERSION, Watch, connect, require_nccl
+from pdadmm.comm.mpi import MPITransport, ProgressThread
 from pdadmm.comm.rounds import Rounds
-from pdadmm.comm.transport import MPITransport, NCCLTransport, StagedTransport, Transport
+from pdadmm.comm.transport import Transport
 from pdadmm.comm.waiter import Waiter, end_all
 from pdadmm.errors import InputError
 from pdadmm.runtime.launch import agree
 from pdadmm.runtime.sections import Run
-
-if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -93,6 +87,10 @@ def look_around(run: Run, waiter: Waiter) -> Place:
         return Place(host, f"CuPy finds no GPU ({reason}); check nvidia-smi and CUDA_VISIBLE_DEVICES")
     if not count:
         return Place(host, "CuPy finds no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES")
+    # what only GPUs want is imported where they are, here and below
+    from pdadmm.arrays.cupy_backend import device_name
+    from pdadmm.comm.nccl import require_nccl
+
     device = local_rank(waiter.comm) % count
     name, uuid = device_name(device)
     problem, version = None, 0
@@ -166,6 +164,8 @@ def why_not_nccl(places: Sequence[Place]) -> str:
         return f"the ranks have different versions of NCCL ({shown}); install one everywhere"
     if len({place.uuid for place in places}) == len(places):
         return ""
+    from pdadmm.comm.nccl import MULTI_RANK_VERSION
+
     if versions[0] < MULTI_RANK_VERSION:
         return (
             f"several ranks share a GPU, which NCCL {version_text(versions[0])} does not allow; "
@@ -199,6 +199,8 @@ def make_backend(choice: Choice, rank: int, precision: str) -> Backend:
     """The arrays of this rank."""
     if choice.backend == "numpy":
         return NUMPY
+    from pdadmm.arrays.cupy_backend import CupyBackend
+
     return CupyBackend(choice.places[rank].device, precision)
 
 
@@ -220,6 +222,8 @@ def make_transport(
         What this rank sends and receives in every stage, whatever the sizes.
     """
     if choice.transport == "nccl":
+        from pdadmm.comm.nccl import NCCLTransport, Watch, connect
+
         device = connect(waiter, stages)
 
         def end(problem: str) -> None:
@@ -228,6 +232,9 @@ def make_transport(
 
         return NCCLTransport(device, backend, Watch(device.problem, end))
     if choice.backend == "cupy":
+        from pdadmm.arrays.streams import Streams
+        from pdadmm.comm.staged import StagedTransport
+
         return StagedTransport(waiter, backend, Streams(), run.overlap, run.cuda_aware_mpi)
     return MPITransport(waiter, progress, run.overlap)
 

@@ -23,10 +23,9 @@ import numpy as np
 from pdadmm.arrays import DeviceArray
 from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.comm.channel import Channel, Ends
-from pdadmm.comm.nccl import Device
+from pdadmm.comm.nccl import Device, NCCLTransport
 from pdadmm.comm.rounds import Round, Rounds
-from pdadmm.comm.staged import StagedOutgoing
-from pdadmm.comm.transport import NCCLTransport, StagedTransport
+from pdadmm.comm.staged import StagedOutgoing, StagedTransport
 from pdadmm.comm.waiter import Waiter, poll
 from pdadmm.files import Record
 from pdadmm.runtime.devices import ON_CPUS, Choice, make_transport

@@ -14,14 +14,13 @@ from contextlib import contextmanager
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Protocol
 
-from pdadmm.arrays.backend import Backend
 from pdadmm.arrays.streams import Event
 from pdadmm.trace.clock import Clock
 
 if TYPE_CHECKING:
     from cupy.cuda import Stream
 
-__all__ = ["DeviceClock", "make_clock"]
+__all__ = ["DeviceClock"]
 
 
 class TimedEvent(Event, Protocol):
@@ -32,11 +31,6 @@ class TimedEvent(Event, Protocol):
 
 #: what was noted: the method that makes it up, its arguments, and whether it takes an event's time
 _Note = tuple[Callable[..., None], tuple[str | int, ...], bool]
-
-
-def make_clock(backend: Backend, traced: bool) -> Clock:
-    """The clock for where a backend computes."""
-    return DeviceClock(traced) if backend.on_device else Clock(traced)
 
 
 class DeviceClock(Clock):

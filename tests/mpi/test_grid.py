@@ -16,7 +16,7 @@ from pdadmm.admm.stage import Plan, Stage
 from pdadmm.codec import make_codec
 from pdadmm.comm import waiter as waiting
 from pdadmm.comm.grid import ALONE, Axis, Grid
-from pdadmm.comm.transport import MPITransport
+from pdadmm.comm.mpi import MPITransport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.trace.clock import Clock

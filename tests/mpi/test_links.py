@@ -16,9 +16,8 @@ from pdadmm.admm.layer import Layer
 from pdadmm.admm.placement import place
 from pdadmm.admm.stage import FORWARD_ROWS, Plan, Stage
 from pdadmm.comm import waiter as waiting
-from pdadmm.comm.mpi import ProgressThread
+from pdadmm.comm.mpi import MPITransport, ProgressThread
 from pdadmm.comm.rounds import Round, Rounds
-from pdadmm.comm.transport import MPITransport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
 from pdadmm.runtime.launch import agree

@@ -23,7 +23,7 @@ from pdadmm.codec import DeltaCodec
 from pdadmm.comm.waiter import Waiter
 from pdadmm.runtime.devices import choose, make_backend, make_transport
 from pdadmm.runtime.sections import Run
-from pdadmm.trace.device_clock import make_clock
+from pdadmm.trace.choose import make_clock
 
 NODES, WIDTHS = 60, [12, 8, 8, 8, 3]
 
