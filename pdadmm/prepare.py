@@ -113,6 +113,8 @@ def _prepare(options: argparse.Namespace, share: Share, report: _Reporter) -> No
         total = work.shape[1]
         done = 0
         for piece in pieces:
+            if _told_to_end:
+                raise SystemExit(_told_to_end[0])
             yield piece
             done += piece[2].shape[1]
             report("hops", done, total)
@@ -138,7 +140,13 @@ def _prepare(options: argparse.Namespace, share: Share, report: _Reporter) -> No
     )
 
 
+#: exit code of a signal that came; compiled code may swallow what the handler raises, or make another
+#: error of it
+_told_to_end: list[int] = []
+
+
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    _told_to_end.append(128 + number)
     raise SystemExit(128 + number)  # an exception, so that temporary files are removed
 
 
@@ -147,14 +155,18 @@ def _run(arguments: Sequence[str] | None, share: Share) -> int:
     report = _Reporter()
     try:
         _prepare(_parser().parse_args(arguments), share, report)
-    except InputError as exc:
-        report.close()
-        print(f"pdadmm.prepare: {exc}", file=sys.stderr, flush=True)
-        return 2
     except SystemExit as exc:  # --help, or a signal
         return exc.code if isinstance(exc.code, int) else 0
     except KeyboardInterrupt:
         return 130
+    except Exception as exc:
+        if _told_to_end:
+            return _told_to_end[0]
+        if not isinstance(exc, InputError):
+            raise
+        report.close()
+        print(f"pdadmm.prepare: {exc}", file=sys.stderr, flush=True)
+        return 2
     finally:
         report.close()
     return 0

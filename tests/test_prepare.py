@@ -267,6 +267,27 @@ def test_failure_to_write_while_ranks_are_at_work_does_not_hang(tmp_path: Path, 
     assert everything(tmp_path) == []
 
 
+@pytest.mark.parametrize("what", ["raise TypeError('swallowed')", "raise OSError('swallowed')", "pass"])
+def test_a_signal_that_compiled_code_swallows_ends_the_command_all_the_same(
+    tmp_path: Path, what: str
+) -> None:
+    """HDF5 calls back into Python, and makes another error of what a signal's handler raises there."""
+    done = run_script(
+        "import os, signal, sys; from pdadmm import prepare; from pdadmm.inputs import write as f\n"
+        "signal.signal(signal.SIGTERM, prepare._terminated); create = f._create\n"
+        "def interrupted(*args):\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"    except BaseException: {what}\n"
+        "    return create(*args)\n"
+        "f._create = interrupted\n"
+        "sys.exit(prepare.main('synthetic --out f.h5'.split()))\n",
+        tmp_path,
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert done.stderr == ""
+    assert everything(tmp_path) == []
+
+
 def test_terminated_command_removes_its_temporary_file(tmp_path: Path) -> None:
     command = "synthetic --synthetic-nodes 100000 --synthetic-features 2000 --nodes all --out f.h5"
     process = subprocess.Popen(
