@@ -150,7 +150,7 @@ _PRESETS: dict[str, Record] = {
     "coauthor-cs": {"input_norm": "hellinger", "hop_decay": 0.65, "mu": 0.001},
     "coauthor-physics": {"input_norm": "hellinger", "hop_decay": 0.8, "mu": 0.001},
     "mnist": {
-        "solver": "exact", "nu": 1e-4, "rho": 1e-4, "mu": 0.001,
+        "solver": "exact", "nu": 1e-4, "rho": 3e-4, "mu": 0.001,
         "damping": 0.5, "momentum": 0.95, "z_centre": "linear",
     },
 }  # fmt: skip
