@@ -15,7 +15,7 @@ def test_links_under_mpirun(ranks: int, mpirun: Callable[..., Finished]) -> None
     folder = Path(__file__).parent / "mpi"
     finished = mpirun(
         ranks, "-m", "mpi4py", "-m", "pytest", "--with-mpi", "-p", "no:cacheprovider",
-        "-p", "no:hypothesispytest", "-q", folder, "--timeout", "60", timeout=120,
+        "-p", "no:hypothesispytest", "-q", folder, "--timeout", "200", timeout=280,
     )  # fmt: skip
     report = f"{finished.out[-6000:]}\n{finished.err[-2000:]}"
     assert finished.code == 0, report
