@@ -87,7 +87,9 @@ def main() -> int:
     plan = Plan(o.layers, o.layers, trainer.blocks, 0)
     trainer.layers = {position: trainer._new_layer(position) for position in plan.mine}
     if trainer.in_row_space:
-        trainer.layers[1].keep_in_row_space(trainer.splits["train"].x)
+        X = trainer.splits["train"].x
+        assert X is not None
+        trainer.layers[1].keep_in_row_space(X)
     stage = Stage(plan, list(trainer.layers.values()), trainer.waiter, trainer.clock)
     train = trainer.splits["train"]
     t = config.training

@@ -19,7 +19,7 @@ try:
     import torch
     from torch import nn
 except ImportError:  # the tables and the ADMM runs do without; train_torch says what is missing
-    torch = None  # type: ignore[assignment]
+    torch = None  # type: ignore[assignment, unused-ignore]
 
 __all__ = ["GRIDS", "OPTIMISERS", "train_torch"]
 

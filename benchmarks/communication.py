@@ -126,8 +126,10 @@ def main() -> int:
         except subprocess.CalledProcessError as error:
             print(f"{key}: {error.stderr.strip()[-500:]}", file=sys.stderr)
             continue
-        kept = ("test_accuracy", "val_accuracy", "bytes_per_iteration", "float32_bytes_per_iteration")
-        kept += ("seconds_iterations", "iterations", "nodes_train")
+        kept = (
+            "test_accuracy", "val_accuracy", "bytes_per_iteration", "float32_bytes_per_iteration",
+            "seconds_iterations", "iterations", "nodes_train",
+        )  # fmt: skip
         results.append({**key, **{name: summary[name] for name in kept}})
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, {"benchmark": "communication", "results": results})

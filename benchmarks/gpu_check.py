@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,10 @@ def training(check: Check, folder: Path, nccl: int | None, kernels: str) -> list
     if nccl and nccl >= 23000:
         runs += [(ranks, "nccl", {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}) for ranks in (2, 4)]
     else:
-        found = f"NCCL {nccl} is older than 2.30" if nccl else "there is no NCCL"
-        check.note("train on 2 and 4 ranks over NCCL", None, result=f"{found}: ranks cannot share a GPU")
-    rows, first = [], None
+        why = f"NCCL {nccl} is older than 2.30" if nccl else "there is no NCCL"
+        check.note("train on 2 and 4 ranks over NCCL", None, result=f"{why}: ranks cannot share a GPU")
+    rows: list[Report] = []
+    first: Report | None = None
     for precision in ("tf32", "bf16x3"):
         options = f"--backend cupy --kernels {kernels} --precision {precision}"
         found = train(check, 1, f"train on the GPU in {precision}", options, folder / precision, one)
@@ -256,7 +258,8 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
         X = backend.asarray(rng.standard_normal((nodes, hidden), dtype=np.float32))
         y = backend.asarray(rng.integers(0, classes, nodes))
         hyper = Hyper(0.01, 0.1, 0.01, "gradient", "exact", 10**9, "cross_entropy")
-        stage.start(X, y, nodes, lambda start, made=codecs[codec]: made, hyper, chosen, 0)
+        made = codecs[codec]
+        stage.start(X, y, nodes, partial(lambda made, span: made, made), hyper, chosen, 0)
 
         def work(stage: Any = stage) -> None:
             stage.iterate(work.count, False)  # type: ignore[attr-defined]
@@ -273,12 +276,9 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
         a = backend.asarray(rng.standard_normal((nodes, hidden), dtype=np.float32))
         b = backend.asarray(rng.standard_normal((hidden, hidden), dtype=np.float32))
         out = backend.empty((nodes, hidden))
-        product = device_seconds(
-            cupy, lambda a=a, b=b, out=out, m=backend.matmul: m(a, b.T, out=out), 4 * repeats
-        )
+        product = device_seconds(cupy, partial(backend.matmul, a, b.T, out=out), 4 * repeats)
         # layers 2 to L-1 have four products of full size, the first two, the last one a narrow one
         full = seconds / (layers - 1.5)
-        made: Any = codecs[codec]
         found.append(
             {
                 "backend": "cupy", "kernels": kernels, "precision": precision, "codec": made.name,

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from pdadmm.files import write_json
 from pdadmm.profile.load import load
-from pdadmm.profile.predict import Scenario, kernels_named, predict
+from pdadmm.profile.predict import Scenario, passes_named, predict
 from pdadmm.profile.simulate import Network
 
 LAYERS, HIDDEN, ITERATIONS = 4, 500, 24
@@ -97,14 +97,14 @@ def main() -> int:
         features = folder / "random.h5"
         write_random_features(features, o.nodes)
         source = train(2, None, "delta4", True, features, folder / "source", o.wrapper)
-        kernels = kernels_named(source["run"]["kernels"])
+        passes = passes_named(source["run"]["kernels"])
         for i, (ranks, rate, name, overlap) in enumerate(COMBINATIONS):
             codec = name.rstrip("0123456789") if name != "float32" else name
             bits = int(name[len(codec) :]) if name != codec else None
             if o.again and i:
                 source = train(2, None, "delta4", True, features, folder / f"source{i}", o.wrapper)
             network = Network(LATENCY, rate / 8 * PAYLOAD, overlap)
-            predicted = predict(source, Scenario(network, ranks, codec, bits), kernels, o.statistic)
+            predicted = predict(source, Scenario(network, ranks, codec, bits), passes, o.statistic)
             try:
                 profile = train(ranks, rate, name, overlap, features, folder / str(i), o.wrapper)
             except subprocess.CalledProcessError as error:

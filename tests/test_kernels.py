@@ -16,7 +16,9 @@ from pdadmm.admm.activations import LeakyReLU, ReLU, Tanh
 from pdadmm.admm.passes import Copies
 from pdadmm.admm.passes.host import HostPasses
 from pdadmm.admm.passes.reference import ReferencePasses
+from pdadmm.admm.weights import DenseWeights
 from pdadmm.arrays import sources
+from pdadmm.arrays.backend import NUMPY
 from pdadmm.bench import iteration as bench_iteration
 from pdadmm.codec import AffineCodec, DeltaCodec, Float32Codec, GridCodec, NonFiniteError
 
@@ -520,7 +522,7 @@ def test_iterates_differ_from_the_reference_by_rounding(solver, shape):
     for kernels in ("reference", "fused"):
         variant = bench_iteration.Variant(kernels, codec.name, codec.bits, solver)
         stage = bench_iteration.make_stage(variant, nodes, hidden, 4, 2, inputs, np.random.default_rng(0))
-        stage.layers[1].weights.W_bar = np.eye(hidden, dtype=np.float32)
+        stage.layers[1].weights = DenseWeights(stage.layers[1].W, np.eye(hidden, dtype=np.float32), NUMPY)
         for i in range(8):
             stage.iterate(i, False)
         terms.append(stage.iterate(8, True))

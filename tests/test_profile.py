@@ -98,6 +98,8 @@ def test_csv_and_json_hold_every_number(runs: tuple[Path, Path], tmp_path: Path)
         lines = list(csv.DictReader(file))
     values = {(line["run"], line["item"], line["quantity"]): line["value"] for line in lines}
     first = json.loads((tmp_path / "a.json").read_text())["runs"][0]
+    kept = {"name", "coupling", "upward", "sender", "receiver", "messages", "bytes", "float32_bytes"}
+    assert kept <= set(first["links"][0]) and "facts" not in first["links"][0]
     assert float(values["several", "", "iteration"]) == first["iteration"]
     assert {line["scope"] for line in lines} == {"run", "rank", "link"}
     assert len(first["links"]) == 4 and len(first["ranks"]) == 3

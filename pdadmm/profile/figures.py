@@ -104,7 +104,8 @@ class Figures:
     def table(self) -> Record:
         """Everything as plain data."""
         found = {**asdict(self), "reduction": self.reduction}
-        found["links"] = [{**link, **link.pop("facts")} for link in found["links"]]
+        for link in found["links"]:
+            link.update(link.pop("facts"))
         return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,16 +21,6 @@ from pdadmm.errors import InputError
 from pdadmm.trace.clock import Clock
 
 pytestmark = pytest.mark.mpi(min_size=2)
-
-
-@pytest.fixture
-def waiter() -> Iterator[Waiter]:
-    """On a communicator of its own, so that a failed test leaves nothing to the next one."""
-    from mpi4py import MPI
-
-    comm = MPI.COMM_WORLD.Dup()
-    yield Waiter(comm, timeout=60)
-    comm.Free()
 
 
 def test_ranks_are_blocks_times_shards(waiter: Waiter) -> None:

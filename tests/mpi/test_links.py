@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,16 +23,6 @@ from pdadmm.runtime.launch import agree
 from pdadmm.trace.clock import Clock
 
 pytestmark = pytest.mark.mpi(min_size=2)
-
-
-@pytest.fixture
-def waiter() -> Iterator[Waiter]:
-    """On a communicator of its own, so that a failed test leaves nothing to the next one."""
-    from mpi4py import MPI
-
-    comm = MPI.COMM_WORLD.Dup()
-    yield Waiter(comm, timeout=60)
-    comm.Free()
 
 
 @pytest.fixture(params=[None, 1000, 7])
