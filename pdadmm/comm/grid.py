@@ -26,7 +26,6 @@ class Axis(Protocol):
     """The ranks along an axis of the grid; what they do together is collective along it."""
 
     size: int
-    index: int  #: of this rank
 
     def sum(self, value: Array) -> Array:
         """Sum of an array over the axis, in the order of the ranks, in its dtype."""
@@ -45,7 +44,6 @@ class Alone:
     """An axis of one rank."""
 
     size = 1
-    index = 0
 
     def sum(self, value: Array) -> Array:
         return value
@@ -74,7 +72,7 @@ class Shards:
 
     def __init__(self, waiter: Waiter) -> None:
         self._waiter = waiter
-        self.size, self.index = waiter.comm.size, waiter.comm.rank
+        self.size = waiter.comm.size
 
     def sum(self, value: Array) -> Array:
         parts = self._gather(np.ascontiguousarray(value))

@@ -23,7 +23,17 @@ from pdadmm.errors import RunError
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm, Request
 
-__all__ = ["ALL_RANKS", "MAX_BYTES", "Waiter", "end_all", "pieces", "poll", "ranks_on_node", "usable_cores"]
+__all__ = [
+    "ALL_RANKS",
+    "MAX_BYTES",
+    "Waiter",
+    "end_all",
+    "pieces",
+    "place_on_node",
+    "poll",
+    "ranks_on_node",
+    "usable_cores",
+]
 
 T = TypeVar("T")
 
@@ -229,15 +239,22 @@ class Waiter:
 
 
 def usable_cores() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ranks_on_node(comm: Intracomm) -> int:
+    """How many ranks share this rank's node; collective."""
+    return place_on_node(comm)[1]
+
+
+def place_on_node(comm: Intracomm) -> tuple[int, int]:
+    """Number of this rank among those of its node, and how many they are; collective."""
     if comm.size == 1:
-        return 1
+        return 0, 1
     from mpi4py import MPI
 
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    size = node.size
+    place = node.rank, node.size
     node.Free()
-    return int(size)
+    return place

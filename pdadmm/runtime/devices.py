@@ -8,19 +8,15 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.comm.mpi import MPITransport, ProgressThread
 from pdadmm.comm.rounds import Rounds
 from pdadmm.comm.transport import Transport
-from pdadmm.comm.waiter import Waiter, end_all
+from pdadmm.comm.waiter import Waiter, end_all, place_on_node
 from pdadmm.errors import InputError
 from pdadmm.runtime.launch import agree
 from pdadmm.runtime.sections import Run
-
-if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
 
 __all__ = ["ON_CPUS", "Choice", "Place", "choose", "decide", "make_backend", "make_transport"]
 
@@ -91,7 +87,7 @@ def look_around(run: Run, waiter: Waiter) -> Place:
     from pdadmm.arrays.cupy_backend import device_name
     from pdadmm.comm.nccl import require_nccl
 
-    device = local_rank(waiter.comm) % count
+    device = place_on_node(waiter.comm)[0] % count
     name, uuid = device_name(device)
     problem, version = None, 0
     try:
@@ -100,18 +96,6 @@ def look_around(run: Run, waiter: Waiter) -> Place:
         problem = str(error)
     shares = os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
     return Place(host, None, device, name, uuid, problem, version, shares)
-
-
-def local_rank(comm: Intracomm) -> int:
-    """Number of this rank among those of its node."""
-    if comm.size == 1:
-        return 0
-    from mpi4py import MPI
-
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    rank = node.rank
-    node.Free()
-    return int(rank)
 
 
 def decide(run: Run, places: Sequence[Place]) -> Choice:
