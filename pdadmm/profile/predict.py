@@ -1,7 +1,7 @@
 """Iteration time on other networks, with other codecs and numbers of ranks, from one profile.
 
 Every layer's measured stretches of computing are laid out in the order of an iteration (all p from
-the top down, all W, all z, q, u from the bottom up, see DESIGN section 5 or docs/profiling.md) and
+the top down, all W, all z, q, u from the bottom up, see docs/profiling.md) and
 run through :mod:`pdadmm.profile.simulate`. Stated assumptions:
 
 * a layer computes for as long as measured, wherever it is placed and whatever the network does;
