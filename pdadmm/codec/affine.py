@@ -10,7 +10,24 @@ from pdadmm.arrays import Array, namespace
 from pdadmm.codec.base import check_bits, refuse_nonfinite
 from pdadmm.codec.packing import FLOAT16_MAX, inverse, pack, row_bytes, uniform_hash, unpack
 
-__all__ = ["AffineCodec"]
+__all__ = ["AffineCodec", "affine_heads"]
+
+
+def affine_heads(least: Array, greatest: Array, bits: int) -> tuple[Array, Array]:
+    """Minimum and scale of rows that hold values from `least` to `greatest`, (rows,) float32, as float16.
+
+    Rounded down and up, so that the rows' ranges are covered.
+    """
+    # adding 0 turns -0 into +0, whose order in a minimum is not defined
+    low = np.clip(least, -FLOAT16_MAX, FLOAT16_MAX) + np.float32(0)
+    half = low.astype(np.float16)
+    half = np.where(half.astype(np.float32) > low, np.nextafter(half, np.float16(-np.inf)), half)
+    half = np.maximum(half, -np.float16(FLOAT16_MAX))
+    wanted = (greatest - half.astype(np.float32)) / np.float32(2**bits - 1)
+    wanted = np.minimum(wanted, FLOAT16_MAX) + np.float32(0)
+    scale = wanted.astype(np.float16)
+    scale = np.where(scale.astype(np.float32) < wanted, np.nextafter(scale, np.float16(np.inf)), scale)
+    return half, np.minimum(scale, np.float16(FLOAT16_MAX))
 
 
 @dataclass(frozen=True)
@@ -32,18 +49,8 @@ class AffineCodec:
         refuse_nonfinite(x)
         rows = len(x)
         head = out[: 4 * rows].view(np.float16).reshape(2, rows)
-        # adding 0 turns -0 into +0, whose order in a minimum is not defined
-        low = np.clip(x.min(axis=1), -FLOAT16_MAX, FLOAT16_MAX) + np.float32(0)
-        half = low.astype(np.float16)
-        # rounded down and up, so that the row's range is covered
-        half = np.where(half.astype(np.float32) > low, np.nextafter(half, np.float16(-np.inf)), half)
-        half = np.maximum(half, -np.float16(FLOAT16_MAX))
-        low = half.astype(np.float32)
-        top = np.float32(2**self.bits - 1)
-        wanted = np.minimum((x.max(axis=1) - low) / top, FLOAT16_MAX) + np.float32(0)
-        scale = wanted.astype(np.float16)
-        scale = np.where(scale.astype(np.float32) < wanted, np.nextafter(scale, np.float16(np.inf)), scale)
-        scale = np.minimum(scale, np.float16(FLOAT16_MAX))
+        half, scale = affine_heads(x.min(axis=1), x.max(axis=1), self.bits)
+        low, top = half.astype(np.float32), np.float32(2**self.bits - 1)
         head[0], head[1] = half, scale
         wide = scale.astype(np.float32)[:, None]
         t = (x - low[:, None]) * inverse(wide, 1)
