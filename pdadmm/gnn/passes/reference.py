@@ -1,4 +1,4 @@
-"""The passes in array operations, in the precision of their arrays; the compiled ones are tested against it."""
+"""The passes in array operations, in the precision of their arrays: what compiled ones are tested against."""
 
 from __future__ import annotations
 

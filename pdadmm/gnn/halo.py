@@ -1,0 +1,259 @@
+"""The messages of a graph network: which rows go from part to part in every layer, forward and back.
+
+A *slot* is a place in the epoch where halos are filled: F2 ... FL forward, BL ... B2 back. In every slot
+a part sends to each part that borders on it one message, a channel of the transport. Rows of a message
+are grouped by their width, widest first, and within a width in the order of the graph file; both ends
+know the widths, so that nothing travels but heads and codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pdadmm.arrays import Array
+from pdadmm.arrays.backend import NUMPY, Backend
+from pdadmm.codec import NonFiniteError
+from pdadmm.codec.rows import FLOAT32, WIDTHS, row_message_bytes
+from pdadmm.comm.channel import Channel, Ends, Incoming, Outgoing
+from pdadmm.comm.local import local_ends
+from pdadmm.comm.rounds import Round, Rounds
+from pdadmm.comm.transport import Transport
+from pdadmm.errors import RunError
+from pdadmm.gnn.part import Part, parts_of_rank
+from pdadmm.gnn.passes.protocol import Passes
+
+__all__ = ["Exchange", "Layout", "Slot", "Widths", "channel_name", "message_key", "uniform_widths"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the epoch where halos are filled.
+
+    Parameters
+    ----------
+    name
+        F or B and the number of the layer.
+    index
+        Of the slot in the epoch.
+    layer
+        From 1.
+    cols
+        Entries of a row.
+    """
+
+    name: str
+    index: int
+    layer: int
+    cols: int
+
+    @property
+    def back(self) -> bool:
+        """Whether gradients travel."""
+        return self.name.startswith("B")
+
+
+#: by slot name, sender and receiver: bits of the rows, (k,) uint8, in the order of the graph file
+Widths = Mapping[tuple[str, int, int], np.ndarray]
+
+
+def channel_name(slot: str, sender: int, receiver: int) -> str:
+    """What the message of a slot from a part to another one is called."""
+    return f"{slot} {sender}>{receiver}"
+
+
+def message_key(seed: int, epoch: int, slot: int, sender: int, receiver: int, bits: int) -> int:
+    """Seeds the rounding of the rows of one width in one message, below 2^32."""
+    parts = (seed, epoch, slot, sender, receiver, bits)
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The rows of one width in a message."""
+
+    bits: int
+    rows: np.ndarray  #: (k,) int32, of the matrix at this end
+    first: int  #: of its bytes in the message
+    nbytes: int
+
+
+class Layout:
+    """How a message is made up at one of its ends.
+
+    Parameters
+    ----------
+    rows
+        (k,) int32, rows of the matrix at this end.
+    widths
+        (k,) their bits.
+    cols
+        Entries of a row.
+    """
+
+    def __init__(self, rows: np.ndarray, widths: np.ndarray, cols: int) -> None:
+        self.groups: list[_Group] = []
+        self.nbytes = 0
+        for bits in (FLOAT32, *WIDTHS):
+            chosen = np.ascontiguousarray(rows[widths == bits])
+            if len(chosen):
+                nbytes = row_message_bytes(len(chosen), cols, bits)
+                self.groups.append(_Group(bits, chosen, self.nbytes, nbytes))
+                self.nbytes += nbytes
+
+
+def uniform_widths(parts: Mapping[int, Part], slots: Sequence[Slot], bits: int) -> Widths:
+    """The same bits for every row of the messages of some parts."""
+    found = {}
+    for part in parts.values():
+        for slot in slots:
+            for other, rows in part.sends.items():
+                found[slot.name, part.number, other] = np.full(len(rows), bits, np.uint8)
+            for other, rows in part.receives.items():
+                found[slot.name, other, part.number] = np.full(len(rows), bits, np.uint8)
+    return found
+
+
+@dataclass(frozen=True)
+class _Message:
+    """An end of a message, and how its bytes are made up."""
+
+    other: int  #: the part at the other end
+    layout: Layout
+    views: tuple[Array, ...]  #: of the groups in the buffer
+
+
+class Exchange:
+    """The messages of this rank's parts, sent and taken slot by slot.
+
+    Parameters
+    ----------
+    parts
+        Those of this rank.
+    total
+        Parts of the graph.
+    slots
+        Of an epoch, in order.
+    widths
+        Of all rows that this rank sends or receives.
+    transport, ranks, rank
+        Way of the messages between ranks.
+    passes
+        That encode and decode.
+    seed
+        Of the rounding.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[int, Part],
+        total: int,
+        slots: Sequence[Slot],
+        widths: Widths,
+        transport: Transport | None,
+        ranks: int,
+        rank: int,
+        passes: Passes,
+        seed: int,
+        backend: Backend = NUMPY,
+    ) -> None:
+        self.slots = {slot.name: slot for slot in slots}
+        self.widths = widths
+        self._passes, self._seed = passes, seed
+        self._epoch = 0
+        self._owner = {part: r for r in range(ranks) for part in parts_of_rank(total, ranks, r)}
+        self._sends: dict[tuple[str, int], list[tuple[Outgoing, _Message]]] = {}
+        self._receives: dict[tuple[str, int], list[tuple[Incoming, _Message]]] = {}
+        layouts: dict[tuple[str, int, int, bool], Layout] = {}
+        rounds, local = [], []
+        for slot in slots:
+            channels = []
+            for part in parts.values():
+                for sends, others in ((True, part.sends), (False, part.receives)):
+                    for other, rows in others.items():
+                        ends = (part.number, other) if sends else (other, part.number)
+                        layout = Layout(rows, widths[slot.name, ends[0], ends[1]], slot.cols)
+                        layouts[slot.name, ends[0], ends[1], sends] = layout
+                        channel = Channel(
+                            channel_name(slot.name, *ends),
+                            self._owner[other],
+                            (slot.index * total + ends[0]) * total + ends[1],
+                            layout.nbytes,
+                            sends,
+                            f"part {other}",
+                        )
+                        if self._owner[other] != rank:
+                            channels.append(channel)
+                        elif sends:
+                            local.append(channel)
+            rounds.append(Round(slot.name, tuple(channels)))
+        self.rounds = Rounds(tuple(rounds))
+        within = local_ends(local, backend)
+        self._between = transport.open(self.rounds) if transport is not None else Ends({}, {})
+        ends_out = {**within.outgoing, **self._between.outgoing}
+        ends_in = {**within.incoming, **self._between.incoming}
+        for (name, sender, receiver, sends), layout in layouts.items():
+            of_channel = channel_name(name, sender, receiver)
+            if sends:
+                out = ends_out[of_channel]
+                message = _Message(receiver, layout, _views(out.buffer, layout))
+                self._sends.setdefault((name, sender), []).append((out, message))
+            else:
+                taken = ends_in[of_channel]
+                message = _Message(sender, layout, _views(taken.buffer, layout))
+                self._receives.setdefault((name, receiver), []).append((taken, message))
+        self.outgoing = list(ends_out.values())
+        self.incoming = list(ends_in.values())
+
+    def begin(self, epoch: int) -> None:
+        """Begin an epoch (from 1): every message of it may come."""
+        self._epoch = epoch
+        for end in self.incoming:
+            end.post()
+
+    def send(self, slot: str, part: int, X: Array) -> None:
+        """Encode and start the messages of a part, rows of X, (n or more, cols)."""
+        index = self.slots[slot].index
+        for end, message in self._sends.get((slot, part), ()):
+            end.wait_free()
+            for group, view in zip(message.layout.groups, message.views, strict=True):
+                key = 0
+                if group.bits != FLOAT32:
+                    key = message_key(self._seed, self._epoch, index, part, message.other, group.bits)
+                try:
+                    self._passes.encode_rows(X, group.rows, group.bits, key, view)
+                except NonFiniteError:
+                    raise RunError(
+                        f"NaN or Inf in the rows of part {part} in {slot}; lower --lr or take more bits"
+                    ) from None
+            end.start()
+
+    def receive(self, slot: str, part: int, X: Array) -> None:
+        """Wait for the messages to a part and decode them into the halo rows of X, (n + h, cols)."""
+        for end, message in self._receives.get((slot, part), ()):
+            end.wait()
+            for group, view in zip(message.layout.groups, message.views, strict=True):
+                self._passes.decode_rows(view, group.bits, group.rows, X)
+
+    def received(self, slot: str, part: int) -> list[tuple[int, list[tuple[int, np.ndarray, Array]]]]:
+        """What came last to a part: by sender, the groups' bits, columns of the part and bytes."""
+        return [
+            (
+                message.other,
+                [
+                    (group.bits, group.rows, view)
+                    for group, view in zip(message.layout.groups, message.views, strict=True)
+                ],
+            )
+            for _, message in self._receives.get((slot, part), ())
+        ]
+
+    def close(self) -> None:
+        """Finish what is under way and free the ends."""
+        self._between.close()
+
+
+def _views(buffer: Array, layout: Layout) -> tuple[Array, ...]:
+    return tuple(buffer[group.first : group.first + group.nbytes] for group in layout.groups)
