@@ -1,4 +1,4 @@
-"""Small graphs in memory, cut into parts, and networks on them without messages: what tests of the GNN share."""
+"""Small graphs in memory, cut into parts, and networks on them: what the tests of graph networks share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from pdadmm.gnn.products import Products
 class Source:
     """A random graph with an isolated node, cut into parts of different sizes."""
 
-    def __init__(self, parts: int, nodes: int = 60, features: int = 7, classes: int = 4, seed: int = 0) -> None:
+    def __init__(
+        self, parts: int, nodes: int = 60, features: int = 7, classes: int = 4, seed: int = 0
+    ) -> None:
         rng = np.random.default_rng(seed)
         upper = sp.random(nodes, nodes, 0.06, random_state=seed, format="csr")
         upper.data[:] = 1
@@ -84,7 +86,9 @@ def weights_of(shape: Shape, seed: int = 0, dtype: type = np.float64) -> dict[in
     """Random parameters."""
     rng = np.random.default_rng(seed)
     return {
-        layer: {name: rng.normal(0, 0.5, size).astype(dtype) + (name == "gamma") for name, size in names.items()}
+        layer: {
+            name: rng.normal(0, 0.5, size).astype(dtype) + (name == "gamma") for name, size in names.items()
+        }
         for layer, names in ((i, shape.parameters(i)) for i in range(1, shape.layers + 1))
     }
 

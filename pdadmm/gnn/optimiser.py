@@ -1,0 +1,106 @@
+"""The parameters of the layers, their gradients summed over all parts, and Adam's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pdadmm.comm.reduction import Reduction
+from pdadmm.comm.waiter import Waiter
+from pdadmm.gnn.equations import Moments, adam, xavier_uniform
+from pdadmm.gnn.layer import Shape
+
+__all__ = ["Parameters"]
+
+
+class Parameters:
+    """Every rank has all parameters and takes the same steps; a layer's are one vector.
+
+    Parameters
+    ----------
+    shape
+        Of the layers.
+    mine
+        Parts of this rank.
+    owners
+        Parts of every rank.
+    waiter
+        Of all ranks.
+    seed
+        Of the start.
+
+    Attributes
+    ----------
+    weights
+        By layer and name.
+    gradients
+        By part, layer and name: of the parts of this rank, to be filled in an epoch.
+    step
+        Steps of Adam taken.
+    """
+
+    def __init__(
+        self, shape: Shape, mine: Sequence[int], owners: Sequence[range], waiter: Waiter, seed: int
+    ) -> None:
+        self._shapes = {layer: shape.parameters(layer) for layer in range(1, shape.layers + 1)}
+        sizes = {layer: _size(named) for layer, named in self._shapes.items()}
+        self.vectors = {layer: np.zeros(size, np.float32) for layer, size in sizes.items()}
+        self.moments = {
+            layer: Moments(np.zeros(size, np.float32), np.zeros(size, np.float32))
+            for layer, size in sizes.items()
+        }
+        self._of_part = {
+            part: {layer: np.zeros(size, np.float32) for layer, size in sizes.items()} for part in mine
+        }
+        self.weights = {layer: self._named(layer, vector) for layer, vector in self.vectors.items()}
+        self.gradients = {
+            part: {layer: self._named(layer, vector) for layer, vector in vectors.items()}
+            for part, vectors in self._of_part.items()
+        }
+        self._reductions = {layer: Reduction(waiter, owners, size) for layer, size in sizes.items()}
+        self.step = 0
+        self._start(seed)
+
+    @property
+    def bytes_sent(self) -> int:
+        """What this rank sends to others for the sums of an epoch."""
+        return sum(reduction.nbytes for reduction in self._reductions.values())
+
+    def ready(self, layer: int) -> None:
+        """Begin to sum the gradients of a layer; on all ranks in the same order."""
+        self._reductions[layer].start({part: vectors[layer] for part, vectors in self._of_part.items()})
+
+    def update(self, examples: float, rate: float, decay: float) -> None:
+        """A step of Adam with the sums over all parts, divided by the number of `examples`; collective."""
+        layers = sorted(self.vectors, reverse=True)
+        for layer in layers:
+            self._reductions[layer].combine()
+        self.step += 1
+        scale = np.float32(1 / examples)
+        for layer in layers:
+            gradient = self._reductions[layer].finish() * scale
+            adam(self.vectors[layer], gradient, self.moments[layer], self.step, rate, decay)
+
+    def _start(self, seed: int) -> None:
+        for layer, named in self.weights.items():
+            rng = np.random.default_rng([seed, layer])
+            for name in sorted(named):
+                if named[name].ndim == 2:
+                    n_out, n_in = named[name].shape
+                    named[name][...] = xavier_uniform(n_out, n_in, rng)
+                elif name == "gamma":
+                    named[name][...] = 1
+
+    def _named(self, layer: int, vector: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Views of a layer's vector."""
+        views, place = {}, 0
+        for name, shape in self._shapes[layer].items():
+            size = int(np.prod(shape))
+            views[name] = vector[place : place + size].reshape(shape)
+            place += size
+        return views
+
+
+def _size(named: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(int(np.prod(shape)) for shape in named.values())
