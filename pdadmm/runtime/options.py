@@ -182,7 +182,7 @@ def fill(tree: DataclassInstance, values: Record) -> None:
         if isinstance(value, dict):
             fill(getattr(tree, name), value)
         else:
-            setattr(tree, name, value)
+            setattr(tree, name if hasattr(tree, name) else f"{name}_", value)
 
 
 def to_toml(tree: DataclassInstance) -> str:
@@ -190,8 +190,10 @@ def to_toml(tree: DataclassInstance) -> str:
     values = dataclasses.asdict(tree)
     for section in values.values():
         if isinstance(section, dict):
-            for key in [k for k, v in section.items() if v is None]:
+            for key, value in list(section.items()):
                 del section[key]
+                if value is not None:
+                    section[_told(key)] = value
     return tomli_w.dumps(values)
 
 
@@ -249,12 +251,17 @@ class _Option:
         return value
 
 
+def _told(field: str) -> str:
+    """The option of a field, whose name ends with an underscore where the option's is a word of Python."""
+    return field.removesuffix("_")
+
+
 def _of(section: type[DataclassInstance]) -> list[_Option]:
     """The options of a section."""
     hints = typing.get_type_hints(section)
     return [
         _Option(
-            f.name,
+            _told(f.name),
             _plain(hints[f.name]),
             None if f.default is dataclasses.MISSING else f.default,
             f.metadata["help"],

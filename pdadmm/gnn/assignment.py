@@ -1,0 +1,101 @@
+"""Traces of the messages, and from them, once a cycle, new widths for all rows; collective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pdadmm.codec.rows import FLOAT32, spans
+from pdadmm.comm.waiter import Waiter
+from pdadmm.gnn.bits import Message, assign, exact
+from pdadmm.gnn.equations import variance_of_row
+from pdadmm.gnn.halo import Exchange, Slot, Widths
+from pdadmm.gnn.part import Part
+
+__all__ = ["Traces"]
+
+#: of an assignment
+Weights = dict[tuple[str, int, int], np.ndarray]
+
+
+class Traces:
+    """What the halo rows of this rank's parts have cost in variance since the last assignment.
+
+    The receiver keeps them: it sees the heads of all rows, and knows by which weights they enter.
+
+    Parameters
+    ----------
+    parts
+        Of this rank.
+    slots
+        Those whose widths are assigned.
+
+    Attributes
+    ----------
+    sums
+        By slot and part: (h,) sums of the rows' variances at 1 bit.
+    """
+
+    def __init__(self, parts: Mapping[int, Part], slots: Sequence[Slot]) -> None:
+        self._parts = parts
+        self._slots = list(slots)
+        self.sums = {
+            (slot.name, number): np.zeros(len(part.halo))
+            for slot in self._slots
+            for number, part in parts.items()
+        }
+
+    def note(self, exchange: Exchange) -> None:
+        """Add what came in an epoch, before the next one comes."""
+        for slot in self._slots:
+            for number, part in self._parts.items():
+                sums = self.sums[slot.name, number]
+                for _, groups in exchange.received(slot.name, number):
+                    for bits, columns, message in groups:
+                        if bits != FLOAT32:
+                            span = spans(message, len(columns), bits)
+                            sums[columns - part.size] += variance_of_row(slot.cols, span)
+
+    def forget(self) -> None:
+        """Begin a cycle."""
+        for sums in self.sums.values():
+            sums[:] = 0
+
+    def weights(self) -> Weights:
+        """By slot, sender and receiver: beta of every row that comes to a part of this rank, (k,) float32."""
+        found = {}
+        for slot in self._slots:
+            for number, part in self._parts.items():
+                reach = part.reach_backward if slot.back else part.reach_forward
+                beta = (reach * self.sums[slot.name, number]).astype(np.float32)
+                for sender, columns in part.receives.items():
+                    found[slot.name, sender, number] = beta[columns - part.size]
+        return found
+
+    def assign(self, waiter: Waiter, bits: Sequence[int], share: float, method: str) -> Widths:
+        """Widths of all messages that this rank's parts send or receive; collective.
+
+        Parameters
+        ----------
+        bits
+            The widths that there are.
+        share
+            Of the variance against the time.
+        method
+            ``greedy`` or ``exact``.
+        """
+        gathered = waiter.gather(self.weights())
+        solved: dict[tuple[str, int, int], np.ndarray] | None = None
+        if gathered is not None:
+            everyones: Weights = {key: beta for of_rank in gathered for key, beta in of_rank.items()}
+            solve, solved = (exact if method == "exact" else assign), {}
+            for slot in self._slots:
+                keys = sorted(key for key in everyones if key[0] == slot.name)
+                # one speed for all messages: the same widths wherever the parts are
+                messages = [Message(everyones[key].astype(np.float64), slot.cols) for key in keys]
+                solved.update(zip(keys, solve(messages, bits, share), strict=True))
+        found = waiter.broadcast(solved)
+        return {
+            key: widths for key, widths in found.items() if key[1] in self._parts or key[2] in self._parts
+        }

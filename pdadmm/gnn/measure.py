@@ -1,0 +1,121 @@
+"""What is measured of a graph network's output: losses, accuracies, areas under the curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pdadmm.arrays import Array
+from pdadmm.comm.waiter import Waiter
+from pdadmm.files import Record
+from pdadmm.gnn.equations import sigmoid_cross_entropy, softmax_cross_entropy
+
+__all__ = ["SPLITS", "Targets", "area_under_curve", "measure"]
+
+#: names of the splits; a node's number in the graph file is one more than its place here
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Labels of a part's rows.
+
+    Parameters
+    ----------
+    labels
+        (n,) integers, or (n, classes) of 0 and 1 where every class is a question of its own.
+    split
+        (n,) 0 for none, 1 + the place in :data:`SPLITS`.
+    """
+
+    labels: np.ndarray
+    split: np.ndarray
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether every class is a question of its own."""
+        return self.labels.ndim == 2
+
+    def rows(self, name: str) -> np.ndarray:
+        """Rows of a split."""
+        return np.flatnonzero(self.split == 1 + SPLITS.index(name))
+
+    def loss(self, Z: Array, rows: np.ndarray, G: Array | None = None) -> float:
+        """Summed loss of some rows; writes its gradient into G, 0 elsewhere, where one is given."""
+        entropy = sigmoid_cross_entropy if self.multilabel else softmax_cross_entropy
+        losses, gradient = entropy(Z[rows], self.labels[rows])
+        if G is not None:
+            G[:] = 0
+            G[rows] = gradient
+        return float(losses.sum(dtype=np.float64))
+
+
+def _counts(targets: Targets, Z: Array, rows: np.ndarray) -> tuple[float, float]:
+    """Hits and tries: accuracy is their ratio, the micro-averaged F1 where classes are questions."""
+    if not targets.multilabel:
+        return float(np.count_nonzero(Z[rows].argmax(axis=1) == targets.labels[rows])), float(len(rows))
+    said, true = Z[rows] > 0, targets.labels[rows] > 0
+    return 2.0 * np.count_nonzero(said & true), float(np.count_nonzero(said) + np.count_nonzero(true))
+
+
+def measure(
+    outputs: Mapping[int, Array], targets: Mapping[int, Targets], parts: int, classes: int, waiter: Waiter
+) -> Record:
+    """Losses and accuracies of all splits over all parts, the same on all ranks; collective.
+
+    Parameters
+    ----------
+    outputs
+        (n, classes) of the parts of this rank.
+    parts
+        Of the graph: numbers are added up in their order, whoever has them.
+    """
+    table = np.zeros((parts, len(SPLITS), 4))
+    for part, Z in outputs.items():
+        for i, name in enumerate(SPLITS):
+            rows = targets[part].rows(name)
+            table[part, i] = targets[part].loss(Z, rows), len(rows), *_counts(targets[part], Z, rows)
+    total = np.add.reduce(waiter.sum(table), axis=0)
+    found: Record = {}
+    for i, name in enumerate(SPLITS):
+        loss, rows, hits, tries = total[i].tolist()
+        if name == "train":
+            found["loss"] = loss / max(rows, 1)
+        found[f"{name}_accuracy"] = hits / max(tries, 1)
+    if classes == 2 and not any(t.multilabel for t in targets.values()):
+        found.update(_areas(outputs, targets, waiter))
+    return found
+
+
+def _areas(outputs: Mapping[int, Array], targets: Mapping[int, Targets], waiter: Waiter) -> Record:
+    """Areas under the curve of two classes, by split."""
+    found = {}
+    for name in SPLITS:
+        mine = []
+        for part, Z in outputs.items():
+            rows = targets[part].rows(name)
+            scores = Z[rows, 1].astype(np.float64) - Z[rows, 0]
+            mine.append((scores, targets[part].labels[rows]))
+        gathered = waiter.gather(mine)
+        area = None
+        if gathered is not None:
+            pieces = [piece for of_rank in gathered for piece in of_rank]
+            scores, labels = (np.concatenate([piece[i] for piece in pieces]) for i in (0, 1))
+            area = area_under_curve(scores, labels)
+        found[f"{name}_auc"] = waiter.broadcast(area)
+    return found
+
+
+def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Chance that a node of class 1 scores above one of class 0, ties half; .5 where a class is missing."""
+    order = np.argsort(scores, kind="stable")
+    _, first, counts = np.unique(scores[order], return_index=True, return_counts=True)
+    ranks = np.empty(len(scores))
+    ranks[order] = np.repeat(first + (counts + 1) / 2, counts)
+    positive = labels == 1
+    ones, zeros = int(positive.sum()), int((~positive).sum())
+    if not ones or not zeros:
+        return 0.5
+    return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))

@@ -1,0 +1,164 @@
+"""The options of training a graph network: defaults < scheme of messages < a TOML file < the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pdadmm.codec.rows import FLOAT32
+from pdadmm.errors import InputError
+from pdadmm.gnn.part import MODELS
+from pdadmm.runtime import sections
+from pdadmm.runtime.options import Options, at_least, fill, not_negative, option, positional
+from pdadmm.runtime.sections import Output, Run
+
+__all__ = ["OPTIONS", "SCHEMES", "Config", "Messages", "Network", "Scheme", "Training", "parse"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What ``--messages`` stands for.
+
+    Parameters
+    ----------
+    order
+        Of a hidden layer, see the option.
+    codec
+        Of the messages, either way.
+    widths
+        From which widths are assigned.
+    first_bits
+        Of all rows before the first assignment, which is after `first_epochs`; 0: after a cycle.
+    exact_inputs, narrow, eager
+        See :class:`pdadmm.gnn.layer.Shape`.
+    """
+
+    order: str
+    codec: str
+    widths: tuple[int, ...]
+    first_bits: int
+    first_epochs: int
+    exact_inputs: bool
+    narrow: bool
+    eager: bool
+
+
+SCHEMES = {
+    "lean": Scheme("norm", "affine", (1, 2, 4, 8), 4, 10, True, True, True),
+    # as published, its mistakes mended
+    "adaqp": Scheme("adaqp", "affine", (2, 4, 8), 8, 0, False, False, False),
+    "float32": Scheme("adaqp", "float32", (), FLOAT32, 0, False, False, False),
+}
+
+_CODECS = ("affine", "float32")
+
+
+@dataclass
+class Network:
+    """Shape of the network."""
+
+    model: str = option("gcn", "convolution: GCN, or GraphSAGE with the mean of the neighbours", MODELS)
+    layers: int = option(3, "convolutions")
+    hidden: int = option(256, "columns of a hidden layer")
+    dropout: float = option(0.5, "share of the hidden layers' entries that is dropped in training")
+    order: str = option(
+        "",
+        "hidden layer after the convolution: norm, activation, dropout (norm) or dropout, norm, activation "
+        "(adaqp); default: of the scheme",
+        ("norm", "adaqp"),
+    )
+
+
+@dataclass
+class Training:
+    """Full-batch training with Adam."""
+
+    epochs: int = option(200, "epochs")
+    lr: float = option(0.01, "rate of Adam")
+    weight_decay: float = option(0.0, "L2 penalty, added to the gradient")
+    seed: int = option(0, "seed of the weights, of dropout and of stochastic rounding")
+
+
+@dataclass
+class Messages:
+    """What travels between the parts."""
+
+    messages: str = option(
+        "lean",
+        "scheme: lean; adaqp, as published; or float32, the same without compression",
+        tuple(SCHEMES),
+    )
+    forward: str = option("", "coding of embeddings; default: of the scheme", _CODECS)
+    backward: str = option("", "coding of gradients; default: of the scheme", _CODECS)
+    bits: str = option(
+        "auto", "bits an entry of affine rows; auto: assigned row by row", ("auto", "8", "4", "2", "1")
+    )
+    lambda_: float = option(
+        0.5, "weight of the gradient's variance against time in the assignment, from 0 to 1"
+    )
+    reassign: int = option(50, "epochs between assignments")
+    assignment: str = option(
+        "greedy", "how widths are assigned: by marginal gain, or as an integer program", ("greedy", "exact")
+    )
+
+
+@dataclass
+class Config:
+    """Everything a run is started with."""
+
+    graph: str = positional("FILE.h5", "made by pdadmm.gnn.prepare; default: an embedded synthetic graph")
+    network: Network = field(default_factory=Network)
+    training: Training = field(default_factory=Training)
+    messages: Messages = field(default_factory=Messages)
+    run: Run = field(default_factory=Run)
+    output: Output = field(default_factory=Output)
+
+    @property
+    def scheme(self) -> Scheme:
+        """Of the messages."""
+        return SCHEMES[self.messages.messages]
+
+    @property
+    def assigns(self) -> bool:
+        """Whether widths are assigned while it runs."""
+        m = self.messages
+        return m.bits == "auto" and "affine" in (m.forward, m.backward)
+
+
+OPTIONS = Options(
+    Config,
+    "python -m pdadmm.gnn.run",
+    "Train a graph network on the whole of a graph that is cut into parts, spread over MPI ranks.",
+)
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """Configuration of a command line.
+
+    Raises
+    ------
+    InputError
+        When an option is unknown or a value is out of its range.
+    """
+    config = Config()
+    fill(config, OPTIONS.read(arguments))
+    n, t, m = config.network, config.training, config.messages
+    n.order = n.order or config.scheme.order
+    m.forward, m.backward = m.forward or config.scheme.codec, m.backward or config.scheme.codec
+    for name, number, least in (
+        ("layers", n.layers, 1),
+        ("hidden", n.hidden, 1),
+        ("epochs", t.epochs, 1),
+        ("reassign", m.reassign, 1),
+        ("seed", t.seed, 0),
+    ):
+        at_least(name, number, least)
+    if not 0 <= n.dropout < 1:
+        raise InputError(f"--dropout is {n.dropout:g}; it must be at least 0 and below 1")
+    if not 0 <= m.lambda_ <= 1:
+        raise InputError(f"--lambda is {m.lambda_:g}; it must be from 0 to 1")
+    if not 0 < t.lr < float("inf"):
+        raise InputError(f"--lr is {t.lr:g}; it must be positive")
+    not_negative("weight-decay", t.weight_decay)
+    sections.check(config.run, config.output)
+    return config

@@ -1,0 +1,369 @@
+"""The training loop of a graph network: epochs, evaluations, assignments, the files a run leaves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from pdadmm.codec.rows import FLOAT32
+from pdadmm.comm.mpi import ProgressThread
+from pdadmm.comm.transport import Transport
+from pdadmm.comm.waiter import Waiter
+from pdadmm.datasets.graph import Matrix
+from pdadmm.errors import RunError
+from pdadmm.files import Record
+from pdadmm.gnn.assignment import Traces
+from pdadmm.gnn.halo import Exchange, Slot, Widths, uniform_widths
+from pdadmm.gnn.layer import Inputs, Network, Shape, slots_of
+from pdadmm.gnn.measure import Targets, measure
+from pdadmm.gnn.optimiser import Parameters
+from pdadmm.gnn.options import Config
+from pdadmm.gnn.part import Part, parts_of_rank
+from pdadmm.gnn.passes.protocol import Drop, Passes
+from pdadmm.gnn.products import Products
+from pdadmm.inputs.graph_file import GraphSource
+from pdadmm.runtime.devices import Choice, make_backend, make_transport
+
+__all__ = ["Facts", "Trainer"]
+
+#: features are kept sparse where less of them are entries: a sparse product takes several times as long
+_SPARSE_BELOW = 0.15
+#: training loss over that of a uniform guess from which a run counts as diverging
+DIVERGED = 1e3
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What every rank needs to know of the graph."""
+
+    dataset: str
+    nodes: int
+    edges: int
+    features: int
+    classes: int
+    multilabel: bool
+    parts: int
+    partitioner: str
+    edge_cut: int
+    halo_rows: int
+    sizes: dict[str, int]  #: nodes of each split
+
+    @classmethod
+    def of(cls, source: GraphSource) -> Facts:
+        """Facts of an opened graph."""
+        return cls(
+            source.dataset,
+            source.num_nodes,
+            source.num_edges,
+            source.num_features,
+            source.num_classes,
+            source.multilabel,
+            source.parts,
+            str(source.attrs["partitioner"]),
+            int(source.attrs["edge_cut"]),
+            int(source.attrs["halo_rows"]),
+            dict(source.sizes),
+        )
+
+
+def shape_of(config: Config, facts: Facts) -> Shape:
+    """The layers of a configuration."""
+    n, scheme = config.network, config.scheme
+    widths = (facts.features, *[n.hidden] * (n.layers - 1), facts.classes)
+    return Shape(n.model, widths, n.order == "adaqp", scheme.exact_inputs, scheme.narrow, scheme.eager)
+
+
+class Trainer:
+    """Trains the parts of one rank together with the other ranks.
+
+    Parameters
+    ----------
+    config
+        Complete and checked, the same on all ranks.
+    facts
+        Of the graph, the same on all ranks.
+    source
+        The graph; read here, and not needed any more afterwards.
+    waiter
+        Waits for MPI; holds the communicator.
+    passes, products
+        That compute.
+    choice
+        Arrays and way of the messages.
+    progress
+        Called with the record of every evaluation, on all ranks.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        facts: Facts,
+        source: GraphSource,
+        waiter: Waiter,
+        passes: Passes,
+        products: Products,
+        choice: Choice,
+        progress: Callable[[Record], None] | None = None,
+    ) -> None:
+        self.config, self.facts, self.waiter, self.choice = config, facts, waiter, choice
+        self.passes, self.products = passes, products
+        ranks, rank = waiter.comm.size, waiter.comm.rank
+        owners = [parts_of_rank(facts.parts, ranks, r) for r in range(ranks)]
+        self.shape = shape_of(config, facts)
+        self.parts = {number: Part.of(source, number, config.network.model) for number in owners[rank]}
+        self.targets = {number: _targets(source, number, facts, part) for number, part in self.parts.items()}
+        self.parameters = Parameters(self.shape, owners[rank], owners, waiter, config.training.seed)
+        inputs, own = self._read(source)
+        self.network = Network(
+            self.shape,
+            self.parts,
+            inputs,
+            own,
+            self.parameters.weights,
+            self.parameters.gradients,
+            passes,
+            products,
+        )
+        self.slots = slots_of(self.shape)
+        m = config.messages
+        self._coded = [s for s in self.slots if (m.backward if s.back else m.forward) == "affine"]
+        self.widths = self._start_widths()
+        self.traces = Traces(self.parts, self._coded) if config.assigns else None
+        self._progress = progress
+        self.records: list[Record] = []
+        self.epoch = 0
+        self.assignments = 0
+        self.message_bytes = 0
+        self.bits_sent = {"forward": 0.0, "backward": 0.0}
+        self.entries_sent = {"forward": 0.0, "backward": 0.0}
+        self.seconds_epochs = 0.0
+        self.seconds_evaluation = 0.0
+        self.seconds_exposed = 0.0
+        self.seconds_assignment = 0.0
+        self.evaluation_bytes = 0
+
+    def _read(self, source: GraphSource) -> tuple[dict[int, Inputs], dict[int, Inputs]]:
+        """What the first layer multiplies, and GraphSAGE's own features, by part."""
+        inputs, own = {}, {}
+        for number, part in self.parts.items():
+            X = _thin(source.features_of(part.rows) if part.size else source.features(0, 0))
+            if self.shape.model == "sage" or not self.shape.exact_inputs:
+                own[number] = Inputs(X)
+            if not self.shape.exact_inputs:
+                inputs[number] = own[number]
+                continue
+            halo = source.features_of(part.halo)
+            whole = sp.vstack([X, halo]).tocsr() if sp.issparse(X) else np.concatenate([X, _dense(halo)])
+            inputs[number] = Inputs(_thin(self._aggregated(part, whole)))
+        return inputs, own if self.shape.model == "sage" else {}
+
+    def _aggregated(self, part: Part, X: Matrix) -> Matrix:
+        if sp.issparse(X):
+            matrix = part.forward
+            shape = matrix.rows, part.extent
+            return sp.csr_matrix((matrix.values, matrix.indices, matrix.indptr), shape=shape) @ X
+        A = np.empty((part.size, X.shape[1]), np.float32)
+        self.passes.aggregate(part.forward, np.ascontiguousarray(X), A)
+        return A
+
+    def _start_widths(self) -> Widths:
+        """Of the first epochs."""
+        m, scheme = self.config.messages, self.config.scheme
+        first = scheme.first_bits if scheme.first_bits != FLOAT32 else 8
+        bits = first if m.bits == "auto" else int(m.bits)
+        plain = [slot for slot in self.slots if slot not in self._coded]
+        return {
+            **uniform_widths(self.parts, self._coded, bits),
+            **uniform_widths(self.parts, plain, FLOAT32),
+        }
+
+    # ---- the run ------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train through all epochs; collective."""
+        comm, r = self.waiter.comm, self.config.run
+        self._progress_thread = None
+        if r.overlap and comm.size > 1 and ProgressThread.available():
+            self._progress_thread = ProgressThread(comm)
+        self.exchange = self._open(self.slots, self.widths)
+        forward = [Slot(s.name, len(self.slots) + s.index, s.layer, s.cols) for s in self.slots if not s.back]
+        self._exact = self._open(forward, uniform_widths(self.parts, forward, FLOAT32))
+        epochs = self.config.training.epochs
+        while self.epoch < epochs:
+            self.epoch += 1
+            self.waiter.where.set_iteration(self.epoch, self.assignments)
+            if self._assigns_before(self.epoch):
+                self._assign()
+            exposed, start = self.waiter.seconds, time.perf_counter()
+            self._train()
+            self.seconds_epochs += time.perf_counter() - start
+            self.seconds_exposed += self.waiter.seconds - exposed
+            if self.epoch % self.config.output.eval_every == 0 or self.epoch == epochs:
+                self._evaluate()
+
+    def _open(self, slots: list[Slot], widths: Widths) -> Exchange:
+        comm = self.waiter.comm
+        transport: Transport | None = None
+        if comm.size > 1:
+            backend = make_backend(self.choice, comm.rank, self.config.run.precision)
+            transport = make_transport(
+                self.choice, backend, self.waiter, self.config.run, self._progress_thread, []
+            )
+        return Exchange(
+            self.parts,
+            self.facts.parts,
+            slots,
+            widths,
+            transport,
+            comm.size,
+            comm.rank,
+            self.passes,
+            self.config.training.seed,
+        )
+
+    def _drops(self, rate: float) -> Mapping[int, Drop]:
+        """Dropout of this epoch's hidden layers."""
+        found = {}
+        for layer in range(1, self.shape.layers):
+            key = np.random.SeedSequence((self.config.training.seed, self.epoch, layer)).generate_state(1)
+            found[layer] = Drop(rate, int(key[0]), self.shape.dropped_first)
+        return found
+
+    def _train(self) -> None:
+        """An epoch."""
+        t, drops = self.config.training, self._drops(self.config.network.dropout)
+        self.exchange.begin(self.epoch)
+        self.network.forward(self.exchange, drops)
+        for number, targets in self.targets.items():
+            targets.loss(
+                self.network.output(number), targets.rows("train"), self.network.output_gradient(number)
+            )
+        self.network.backward(self.exchange, drops, self.parameters.ready)
+        self.parameters.update(self.facts.sizes["train"], t.lr, t.weight_decay)
+        if self.traces is not None:
+            self.traces.note(self.exchange)
+        self.message_bytes += sum(end.channel.nbytes for end in self.exchange.outgoing)
+        for slot in self.slots:
+            way = "backward" if slot.back else "forward"
+            for part in self.parts.values():
+                for other in part.sends:
+                    widths = self.widths[slot.name, part.number, other]
+                    self.bits_sent[way] += slot.cols * float(widths.sum(dtype=np.float64))
+                    self.entries_sent[way] += slot.cols * len(widths)
+
+    def _assigns_before(self, epoch: int) -> bool:
+        if self.traces is None:
+            return False
+        first = self.config.scheme.first_epochs
+        every = self.config.messages.reassign
+        return epoch > 1 and ((epoch - 1) % every == 0 or epoch - 1 == min(first or every, every))
+
+    def _assign(self) -> None:
+        """New widths from the epochs since the last time; collective."""
+        assert self.traces is not None
+        start, m = time.perf_counter(), self.config.messages
+        widths = self.config.scheme.widths or (2, 4, 8)
+        found = self.traces.assign(self.waiter, widths, m.lambda_, m.assignment)
+        self.widths = {**self.widths, **found}
+        self.exchange.close()
+        self.exchange = self._open(self.slots, self.widths)
+        self.traces.forget()
+        self.assignments += 1
+        self.seconds_assignment += time.perf_counter() - start
+
+    def _evaluate(self) -> None:
+        """Measure the network as it is, without dropout and with exact messages; collective."""
+        start = time.perf_counter()
+        self._exact.begin(self.epoch)
+        self.network.forward(self._exact, self._drops(0.0))
+        outputs = {number: self.network.output(number) for number in self.parts}
+        found = measure(outputs, self.targets, self.facts.parts, self.facts.classes, self.waiter)
+        self.evaluation_bytes = sum(end.channel.nbytes for end in self._exact.outgoing)
+        self.seconds_evaluation += time.perf_counter() - start
+        record: Record = {"epoch": self.epoch, **found, "seconds": self.seconds_epochs}
+        self.records.append(record)
+        bound = DIVERGED * (np.log(self.facts.classes) if not self.facts.multilabel else self.facts.classes)
+        if not record["loss"] < bound:
+            raise RunError(
+                f"the training loss is {record['loss']:.3g} after epoch {self.epoch}; the run diverges, try a "
+                "smaller --lr or more --bits",
+                everywhere=True,
+            )
+        if self._progress is not None:
+            self._progress(record)
+
+    def close(self) -> None:
+        """Free what the messages took; collective."""
+        self.exchange.close()
+        self._exact.close()
+        if self._progress_thread is not None:
+            self._progress_thread.close()
+        self.products.close()
+
+    def summary(self) -> Record:
+        """Results of the whole run, the same on all ranks; collective."""
+        last = self.records[-1]
+        best = max(self.records, key=lambda r: (r["val_accuracy"], r["epoch"]))
+        plain = sum(
+            4 * width * len(rows)
+            for width in self._plain_columns()
+            for part in self.parts.values()
+            for rows in part.sends.values()
+        )
+        mine = [
+            float(self.message_bytes), float(plain), float(self.evaluation_bytes),
+            float(self.parameters.bytes_sent), self.seconds_exposed,
+            self.bits_sent["forward"], self.entries_sent["forward"],
+            self.bits_sent["backward"], self.entries_sent["backward"],
+        ]  # fmt: skip
+        total = self.waiter.sum(np.array(mine)).tolist()
+        sent, plain_sent, evaluation, reduction, exposed = total[:5]
+        measured = {
+            name: last[name] for name in last if name.endswith(("_accuracy", "_auc")) or name == "loss"
+        }
+        return {
+            "mean_bits_forward": total[5] / total[6] if total[6] else 0.0,
+            "mean_bits_backward": total[7] / total[8] if total[8] else 0.0,
+            **measured,
+            "best_val_accuracy": best["val_accuracy"],
+            "test_accuracy_at_best_val": best["test_accuracy"],
+            "bytes_per_epoch": round(sent / max(self.epoch, 1)),
+            "float32_bytes_per_epoch": round(plain_sent),
+            "evaluation_bytes_per_evaluation": round(evaluation),
+            "reduction_bytes_per_epoch": round(reduction),
+            "seconds_epochs": self.seconds_epochs,
+            "seconds_evaluation": self.seconds_evaluation,
+            "seconds_exposed_communication": exposed / self.waiter.comm.size,
+            "seconds_assignment": self.seconds_assignment,
+        }
+
+    def _plain_columns(self) -> list[int]:
+        """Columns of a row in every message of the scheme `float32`."""
+        inputs = self.shape.widths[:-1]
+        return [*inputs, *inputs[1:]]
+
+
+def _targets(source: GraphSource, number: int, facts: Facts, part: Part) -> Targets:
+    """Labels of a part in the order of its rows."""
+    first, last = (int(end) for end in source.part_ptr[number : number + 2])
+    order = part.rows - first
+    return Targets(
+        np.asarray(source.labels(first, last))[order], np.asarray(source.split(first, last))[order]
+    )
+
+
+def _thin(X: Matrix) -> Matrix:
+    """Sparse features where they are thin, an array where not."""
+    if not sp.issparse(X):
+        return X
+    filled = X.nnz / max(1, X.shape[0] * X.shape[1])
+    return X if filled < _SPARSE_BELOW else X.toarray()
+
+
+def _dense(X: Matrix) -> np.ndarray:
+    found: np.ndarray = X.toarray() if sp.issparse(X) else X
+    return found
