@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,8 +26,10 @@ from pdadmm.gnn.options import Config
 from pdadmm.gnn.part import Part, parts_of_rank
 from pdadmm.gnn.passes.protocol import Drop, Passes
 from pdadmm.gnn.products import Products
-from pdadmm.inputs.graph_file import GraphSource
 from pdadmm.runtime.devices import Choice, make_backend, make_transport
+
+if TYPE_CHECKING:
+    from pdadmm.inputs.graph_file import GraphSource
 
 __all__ = ["Facts", "Trainer"]
 
@@ -289,7 +292,7 @@ class Trainer:
         bound = DIVERGED * (np.log(self.facts.classes) if not self.facts.multilabel else self.facts.classes)
         if not record["loss"] < bound:
             raise RunError(
-                f"the training loss is {record['loss']:.3g} after epoch {self.epoch}; the run diverges, try a "
+                f"the loss is {record['loss']:.3g} after epoch {self.epoch}; the run diverges; try a "
                 "smaller --lr or more --bits",
                 everywhere=True,
             )
