@@ -133,15 +133,15 @@ PDADMM_FN u16 affine_scale(float greatest, float low, float top) {
 // Number in [0, 1) of a key and an index (two-round xorshift-multiply, Ettinger, Hash prospector). The
 // seeds of successive indices differ by UNIFORM_STRIDE: an addition, where the product costs two.
 static const u32 UNIFORM_STRIDE = 0x9E3779B9u;
-PDADMM_FN u32 uniform_seed(u32 key, u32 index) { return index * UNIFORM_STRIDE + key; }
-PDADMM_FN float uniform_from(u32 x) {
+PDADMM_FN u32 mixed(u32 x) {
   x ^= x >> 16;
   x *= 0x7FEB352Du;
   x ^= x >> 15;
   x *= 0x846CA68Bu;
-  x ^= x >> 16;
-  return (float)(int)(x >> 8) * 5.9604644775390625e-8f;
+  return x ^ (x >> 16);
 }
+PDADMM_FN u32 uniform_seed(u32 key, u32 index) { return index * UNIFORM_STRIDE + key; }
+PDADMM_FN float uniform_from(u32 seed) { return (float)(int)(mixed(seed) >> 8) * 5.9604644775390625e-8f; }
 PDADMM_FN float uniform(u32 key, u32 index) { return uniform_from(uniform_seed(key, index)); }
 // floor((x - low) inverse + r), r uniform: unbiased; inverse is inverse_scale(scale, 1)
 PDADMM_FN int affine_code(float x, float low, float inverse, float top, float r) {

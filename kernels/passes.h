@@ -122,13 +122,14 @@ struct Decode {
   Coding coding;
 };
 
-// What the rows [first, last) of a pass add to its sums, and whether they met NaN or Inf.
+// What the rows [first, last) of a pass add to its sums, whether they met NaN or Inf, and the bits of the
+// largest magnitude among them.
 struct Partial {
   double sum[6];
-  int64_t bad;
+  int64_t bad, largest;
 };
 
-// A pass over the rows [first, last). `columns` is room for sums over the rows, one a column.
+// A pass over the rows [first, last). `columns` is room for sums over the rows, one or more a column.
 template <class Arguments>
 using RowPass = void (*)(const Arguments &, int64_t first, int64_t last, Partial &, double *columns);
 

@@ -33,6 +33,27 @@ PDADMM_FN int largest_magnitude(const float *x, int64_t n) {
   return most;
 }
 
+struct Extremes {
+  float least, greatest;
+  bool finite;
+};
+
+// As unsigned integers the bits of negative floats are above all others and grow with the magnitude: three
+// extremes tell the least and the greatest entry, and NaN and Inf. The sign of a zero, which they do not
+// order, is dropped by affine_low and affine_scale.
+PDADMM_FN Extremes extremes(const float *x, int64_t n) {
+  u32 most = bits_of(x[0]), fewest = most;
+  int greatest = (int)most;
+  for (int64_t j = 1; j < n; ++j) {
+    const u32 b = bits_of(x[j]);
+    most = b > most ? b : most;
+    fewest = b < fewest ? b : fewest;
+    greatest = (int)b > greatest ? (int)b : greatest;
+  }
+  return {float_of((int)most < 0 ? most : fewest), float_of(greatest < 0 ? fewest : (u32)greatest),
+          greatest < INFINITE && most < 0x80000000u + (u32)INFINITE};
+}
+
 // In ascending order. memcpy copies backwards where both sides have nearly the same place in a page, as large
 // arrays have: rows of a matrix then come at a third of the speed.
 PDADMM_FN void copy_row(const float *from, float *to, int64_t n) {
@@ -181,22 +202,12 @@ class RowCodec {
 
   template <int BITS>
   __attribute__((noinline)) bool encode_affine(const float *x, int64_t row, float *hat, u8 *out) {
-    // As unsigned integers the bits of negative floats are above all others and grow with the magnitude:
-    // three extremes tell the least and the greatest entry, and NaN and Inf. The sign of a zero, which
-    // they do not order, is dropped by affine_low and affine_scale.
-    u32 most = bits_of(x[0]), fewest = most;
-    int greatest = (int)most;
-    for (int64_t j = 1; j < cols_; ++j) {
-      const u32 b = bits_of(x[j]);
-      most = b > most ? b : most;
-      fewest = b < fewest ? b : fewest;
-      greatest = (int)b > greatest ? (int)b : greatest;
-    }
+    const Extremes row_extremes = extremes(x, cols_);
     u16 *heads = (u16 *)out;
     const float last = top();
-    heads[row] = affine_low(float_of((int)most < 0 ? most : fewest));
+    heads[row] = affine_low(row_extremes.least);
     const float low = half_value(heads[row]);
-    heads[rows_ + row] = affine_scale(float_of(greatest < 0 ? fewest : (u32)greatest), low, last);
+    heads[rows_ + row] = affine_scale(row_extremes.greatest, low, last);
     const float scale = half_value(heads[rows_ + row]), inverse = inverse_scale(scale, 1.0f);
     const u32 first = (u32)(row * cols_), key = key_;
     load_rest(x_rest_, x);
@@ -212,7 +223,7 @@ class RowCodec {
             to[j] = affine_value((float)code, low, scale);
           }
         });
-    return greatest < INFINITE && most < 0x80000000u + (u32)INFINITE;
+    return row_extremes.finite;
   }
 
   template <int BITS>

@@ -12,8 +12,8 @@ from pdadmm.errors import InputError
 __all__ = ["ABI", "HOST_LIBRARY", "LibraryError", "find", "find_source", "load"]
 
 HOST_LIBRARY = "libpdadmm_host.so"
-#: version of the arguments in kernels/passes.h
-ABI = 3
+#: version of the arguments in kernels/passes.h and kernels/graph.h
+ABI = 4
 
 
 class LibraryError(InputError):

@@ -19,10 +19,14 @@ import numpy as np
 from pdadmm.arrays import Array, namespace
 
 __all__ = [
+    "ADAM_EPSILON",
+    "ADAM_FIRST",
+    "ADAM_SECOND",
     "NORM_EPSILON",
     "Moments",
     "adam",
     "dropout_keeps",
+    "dropout_threshold",
     "gcn_weights",
     "hidden",
     "hidden_backward",
@@ -36,6 +40,8 @@ __all__ = [
 
 #: added to the variance of a row before its root, as PyTorch's LayerNorm does
 NORM_EPSILON = 1e-5
+#: what Adam keeps of its running means, and what it adds to a root
+ADAM_FIRST, ADAM_SECOND, ADAM_EPSILON = 0.9, 0.999, 1e-8
 
 
 # ---- weights of the edges ---------------------------------------------------------------------------
@@ -210,9 +216,9 @@ def adam(
     step: int,
     rate: float,
     decay: float = 0.0,
-    first: float = 0.9,
-    second: float = 0.999,
-    epsilon: float = 1e-8,
+    first: float = ADAM_FIRST,
+    second: float = ADAM_SECOND,
+    epsilon: float = ADAM_EPSILON,
 ) -> None:
     """A step of Adam, in place, as published; `decay` adds ``decay x`` to the gradient.
 

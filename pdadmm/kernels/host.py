@@ -16,7 +16,7 @@ import numpy as np
 from pdadmm.arrays import Array, sources
 from pdadmm.codec import Codec, NonFiniteError
 
-__all__ = ["CODING", "Coding", "HostKernels", "same_shape"]
+__all__ = ["CODING", "Coding", "HostKernels", "HostLibrary", "same_shape"]
 
 #: kind, bits, lowest value and step of a codec, as every struct with a codec ends
 Coding = tuple[int, int, float, float]
@@ -33,12 +33,10 @@ _ENCODE = struct.Struct("=6q" + CODING).pack
 _DECODE = struct.Struct("=4q" + CODING).pack
 
 
-class HostKernels:
-    """Codecs and sums, compiled; methods and results as in :class:`pdadmm.kernels.plain.PlainKernels`.
+class HostLibrary:
+    """The library, its functions, and the addresses that they take.
 
-    Results do not depend on the number of threads. Codes and decoded copies equal the NumPy codecs'
-    bit for bit, sums differ from NumPy's by rounding. Codecs that the library does not know run in
-    NumPy.
+    Results do not depend on the number of threads.
 
     Parameters
     ----------
@@ -56,14 +54,7 @@ class HostKernels:
     def __init__(self, threads: int = 1) -> None:
         self._library = sources.load()
         self._library.pdadmm_set_threads(threads)
-        integer, real = ctypes.c_int, ctypes.c_double
-        self._squared_norm = self._function("squared_norm", real)
-        self._subtract = self._function("subtract", integer)
-        self._column_sums = self._function("column_sums", integer)
-        self._encode = self._function("encode", integer)
-        self._decode = self._function("decode", integer)
         self._addresses: dict[int, tuple[int, weakref.ref[Array]]] = {}
-        self._codecs: dict[int, tuple[Codec, Coding | None]] = {}
         self._columns: dict[int, tuple[Array, int]] = {}
 
     def _function(
@@ -84,15 +75,6 @@ class HostKernels:
         """``avx512``, ``avx2`` or ``portable``."""
         return str(self._library.pdadmm_isa().decode())
 
-    def fuses(self, codec: Codec) -> bool:
-        """Whether a codec is compiled here."""
-        return codec.name in _KINDS
-
-    def require_finite(self) -> None:
-        """Nothing to look for: encoding raises at once."""
-
-    # ---- arguments ----------------------------------------------------------------------------------
-
     def _address(self, x: Array) -> int:
         entry = self._addresses.get(id(x))
         return entry[0] if entry is not None else self._register(x)
@@ -108,6 +90,41 @@ class HostKernels:
         # the id may be another array's once this one is gone
         addresses[key] = (address, weakref.ref(x, lambda _: addresses.pop(key, None)))
         return address
+
+    def _column_room(self, cols: int) -> tuple[Array, int]:
+        """Room for float64 sums of columns, and its address; the next call of a kernel writes over it."""
+        entry = self._columns.get(cols)
+        if entry is None:
+            sums = np.empty(cols)
+            entry = self._columns[cols] = sums, sums.ctypes.data
+        return entry
+
+
+class HostKernels(HostLibrary):
+    """Codecs and sums, compiled; methods and results as in :class:`pdadmm.kernels.plain.PlainKernels`.
+
+    Codes and decoded copies equal the NumPy codecs' bit for bit, sums differ from NumPy's by rounding.
+    Codecs that the library does not know run in NumPy.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__(threads)
+        integer, real = ctypes.c_int, ctypes.c_double
+        self._squared_norm = self._function("squared_norm", real)
+        self._subtract = self._function("subtract", integer)
+        self._column_sums = self._function("column_sums", integer)
+        self._encode = self._function("encode", integer)
+        self._decode = self._function("decode", integer)
+        self._codecs: dict[int, tuple[Codec, Coding | None]] = {}
+
+    def fuses(self, codec: Codec) -> bool:
+        """Whether a codec is compiled here."""
+        return codec.name in _KINDS
+
+    def require_finite(self) -> None:
+        """Nothing to look for: encoding raises at once."""
+
+    # ---- arguments ----------------------------------------------------------------------------------
 
     def _coding(self, codec: Codec) -> Coding | None:
         """What the structs say of a codec; None for one that is not compiled."""
@@ -129,14 +146,6 @@ class HostKernels:
                 f"a message of {message.nbytes} bytes for a {rows} x {cols} matrix, which takes "
                 f"{codec.nbytes(rows, cols)} with codec {codec.name}"
             )
-
-    def _column_room(self, cols: int) -> tuple[Array, int]:
-        """Room for float64 sums of columns, and its address; the next call of a kernel writes over it."""
-        entry = self._columns.get(cols)
-        if entry is None:
-            sums = np.empty(cols)
-            entry = self._columns[cols] = sums, sums.ctypes.data
-        return entry
 
     # ---- sums and steps -----------------------------------------------------------------------------
 

@@ -143,3 +143,34 @@ class Passes(Protocol):
     def decode_rows(self, message: Array, bits: int, rows: Array, X: Array) -> None:
         """Write the rows of a message into rows `rows`, (k,) int32, of X, (n, m)."""
         ...
+
+    def softmax_loss(
+        self, Z: Array, bias: Array, labels: Array, weight: float, G: Array
+    ) -> tuple[float, int]:
+        """Loss, hits and gradient of the output layer: :func:`pdadmm.gnn.equations.softmax_cross_entropy`.
+
+        Parameters
+        ----------
+        Z
+            (n, classes). The bias is added in place to the rows that take part, and to no other.
+        labels
+            (n,) int64; -1 where a row takes no part.
+        weight
+            Of the loss in the gradient.
+        G
+            Result, (n, classes): `weight` times the gradient of the summed loss before the bias, 0 in the
+            rows without part.
+
+        Returns
+        -------
+        loss, hits
+            Sum over the rows that take part, unweighted, in float64; how many of them have their largest
+            entry, the first of equal ones, at their label.
+        """
+        ...
+
+    def adam(
+        self, x: Array, gradient: Array, first: Array, second: Array, step: int, rate: float, decay: float
+    ) -> None:
+        """:func:`pdadmm.gnn.equations.adam` on flat arrays, in place of `x`, `first` and `second`."""
+        ...

@@ -1,4 +1,4 @@
-"""The passes in array operations, in the precision of their arrays: what compiled ones are tested against."""
+"""The passes in array operations, in the precision of their arrays: the reference for the compiled ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ import scipy.sparse as sp
 
 from pdadmm.arrays import Array
 from pdadmm.codec.rows import decode_rows, encode_rows
-from pdadmm.gnn.equations import dropout_keeps, hidden, hidden_backward
+from pdadmm.gnn.equations import (
+    Moments,
+    adam,
+    dropout_keeps,
+    hidden,
+    hidden_backward,
+    softmax_cross_entropy,
+)
 from pdadmm.gnn.passes.protocol import Drop, Sparse
 
 __all__ = ["ReferencePasses"]
@@ -68,6 +75,22 @@ class ReferencePasses:
 
     def decode_rows(self, message: Array, bits: int, rows: Array, X: Array) -> None:
         decode_rows(message, bits, rows, X)
+
+    def softmax_loss(
+        self, Z: Array, bias: Array, labels: Array, weight: float, G: Array
+    ) -> tuple[float, int]:
+        part = np.flatnonzero(labels >= 0)
+        Z[part] += bias
+        losses, gradient = softmax_cross_entropy(Z[part], labels[part])
+        G[...] = 0
+        G[part] = gradient * Z.dtype.type(weight)
+        hits = Z[part].argmax(axis=1) == labels[part]
+        return float(losses.sum(dtype=np.float64)), int(np.count_nonzero(hits))
+
+    def adam(
+        self, x: Array, gradient: Array, first: Array, second: Array, step: int, rate: float, decay: float
+    ) -> None:
+        adam(x, gradient, Moments(first, second), step, rate, decay)
 
     @staticmethod
     def _kept(drop: Drop, nodes: Array, like: Array) -> Array | None:
