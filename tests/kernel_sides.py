@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ import numpy as np
 import pytest
 
 from pdadmm.admm.passes import Copies, HiddenSums
+from pdadmm.arrays import sources
+from pdadmm.gnn.passes.host import HostPasses
+from pdadmm.gnn.passes.protocol import Passes
+from pdadmm.gnn.passes.reference import ReferencePasses
 
 
 def gpu() -> bool:
@@ -24,6 +30,17 @@ def gpu() -> bool:
         return bool(cupy.cuda.runtime.getDeviceCount())
     except Exception:  # CuPy has its own error for a missing driver
         return False
+
+
+def instruction_sets() -> list[str]:
+    """Those of the host library that this machine can run; none without the library."""
+    if sources.find(sources.HOST_LIBRARY) is None:
+        return []
+    lib = sources.load()
+    best = lib.pdadmm_isa()
+    found = [isa for isa in ("portable", "avx2", "avx512") if lib.pdadmm_select_isa(isa.encode())]
+    lib.pdadmm_select_isa(best)
+    return found
 
 
 def sides() -> list[str]:
@@ -73,13 +90,11 @@ class OnDevice:
 def make(side: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
     """Kernels of a side; skips the test where the machine has none."""
     if side.endswith(("thread", "threads")):
-        from pdadmm.arrays import sources
-
         if sources.find(sources.HOST_LIBRARY) is None:
             pytest.skip(f"{sources.HOST_LIBRARY} is not built; run: pip install .")
-        from pdadmm.admm.passes.host import HostPasses
+        from pdadmm.admm.passes.host import HostPasses as AdmmPasses
 
-        return HostPasses(int(side[0]))
+        return AdmmPasses(int(side[0]))
     from pdadmm.admm.passes.cuda import CudaPasses
     from pdadmm.kernels import cuda
 
@@ -95,3 +110,26 @@ def make(side: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
     import cupy
 
     return OnDevice(CudaPasses(), cupy)
+
+
+def graph_sides() -> list[str]:
+    """The passes of graph networks: the reference, every instruction set on a thread, the best on 2 and 3."""
+    found = instruction_sets()
+    return ["reference", *found, *(f"{threads}threads" for threads in (2, 3) if found)]
+
+
+@contextlib.contextmanager
+def graph_passes(side: str) -> Iterator[Passes]:
+    """Passes of a side of :func:`graph_sides`."""
+    if side == "reference":
+        yield ReferencePasses()
+        return
+    library = sources.load()
+    best = library.pdadmm_isa()
+    threads = int(side[0]) if side.endswith("threads") else 1
+    try:
+        if threads == 1:
+            assert library.pdadmm_select_isa(side.encode())
+        yield HostPasses(threads)
+    finally:
+        library.pdadmm_select_isa(best)

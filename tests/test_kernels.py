@@ -39,16 +39,6 @@ NU, RHO, MU = 0.37, 1.3, 0.02
 REFERENCE = ReferencePasses()
 
 
-def instruction_sets() -> list[str]:
-    if sources.find(sources.HOST_LIBRARY) is None:
-        return []
-    lib = sources.load()
-    best = lib.pdadmm_isa()
-    found = [isa for isa in ("portable", "avx2", "avx512") if lib.pdadmm_select_isa(isa.encode())]
-    lib.pdadmm_select_isa(best)
-    return found
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("cuda_on_cpu")
@@ -125,7 +115,7 @@ def test_codes_and_decoded_copies_equal_the_numpy_codec(kernels, codec, shape, r
     np.testing.assert_array_equal(received.view(np.uint32), copies[0].view(np.uint32))
 
 
-@pytest.fixture(params=instruction_sets())
+@pytest.fixture(params=kernel_sides.instruction_sets())
 def isa_kernels(request):
     """The host's kernels, an instruction set at a time."""
     lib = sources.load()
@@ -184,7 +174,7 @@ def test_newton_gives_a_node_the_same_bits_alone(isa_kernels, classes, rng):
             np.testing.assert_array_equal(ours[0], theirs[i])
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("isa", kernel_sides.instruction_sets())
 @codecs
 def test_every_instruction_set_gives_the_same_bits(isa, codec, rng):
     shape = (37, 300)
