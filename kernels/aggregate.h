@@ -71,7 +71,8 @@ class Aggregation {
     for (int64_t e = a_.indptr[row], end = a_.indptr[row + 1]; e < end; ++e) {
       const float *ahead = X + indices[e + AHEAD < last ? e + AHEAD : last] * n;
 #pragma GCC unroll 16
-      for (int line = 0; line < COUNT * LANES * 4; line += LINE) __builtin_prefetch((const char *)ahead + line);
+      for (int line = 0; line < COUNT * LANES * 4; line += LINE)
+        __builtin_prefetch((const char *)ahead + line);
       const float *x = X + indices[e] * n;
       const float value = a_.values[e];
 #pragma GCC unroll 16

@@ -1,18 +1,10 @@
-// The arithmetic of one element of graph networks, written once for the host library and for CUDA, as that of
-// arithmetic.h; pdadmm/gnn/equations.py and pdadmm/codec/rows.py have it in NumPy.
+// The arithmetic of one element of graph networks and of messages of rows, rounded after every operation as
+// that of arithmetic.h; pdadmm/gnn/equations.py and pdadmm/codec/rows.py have it in NumPy.
 #pragma once
 
 #include "arithmetic.h"
 
 namespace PDADMM_NAMESPACE {
-
-PDADMM_FN float square_root(float x) {
-#ifdef __CUDACC__
-  return __fsqrt_rn(x);
-#else
-  return __builtin_sqrtf(x);
-#endif
-}
 
 // ---- messages of rows --------------------------------------------------------------------------
 
@@ -50,7 +42,7 @@ PDADMM_FN float norm_gradient(float g, float n, float mean, float along, float i
 // Adam: a running mean of shares, and a step along them; correction and rate have the powers of the step
 PDADMM_FN float running_mean(float mean, float keep, float share) { return mean * keep + share; }
 PDADMM_FN float adam_step(float x, float first, float second, float correction, float rate, float epsilon) {
-  return x - rate * first / (square_root(second / correction) + epsilon);
+  return x - rate * first / (__builtin_sqrtf(second / correction) + epsilon);
 }
 
 }  // namespace PDADMM_NAMESPACE

@@ -19,7 +19,8 @@ class RowMessage {
 
   // Heads of the rows [first, last), many at a time: narrow rows cost no more than their heads. The least and
   // the greatest entries become what codes want: the minimum in the head and the inverse of its scale.
-  __attribute__((noinline)) void heads(float *least, float *greatest, int64_t first, int64_t last, u8 *out) const {
+  __attribute__((noinline)) void heads(float *least, float *greatest, int64_t first, int64_t last,
+                                       u8 *out) const {
     u16 *lows = (u16 *)(out + 4), *scales = lows + rows_;
     const float down = down_, top = top_;
     PDADMM_ELEMENTWISE
@@ -85,7 +86,8 @@ class RowMessage {
           float room[decltype(count)::value] = {};
           u8 codes[decltype(count)::value * BITS / 8];
           __builtin_memcpy(room, x + start, (size_t)columns * 4);
-          encode_tile<BITS, decltype(count)::value>(room, low, inverse, seed + (u32)start * UNIFORM_STRIDE, codes);
+          encode_tile<BITS, decltype(count)::value>(room, low, inverse, seed + (u32)start * UNIFORM_STRIDE,
+                                                    codes);
           if (const int used = (int)(columns * BITS % 8)) codes[bytes - 1] &= (u8)((1 << used) - 1);
           __builtin_memcpy(packed + start * BITS / 8, codes, (size_t)bytes);
         });
@@ -97,7 +99,8 @@ class RowMessage {
     const float top = top_, down = down_;
     PDADMM_ELEMENTWISE
     for (int j = 0; j < COUNT; ++j)
-      codes[j] = (u8)affine_code(x[j] * down, low, inverse, top, uniform_from(seed + (u32)j * UNIFORM_STRIDE));
+      codes[j] = (u8)affine_code(x[j] * down, low, inverse, top,
+                                 uniform_from(seed + (u32)j * UNIFORM_STRIDE));
     if constexpr (BITS < 8) pack_tile<BITS, COUNT>(codes, packed);
   }
 
