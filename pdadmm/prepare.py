@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -85,14 +86,28 @@ class _Reporter:
             self._progress = None
 
 
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Make bad input of data that do not fit into memory."""
+    try:
+        yield
+    except MemoryError:
+        raise InputError(
+            "not enough memory for these data; take a machine with more, or fewer data"
+        ) from None
+
+
+@_within_memory()
 def _prepare(options: argparse.Namespace, share: Share, report: _Reporter) -> None:
-    from pdadmm.datasets import REGISTRY, load
+    from pdadmm.datasets import REGISTRY, called, load
     from pdadmm.inputs.augment import Augmentation, Piece
-    from pdadmm.inputs.write import write_features
+    from pdadmm.inputs.write import target_of, write_features
 
     began = time.perf_counter()
     if options.hops < 0:
         raise InputError(f"--hops {options.hops} is negative; give 0 or more")
+    out = Path(options.out if options.out is not None else f"data/{called(options.name)}.h5")
+    target_of(out, options.name if options.name not in REGISTRY else None)
     synthetic = {
         name: value for name in _SYNTHETIC if (value := getattr(options, f"synthetic_{name}")) is not None
     }
@@ -106,7 +121,6 @@ def _prepare(options: argparse.Namespace, share: Share, report: _Reporter) -> No
     )
     entry = REGISTRY.get(options.name)
     norm = options.feature_norm or (entry.feature_norm if entry else "none")
-    out = Path(options.out) if options.out is not None else Path("data", f"{graph.name}.h5")
     work = Augmentation(graph, options.hops, norm, options.nodes)
 
     def watched(pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -129,6 +143,9 @@ def _prepare(options: argparse.Namespace, share: Share, report: _Reporter) -> No
         citation=entry.citation if entry else "",
     )
     report.close()
+    if graph.untrained:
+        some = ", ".join(str(c) for c in graph.untrained[:10])
+        print(f"pdadmm.prepare: warning: no training node of class {some}", file=sys.stderr, flush=True)
     rows, columns = work.shape
     sizes = work.sizes
     print(f"{out}: {rows} rows x {columns} columns ({work.hops + 1} x {graph.num_features} features)", end="")

@@ -204,7 +204,8 @@ def test_memory_does_not_grow_with_the_hops(
 def test_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     graph, _, _ = make_graph()
     path = tmp_path / "f.h5"
-    path.write_bytes(b"old")
+    write_features(path, Augmentation(graph, 1))
+    old = path.read_bytes()
 
     def fail() -> Any:
         yield 0, 0, in_memory(graph, 0).x("all")
@@ -212,7 +213,7 @@ def test_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Pa
 
     with pytest.raises(RuntimeError, match="power cut"):
         write_features(path, Augmentation(graph, 2), pieces=fail())
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["f.h5"]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,16 +16,19 @@ import h5py
 import numpy as np
 
 from pdadmm.datasets.graph import Graph
+from pdadmm.datasets.raw import open_regular
 from pdadmm.errors import InputError
 from pdadmm.files import Record, replacing
 from pdadmm.inputs import Floats
 from pdadmm.inputs.augment import Augmentation, Piece, Plan
 from pdadmm.inputs.feature_file import SCHEMA, SCHEMA_VERSION, FeatureArrays
 
-__all__ = ["in_memory", "write_features"]
+__all__ = ["in_memory", "target_of", "write_features"]
 
 _WRITE_BYTES = 1 << 30  # in one call; Linux ends at 2 GiB
 _SLACK_BYTES = 1 << 20  # more than the metadata of a file take
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_HEAD_BYTES = 1 << 16  # of a feature file, which hold its attributes
 
 
 def _attributes(
@@ -82,6 +86,42 @@ def in_memory(
     return FeatureArrays(attrs, x, work.labels, work.node_id)
 
 
+def target_of(path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Path:
+    """The file that writing to `path` makes or replaces, behind symbolic links; only looks at it.
+
+    Parameters
+    ----------
+    path : str or Path
+    source : str or Path, optional
+        A file that is read, and so must not be replaced.
+
+    Raises
+    ------
+    InputError
+        When something else is there than a feature file, which may be damaged.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+        if source is not None and os.path.exists(source) and os.path.samefile(target, source):
+            raise InputError(f"{path}: is the file to read; name another one with --out")
+    except FileNotFoundError:
+        return target
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise InputError(f"{path}: cannot be written (it is {kind}); name a file with --out")
+    with open_regular(target) as file:
+        head = file.read(_HEAD_BYTES)
+    if not head.startswith(_HDF5) or SCHEMA.encode() not in head:
+        raise InputError(
+            f"{path}: exists and is no feature file, so it stays; remove it, or name another one with --out"
+        )
+    return target
+
+
 def write_features(
     path: str | os.PathLike[str],
     work: Augmentation,
@@ -96,7 +136,8 @@ def write_features(
     """Write the feature file of a graph; the same input gives the same bytes.
 
     The file is written under a temporary name in the same folder and renamed when complete, so
-    that nobody sees half a file and a failure leaves nothing behind.
+    that nobody sees half a file and a failure leaves nothing behind. It may take the place of another
+    feature file, of nothing else.
 
     Parameters
     ----------
@@ -109,14 +150,12 @@ def write_features(
     Raises
     ------
     InputError
-        When the file cannot be written.
+        When the file cannot be written, or something else is in its place.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: cannot be written (it is a folder); name a file with --out")
+    target = target_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as temporary:
             # A full disk shows here, and as an error of the system: HDF5 does not survive it.
             _reserve(temporary, 4 * math.prod(work.shape) + 16 * work.node_id.size + _SLACK_BYTES)
             attrs = _attributes(work, seed, title, licence, citation, dataset)
@@ -131,6 +170,8 @@ def write_features(
 
 def _reserve(path: Path, size: int) -> None:
     """Take disk space for a file, or raise OSError."""
+    if size >= 1 << 63:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     with path.open("ab") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
