@@ -23,8 +23,8 @@ _MAGIC = b"\x93NUMPY"
 _HEADER_BYTES = 10_000  # NumPy's own limit; its parser of Python literals is not made for more
 _CHUNK = 1 << 20
 _ENCRYPTED = 1  # flag of a zip's member
-#: what damaged files raise: NumPy's header parser, zipfile, zlib and reads that end too early
-_DAMAGE = (OSError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, RuntimeError, SyntaxError,
+#: what damaged files raise: reads that end too early, zipfile (RuntimeError too) and zlib
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, RuntimeError,
            zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def load_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
                 return arrays
         except _Pickled:
             reason = "holds pickled objects, which are not read"
-        except (*_DAMAGE, MemoryError):  # MemoryError: of Python's parser, room is asked for before
+        except _DAMAGE:
             reason = "is damaged"
         raise InputError(f"{path}: {reason} or not an .npz archive; save or fetch it again")
 
@@ -80,7 +80,7 @@ def load_npy(path: Path) -> np.ndarray:
             return _read_array(file, size, _Room(size, lambda: ValueError("truncated")))
         except _Pickled:
             raise InputError(f"{path}: holds pickled objects, which are not read; fetch it again") from None
-        except (*_DAMAGE, MemoryError):
+        except _DAMAGE:
             raise InputError(f"{path}: damaged or not a .npy array; fetch it again") from None
 
 
@@ -150,7 +150,10 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, in
         raise ValueError("a header of that size")
     text = io.BytesIO(length + stream.read(text_bytes))
     parse = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Python's parser, about what stands there
-        shape, fortran, dtype = parse(text)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python's parser, about what stands there
+            shape, fortran, dtype = parse(text)
+    except Exception as exc:  # a parser of Python literals and a tokenizer can raise nearly anything
+        raise ValueError(f"a damaged header ({type(exc).__name__})") from None
     return shape, fortran, dtype, len(start) + len(length) + text_bytes

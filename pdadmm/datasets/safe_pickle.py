@@ -13,6 +13,7 @@ import io
 import math
 import pickletools
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -254,7 +255,9 @@ def load_pickle(path: Path) -> object:
     """
     content = read_whole(path)
     try:
-        loaded = _Machine().run(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that a name should not have
+            loaded = _Machine().run(content)
         if isinstance(loaded, _Array):
             return loaded.make()
         if not isinstance(loaded, _Sparse):

@@ -70,8 +70,8 @@ def synthetic_graph(
             f"synthetic: degree {degree} must be over 0 and under the number of nodes, homophily {homophily} "
             f"from 0 to 1, training nodes a class {train_per_class} positive"
         )
-    # 64 bytes an edge or word: about what drawing them takes
-    if 64 * (nodes * (1 + degree + words) + features) > min(physical_memory(), 1 << 36):
+    # Drawing takes about 64 bytes an edge or word; more than 40 bits of anything is too much, and no float.
+    if max(nodes, features) >> 40 or 64 * (nodes * (1 + degree + words) + features) > physical_memory():
         raise InputError(
             f"synthetic: {nodes} nodes of degree {degree}, {features} features: more than fits into memory"
         )
