@@ -73,6 +73,7 @@ def refused(read: Callable[[], object], message: str) -> None:
             read()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
+    assert "MemoryError" not in str(caught.value)
 
 
 def own(**changes: Any) -> Callable[[], object]:
@@ -497,6 +498,7 @@ def test_a_fifo_in_the_folder_of_downloads_is_neither_opened_nor_replaced(tmp_pa
     assert stat.S_ISFIFO((folder / "file.bin").stat().st_mode)
     (folder / "file.bin").unlink()
     special(folder / ".downloaded.sha256", "fifo")
+    refused(lambda: raw_files(entry, None), r"\.downloaded\.sha256: is no regular file")
     (folder / "file.bin").write_bytes(b"content")
     assert raw_files(entry, None) == {"file.bin": Path("data/raw/thing/file.bin")}
 

@@ -129,8 +129,9 @@ def _download(entry: Dataset, folder: Path, verify: bool, progress: Progress | N
             target = folder / file.name
             if target.is_file():
                 continue
-            if os.path.lexists(target):
-                raise InputError(f"{target}: is no regular file; remove it, or name a folder with --raw")
+            for path in (target, folder / _RECORD):
+                if os.path.lexists(path) and not path.is_file():
+                    raise InputError(f"{path}: is no regular file; remove it, or name a folder with --raw")
             with replacing(target) as partial:
                 _stream(file.url, partial, target.name, progress)
                 if verify and file.url_known:
