@@ -122,7 +122,7 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
         ("--grid-low 2 --grid-high 1", "is empty"),
         ("--stages 2,2,5", "does not grow"),
         ("--stages 5,2", "does not grow"),
-        ("--stages 0,2", "does not grow"),
+        ("--stages 0,2", "--stages is 0; it must be from 1"),
         ("--stages 1,4", "starts below 2"),
         ("--stages 2,x", "2,x"),
         ("--stages 2,5 --layers 6", "make them agree"),
