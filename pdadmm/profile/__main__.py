@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
 from pdadmm.profile.figures import Figures, figures
 from pdadmm.profile.load import load
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _report(arguments)
     except InputError as error:
-        print(f"pdadmm: {error}", file=sys.stderr)
+        print(f"pdadmm: {one_line(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
