@@ -49,8 +49,8 @@ def require_memory(config: Config, sizes: Sizes, waiter: Waiter) -> None:
             n = config.network
             raise InputError(
                 f"{n.layers} layers of {n.hidden} neurons for {sum(sizes.rows.values())} nodes, "
-                f"{sizes.inputs} inputs and {sizes.classes} classes take more than {least / 1e9:,.0f} GB on a machine of "
-                f"{there / 1e9:,.0f} GB; give a smaller --hidden or --layers, or use more hosts"
+                f"{sizes.inputs} inputs and {sizes.classes} classes take more than {least / 1e9:,.0f} GB "
+                f"on a machine of {there / 1e9:,.0f} GB; give a smaller --hidden or --layers, or more hosts"
             )
 
     agree(waiter, check)

@@ -82,11 +82,8 @@ def _report(arguments: list[str] | None) -> None:
     options = _parser().parse_args(arguments)
     profiles = [load(folder) for folder in options.runs]
     runs: list[Figures] = []
-    for folder, profile, name in zip(options.runs, profiles, _names(options.runs), strict=True):
-        try:
-            runs.append(figures(profile, name))
-        except (KeyError, TypeError, IndexError, ZeroDivisionError):
-            raise InputError(f"{folder}/profile.json is damaged; run again") from None
+    for profile, name in zip(profiles, _names(options.runs), strict=True):
+        runs.append(figures(profile, one_line(name)))
     predictions = _predictions(profiles[0], options)
     print_report(runs, predictions)
     _write(options.html, lambda path: write_page(path, runs, predictions))

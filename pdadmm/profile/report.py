@@ -141,7 +141,7 @@ def _predictions(run: Figures, predictions: Sequence[tuple[str, Outcome]], conso
             seconds(outcome.iteration),
             f"{outcome.iteration / run.iteration:.3g} x",
             share(outcome.exposed_share),
-            share(sum(busy) / len(busy) / max(busy)),
+            share(sum(busy) / len(busy) / max(busy) if max(busy) else 1.0),
         )
     console.print(table)
 
