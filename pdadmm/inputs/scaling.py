@@ -63,7 +63,7 @@ def _power(hop_decay: float, hop: int) -> float:
         scale = hop_decay**hop
     except OverflowError:
         scale = np.inf
-    if scale > np.finfo(np.float32).max:
+    if scale > float(np.finfo(np.float32).max):
         raise InputError(
             f"--hop-decay {hop_decay:g} makes the scale of hop {hop} too large; give a smaller one"
         )

@@ -63,7 +63,9 @@ __all__ = [
 
 Value = TypeVar("Value")
 
-_FILE_BYTES = 1 << 20  #: of a TOML file; one of this program has two thousand
+_FILE_BYTES = (
+    1 << 16
+)  #: of a TOML file; one of this program has two thousand, and larger ones may take minutes
 
 
 @dataclasses.dataclass(frozen=True)
