@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.runtime.parser import Parser
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _run(arguments: Sequence[str] | None, share: Share) -> int:
         if not isinstance(exc, InputError):
             raise
         report.close()
-        print(f"pdadmm.prepare: {exc}", file=sys.stderr, flush=True)
+        print(f"pdadmm.prepare: {one_line(exc)}", file=sys.stderr, flush=True)
         return 2
     finally:
         report.close()

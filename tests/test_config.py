@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pytest
 from support import words
 
-from pdadmm.admm.options import OPTIONS, Config, parse
+from pdadmm.admm.options import OPTIONS, Config, Messages, Network, Training, parse
 from pdadmm.errors import InputError
 from pdadmm.runtime.options import Options, fill, option, positional, to_toml
 from pdadmm.runtime.sections import Output, Run
@@ -114,6 +114,23 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
         ("--eval-every 0", "--eval-every is 0"),
         ("--seed -1", "--seed is -1"),
         ("--refresh 0", "--refresh is 0"),
+        ("--layers 100000000000000000000", "--layers is 1000"),
+        ("--hidden 1000000000000", "--hidden is 1000000000000"),
+        ("--iterations 1000000000000000000000000000000", "--iterations is 1000"),
+        ("--threads 100000000000000000000", "--threads is 1000"),
+        ("--seed 100000000000000000000", "--seed is 1000"),
+        (f"--seed {'9' * 4000}", "--seed is 9999"),
+        (f"--seed {'9' * 5000}", "--seed"),
+        ("--bits 100000000000000000000", "--bits is 1000"),
+        ("--stages 2,100000000000000000000", "--stages is 1000"),
+        ("--nu 1e300", "--nu is 1e+300"),
+        ("--hop-decay 1e-300", "--hop-decay is 1e-300"),
+        ("--timeout inf", "--timeout is inf"),
+        ("--max-seconds nan", "--max-seconds is nan"),
+        ("--checkpoint-seconds 1e300", "--checkpoint-seconds is 1e+300"),
+        ("--grid-low=-inf --grid-high inf", "--grid-low is -inf"),
+        ("--grid-low nan --grid-high nan", "--grid-low is nan"),
+        ("--grid-low 1 --grid-high 1.0000001", "too narrow for float32"),
         ("--codec grid --bits 1", "no 1-bit form"),
         ("--codec float32 --bits 8", "no 8-bit form"),
         ("--bits 3", "no 3-bit form"),
@@ -122,7 +139,7 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
         ("--grid-low 2 --grid-high 1", "is empty"),
         ("--stages 2,2,5", "does not grow"),
         ("--stages 5,2", "does not grow"),
-        ("--stages 0,2", "does not grow"),
+        ("--stages 0,2", "--stages is 0; it must be from 1"),
         ("--stages 1,4", "starts below 2"),
         ("--stages 2,x", "2,x"),
         ("--stages 2,5 --layers 6", "make them agree"),
@@ -136,6 +153,20 @@ def test_values_out_of_range_are_refused_by_name(arguments: str, complaint: str)
         parse(arguments.split())
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_number_has_a_range() -> None:
+    for section in (Network, Training, Messages, Run, Output):
+        for f in fields(section):
+            if f.type in ("int", "float", "float | None", "list[int]"):
+                assert f.metadata["within"] is not None, f.name
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\udcff.h5"])
+def test_a_name_that_no_file_can_have_is_refused(text: str) -> None:
+    for arguments in ([text], ["--out", text], ["--config", text]):
+        with pytest.raises(InputError, match=r"NUL|UTF-8"):
+            parse(arguments)
 
 
 def test_defaults_are_those_of_the_documentation() -> None:

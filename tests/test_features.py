@@ -265,7 +265,7 @@ def set_x(value: float) -> Any:
         (lambda f: replace_dataset(f, "x", np.zeros((30, 27))), "/x is float64"),
         (lambda f: replace_dataset(f, "y", np.zeros(29, np.int64)), "/y is int64"),
         (lambda f: replace_dataset(f, "y", np.full(30, -1)), "label -1 is out of range"),
-        (lambda f: replace_dataset(f, "node_id", np.full(30, 40)), "/node_id is out of range"),
+        (lambda f: replace_dataset(f, "node_id", np.full(30, 40)), "node 40 is out of range 0 to 39"),
     ],
 )
 def test_wrong_feature_file_is_refused(good: Path, change: Any, message: str) -> None:
@@ -294,9 +294,9 @@ def test_truncated_feature_file_is_refused(good: Path, keep: float) -> None:
         FeatureFile(good)
 
 
-@pytest.mark.parametrize("name", ["nowhere.h5", "."])
-def test_missing_feature_file_says_how_to_make_it(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"no such file; make it with python -m pdadmm\.prepare"):
+@pytest.mark.parametrize(("name", "reason"), [("nowhere.h5", "no such file"), (".", "Is a directory")])
+def test_missing_feature_file_says_how_to_make_it(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=rf"{reason}; make it with python -m pdadmm\.prepare"):
         FeatureFile(tmp_path / name)
 
 

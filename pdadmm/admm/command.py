@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pdadmm.admm.growth import default_stages
+from pdadmm.admm.memory import require_memory
 from pdadmm.admm.model_file import write_model
 from pdadmm.admm.options import Config, check_stages, parse
 from pdadmm.admm.passes import passes_in_words
 from pdadmm.admm.report import describe_run, final_table, in_profile, show, summarise
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.waiter import Waiter
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record, write_json, write_text
 from pdadmm.runtime.checkpoint import Checkpoint, newest, put_aside
 from pdadmm.runtime.control import STOPPED_EARLY, Control
@@ -51,6 +52,8 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     np.seterr(all="ignore")  # overflow shows as a non-finite gradient, which ends the run with a reason
     config, sizes = _configure(waiter, arguments)
     choice = _choose_devices(config, waiter)
+    if config.run.backend == "numpy":
+        require_memory(config, sizes, waiter)
     with run_folder(waiter, config.output, sizes.dataset) as folder:
         threads = set_threads(config.run, waiter.comm, largest_product(config, sizes))
         features = partial(open_features, config.features)
@@ -214,7 +217,7 @@ def _measure_links(trainer: Trainer) -> Record | None:
 
 
 def _warn(line: str) -> None:
-    print(f"pdadmm: warning: {line}", file=sys.stderr, flush=True)
+    print(f"pdadmm: warning: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 # ---- what it leaves ---------------------------------------------------------------------------------
@@ -237,7 +240,7 @@ def _stop_early(folder: Path, trainer: Trainer) -> None:
     if trainer.waiter.comm.rank == 0:
         print(
             f"pdadmm: stopped after iteration {trainer.iteration} with a checkpoint; "
-            f"go on with --resume --out {folder}",
+            f"go on with --resume --out {one_line(folder)}",
             file=sys.stderr,
         )
     raise SystemExit(STOPPED_EARLY)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from pdadmm.errors import one_line
+
 __all__ = ["main"]
 
 _USAGE = """usage: python -m pdadmm.bench COMMAND [options]
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         from pdadmm.bench.iteration import main as iteration
 
         return iteration(arguments[1:])
-    print(f"pdadmm: bench knows links, kernels and iteration, not {command!r}", file=sys.stderr)
+    print(f"pdadmm: bench knows links, kernels and iteration, not {one_line(repr(command))}", file=sys.stderr)
     return 2
 
 

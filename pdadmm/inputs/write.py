@@ -19,6 +19,7 @@ from pdadmm.datasets.graph import Graph
 from pdadmm.datasets.raw import open_regular
 from pdadmm.errors import InputError
 from pdadmm.files import Record, replacing
+from pdadmm.files.names import safe_name
 from pdadmm.inputs import Floats
 from pdadmm.inputs.augment import Augmentation, Piece, Plan
 from pdadmm.inputs.feature_file import SCHEMA, SCHEMA_VERSION, FeatureArrays
@@ -38,7 +39,7 @@ def _attributes(
     return {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
-        "dataset": dataset or graph.name,
+        "dataset": safe_name(dataset or graph.name),
         "title": title or graph.name,
         "licence": licence or "unknown",
         "citation": citation,

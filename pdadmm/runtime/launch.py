@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pdadmm.comm.waiter import Waiter, end_all
 from pdadmm.comm.where import Where
-from pdadmm.errors import InputError, RunError
+from pdadmm.errors import InputError, RunError, one_line
 
 __all__ = ["agree", "main_under_mpi"]
 
@@ -62,7 +62,7 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
         return int(stop.code or 0)
     except InputError as error:
         if rank == 0:
-            print(f"pdadmm: {error}", file=sys.stderr, flush=True)
+            print(f"pdadmm: {one_line(error)}", file=sys.stderr, flush=True)
         waiter.barrier()
         return 2
     except BaseException as error:
@@ -91,7 +91,7 @@ def _say(where: Where, error: BaseException) -> None:
     elif not isinstance(error, RunError):
         print("".join(traceback.format_exception(error)), file=sys.stderr)
         reason = f"{type(error).__name__}: {reason}"
-    print(f"pdadmm: {where}: {' '.join(reason.split())}", file=sys.stderr, flush=True)
+    print(f"pdadmm: {where}: {one_line(' '.join(reason.split()))}", file=sys.stderr, flush=True)
 
 
 def agree(waiter: Waiter, work: Callable[[], Result]) -> Result:
