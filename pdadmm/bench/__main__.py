@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from pdadmm.process import begin
+
 __all__ = ["main"]
 
 _USAGE = """usage: python -m pdadmm.bench COMMAND [options]
@@ -42,4 +44,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    begin()
     sys.exit(main())
