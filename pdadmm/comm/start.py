@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -28,13 +29,13 @@ def start_mpi(where: Where, seconds: float) -> ModuleType:
     ImportError, RuntimeError
         Without mpi4py, or without an MPI library.
     InputError
-        On the first rank of a node without enough shared memory; :func:`leave` then.
+        On all ranks of a node without enough shared memory; :func:`leave` then.
     """
     if not any(name.startswith(("OMPI_", "PMIX_")) for name in os.environ):
         # MPICH has its own way between the ranks of a node; UCX's second one, unused, would take 4.3 MB of
         # /dev/shm a rank
         os.environ.setdefault("UCX_TLS", "^posix")
-        _require_shared_memory()
+        _require_shared_memory(where.room)
     with where.limit(seconds, "MPI starts, for which all ranks must come"):
         from mpi4py import MPI
     if MPI.COMM_WORLD.size > 1:
@@ -42,21 +43,16 @@ def start_mpi(where: Where, seconds: float) -> ModuleType:
     return MPI
 
 
-def _require_shared_memory() -> None:
+def _require_shared_memory(room: int | None) -> None:
     """Touching memory that /dev/shm does not have would kill a rank with SIGBUS."""
     ranks = int(os.environ.get("MPI_LOCALNRANKS", "1"))
-    if ranks == 1 or os.environ.get("MPI_LOCALRANKID") != "0":
-        return
-    with contextlib.suppress(OSError):
-        room = os.statvfs(_SHARED_MEMORY)
-        free, needed = room.f_bavail * room.f_frsize, ranks * _BYTES_A_RANK
-        if free < needed:
-            raise InputError(
-                f"{_SHARED_MEMORY} has {free / 1e6:.1f} MB free, and {ranks} ranks of a node take "
-                f"{needed / 1e6:.1f} MB for their messages; give the container more "
-                f"(docker run --shm-size={max(64, 2 * needed / 1e6):.0f}m), remove what ended jobs have left "
-                "there, or start fewer ranks"
-            )
+    needed = ranks * _BYTES_A_RANK
+    if ranks > 1 and room is not None and room < needed:
+        raise InputError(
+            f"{_SHARED_MEMORY} has {room / 1e6:.1f} MB free, and the messages of a node's {ranks} ranks take "
+            f"{needed / 1e6:.1f} MB; give the container more (docker run --shm-size="
+            f"{max(64, 2 * needed / 1e6):.0f}m), remove what ended jobs have left there, or start fewer ranks"
+        )
 
 
 def _forget_names() -> None:
@@ -72,11 +68,18 @@ def _forget_names() -> None:
                 os.unlink(name)
 
 
-def leave(where: Where, code: int) -> None:
-    """Before MPI has started: let the launcher end the other ranks too, which would wait for this one."""
-    where.claim()
+def leave(where: Where, error: InputError, name: str = "pdadmm") -> int:
+    """End before MPI has started, as all ranks of this node do; returns the exit code.
+
+    One of them says why. Where there are other nodes the launcher ends their ranks, which would wait.
+    """
+    first = os.environ.get("MPI_LOCALRANKID", "0") == "0"
+    where.claim(speaks=first)
+    if first:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
     launcher = os.environ.get("PMI_FD", "")
-    if "HYDI_CONTROL_FD" in os.environ and launcher.isdigit():
+    if os.environ.get("MPI_LOCALNRANKS") != os.environ.get("PMI_SIZE") and launcher.isdigit():
         time.sleep(FORWARDING)
         with contextlib.suppress(OSError):
-            os.write(int(launcher), f"cmd=abort exitcode={code}\n".encode())
+            os.write(int(launcher), b"cmd=abort exitcode=2\n")
+    return 2

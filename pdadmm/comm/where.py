@@ -35,11 +35,17 @@ class Where:
     """A rank's place in the run, shown by ``str``.
 
     Numbers are plain 64-bit stores into shared memory, cheap enough for every iteration.
+
+    Attributes
+    ----------
+    room
+        Bytes that were free in /dev/shm before any rank of the node took of it; None: nobody knows.
     """
 
     def __init__(self) -> None:
         self._share(mmap.mmap(-1, _SIZE))
         self._socket: socket.socket | None = None
+        self.room: int | None = None
 
     def _share(self, memory: mmap.mmap) -> None:
         self._numbers = memoryview(memory).cast("q")
@@ -70,7 +76,7 @@ class Where:
                 os.ftruncate(descriptor, _SIZE)
                 self._share(mmap.mmap(descriptor, _SIZE))
                 self.set_rank(rank_of(os.environ))
-                self._socket = hire(descriptor)
+                self._socket, self.room = hire(descriptor)
             finally:
                 os.close(descriptor)
             _raise_launcher_above(self._socket.fileno())

@@ -12,7 +12,8 @@ fall together it knows the first. It
 
 Messages from a rank are packets of a letter, or of the one byte of a signal that the rank has just received::
 
-    h   hello, with the descriptor of the rank's numbers (see :func:`place`)
+    h   hello, with the descriptor of the rank's numbers (see :func:`place`); answered with the bytes that
+        were free in /dev/shm when the first rank came, the same for all
     l   "l SECONDS what": ends the job if it takes so long; with the descriptor of the rank's launcher
     r   it is done
     c   may I speak? answered y or n        m   I shall end, and stay silent; answered y
@@ -43,8 +44,12 @@ _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCI
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 #: seconds that a rank of a signal's gets to leave MPI_Init, and ranks that a launcher is to end
 _GRACE = 1.0
+#: seconds that a new witness gets to answer
+_ANSWER = 10.0
 #: seconds between two looks for who has something mapped
 _LOOK_AGAIN = 0.1
+#: seconds that a witness without ranks waits for one
+_EXPECTED = 10.0
 #: seconds that a launcher gets to end after its ranks
 _LAUNCHER = 5.0
 _TITLE = "pdadmm witness: speaks for ranks that are killed"
@@ -71,13 +76,20 @@ def rank_of(environment: Mapping[str, str]) -> int:
 # ---- a rank's side ----------------------------------------------------------------------------------
 
 
-def hire(numbers: int) -> socket.socket:
+def hire(numbers: int) -> tuple[socket.socket, int]:
     """Connect this rank with its node's witness, forking it if there is none; before MPI starts.
 
     Parameters
     ----------
     numbers
         Descriptor of the rank's NUMBERS.
+
+    Returns
+    -------
+    connection
+        For messages to the witness; does not block.
+    room
+        Bytes that were free in /dev/shm when the first rank came.
 
     Raises
     ------
@@ -99,11 +111,13 @@ def hire(numbers: int) -> socket.socket:
         if _peer(rank)[1] != os.getuid():
             raise PermissionError("the witness is another user's")
         socket.send_fds(rank, [b"h"], [numbers])
-    except OSError:
+        rank.settimeout(_ANSWER)
+        room = int(rank.recv(64))
+    except (OSError, ValueError):  # it ended with the ranks that it knew
         rank.close()
-        raise
+        raise OSError("no witness answers") from None
     rank.setblocking(False)
-    return rank
+    return rank, room
 
 
 def _connect(rank: socket.socket, name: str) -> None:
@@ -236,10 +250,13 @@ class _Witness:
         self._hushed = False  #: somebody has spoken, or is going to
         self._ended = False  #: the job is over, and not as it should be
         self._kill_at = float("inf")
+        self._accepted = 0
         self._came: set[int] = set()  #: ranks that have been in MPI_Init
         self._started = time.time()
         self._launcher = -1
         self._launcher_process = launcher
+        room = os.statvfs("/dev/shm")
+        self._room = room.f_bavail * room.f_frsize
         self._events = select.epoll()
         self._events.register(listener, select.EPOLLIN)
         listener.setblocking(False)
@@ -249,18 +266,17 @@ class _Witness:
                 self._events.register(self._launcher, select.EPOLLIN)
 
     def run(self) -> None:
-        """Until no rank is left."""
-        came = False
-        while self._ranks or not came:
+        """Until no rank is left, nor expected."""
+        while self._ranks or self._expects():
             events = self._events.poll(self._patience())
-            if not events and not came:
-                return  # the rank that forked it never spoke
+            if not events and not self._ranks:
+                break
             # a rank with words to read is on the list since those came, perhaps before another's end
             ends: list[_Rank] = []
             late: list[_Rank] = []
             for descriptor, _ in events:
                 if descriptor == self._listener.fileno():
-                    came = self._accept() or came
+                    self._accept()
                 elif descriptor == self._launcher:
                     self._orphaned()
                 else:
@@ -278,20 +294,26 @@ class _Witness:
         """Seconds until something is due."""
         due = min([self._kill_at, *(rank.deadline for rank in self._ranks.values())])
         if due == float("inf"):
-            return -1.0 if self._ranks else 60.0
+            return -1.0 if self._ranks else _EXPECTED
         return max(0.0, due - time.monotonic())
 
-    def _accept(self) -> bool:
+    def _expects(self) -> bool:
+        """Whether a rank may still come, which is not to find another witness after a failure."""
+        if not self._accepted:
+            return True
+        expected = int(os.environ.get("MPI_LOCALNRANKS", "1"))
+        return self._ended and self._launcher >= 0 and self._accepted < expected
+
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
             rank = _Rank(self._listener.accept()[0])
             if rank.user != os.getuid():
                 rank.close()
-                return False
+                return
             rank.connection.setblocking(False)
             self._ranks[rank.connection.fileno()] = rank
             self._events.register(rank.connection, select.EPOLLIN | select.EPOLLRDHUP)
-            return True
-        return False
+            self._accepted += 1
 
     def _listen(self, rank: _Rank) -> tuple[int, bool]:
         """Read what a rank says; returns the number of its messages and whether it has ended."""
@@ -312,6 +334,8 @@ class _Witness:
         letter = message[:1]
         if letter == b"h":
             rank.memory = descriptors.pop()
+            with contextlib.suppress(OSError):
+                rank.connection.send(str(self._room).encode())
         elif letter == b"l":
             _, seconds, what = message.decode().split(" ", 2)
             rank.limit(float(seconds), what, descriptors.pop() if descriptors else -1)
@@ -411,6 +435,7 @@ class _Witness:
     def _orphaned(self) -> None:
         """The launcher is gone: nobody else would end its ranks."""
         self._events.unregister(self._launcher)
+        self._launcher = _close(self._launcher)
         if self._ranks:
             self._speak(f"the launcher, process {self._launcher_process}, is gone: its ranks here end")
             self._ended = True
@@ -428,8 +453,8 @@ class _Witness:
             time.sleep(_LOOK_AGAIN)
             mapped += "".join(_maps())
             _unlink(path for path in left if str(path) not in mapped)
-        if self._launcher >= 0:
-            with contextlib.suppress(OSError):
+        if self._launcher_process:
+            if self._launcher >= 0:
                 select.select([self._launcher], [], [], _LAUNCHER)
             topologies = self._left("/tmp", "hydra_hwloc_xmlfile_*")
             if topologies and not _is_running("hydra_pmi_proxy"):

@@ -165,9 +165,7 @@ def _run_under_mpi(run: Callable[[Share], int], srun_tasks: int, where: Where) -
     try:
         MPI = start_mpi(where, 0.0)
     except InputError as error:
-        print(f"pdadmm.prepare: {error}", file=sys.stderr, flush=True)
-        leave(where, 2)
-        return 2
+        return leave(where, error, "pdadmm.prepare")
     except (ImportError, RuntimeError):  # no mpi4py, or no MPI library: rank 0 does the work alone
         numbers = (os.environ.get(name) for name in ("PMI_RANK", "PMIX_RANK", "SLURM_PROCID"))
         own = next((number for number in numbers if number is not None), "0")

@@ -46,9 +46,7 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
     try:
         MPI = start_mpi(where, PATIENT * timeout)
     except InputError as error:
-        print(f"pdadmm: {error}", file=sys.stderr, flush=True)
-        leave(where, 2)
-        return 2
+        return leave(where, error)
     except (ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         print(
