@@ -27,8 +27,8 @@ _RANK, _FIRST, _LAST, _ITERATION, _STAGE = range(NUMBERS)
 _SIZE = struct.calcsize(f"{NUMBERS}q")
 #: seconds that the witness gets to answer
 _ANSWER = 2.0
-#: the launcher's descriptor moves up to here
-_HIGH = 64
+#: where the launcher's descriptor moves, and from where on the pipe's is
+_MIDDLE, _HIGH = 64, 128
 
 
 class Where:
@@ -45,6 +45,7 @@ class Where:
     def __init__(self) -> None:
         self._share(mmap.mmap(-1, _SIZE))
         self._socket: socket.socket | None = None
+        self._pipe = -1
         self.room: int | None = None
 
     def _share(self, memory: mmap.mmap) -> None:
@@ -71,15 +72,16 @@ class Where:
         if self._socket is not None or not sys.platform.startswith("linux") or "mpi4py.MPI" in sys.modules:
             return
         with contextlib.suppress(OSError):  # without one where there can be none
-            descriptor = os.memfd_create("pdadmm-where")
+            descriptor, (end, pipe) = os.memfd_create("pdadmm-where"), os.pipe()
             try:
                 os.ftruncate(descriptor, _SIZE)
                 self._share(mmap.mmap(descriptor, _SIZE))
                 self.set_rank(rank_of(os.environ))
-                self._socket, self.room = hire(descriptor)
+                self._socket, self.room = hire(descriptor, end)
+                self._pipe = _between(self._socket.fileno(), pipe)
             finally:
-                os.close(descriptor)
-            _raise_launcher_above(self._socket.fileno())
+                for number in (descriptor, end, pipe):
+                    os.close(number)
             # the system itself tells the witness of a signal, even where Python cannot run
             signal.set_wakeup_fd(self._socket.fileno(), warn_on_full_buffer=False)
 
@@ -123,21 +125,23 @@ class Where:
             with contextlib.suppress(OSError):
                 self._socket.send(b"q")
             self._socket.close()
+            os.close(self._pipe)
             self._socket = None
 
 
-def _raise_launcher_above(descriptor: int) -> None:
-    """Let the launcher hear of this process's death after the witness.
+def _between(connection: int, pipe: int) -> int:
+    """Move the launcher's descriptor between those of the witness; returns a copy of the pipe's.
 
-    The system closes the descriptors of a dead process in their order, and a launcher that hears of it
-    kills the other ranks.
+    The system closes the descriptors of a dead process in their order, older ones upwards and newer ones
+    downwards, and a launcher that hears of the death kills the other ranks: the witness is to hear first.
     """
     launcher = os.environ.get("PMI_FD", "")
-    if launcher.isdigit() and int(launcher) < descriptor:
+    if launcher.isdigit() and int(launcher) < connection:
         with contextlib.suppress(OSError):
-            above = fcntl.fcntl(int(launcher), fcntl.F_DUPFD, max(_HIGH, descriptor + 1))
-            os.environ["PMI_FD"] = str(above)
+            middle = fcntl.fcntl(int(launcher), fcntl.F_DUPFD, max(_MIDDLE, connection + 1))
+            os.environ["PMI_FD"] = str(middle)
             os.close(int(launcher))
+    return fcntl.fcntl(pipe, fcntl.F_DUPFD_CLOEXEC, _HIGH)
 
 
 def stopped_ranks() -> str:

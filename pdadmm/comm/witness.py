@@ -12,8 +12,8 @@ fall together it knows the first. It
 
 Messages from a rank are packets of a letter, or of the one byte of a signal that the rank has just received::
 
-    h   hello, with the descriptor of the rank's numbers (see :func:`place`); answered with the bytes that
-        were free in /dev/shm when the first rank came, the same for all
+    h   hello, with the descriptors of the rank's numbers (see :func:`place`) and of a pipe that ends with it;
+        answered with the bytes that were free in /dev/shm when the first rank came, the same for all
     l   "l SECONDS what": ends the job if it takes so long; with the descriptor of the rank's launcher
     r   it is done
     c   may I speak? answered y or n        m   I shall end, and stay silent; answered y
@@ -76,13 +76,15 @@ def rank_of(environment: Mapping[str, str]) -> int:
 # ---- a rank's side ----------------------------------------------------------------------------------
 
 
-def hire(numbers: int) -> tuple[socket.socket, int]:
+def hire(numbers: int, pipe: int) -> tuple[socket.socket, int]:
     """Connect this rank with its node's witness, forking it if there is none; before MPI starts.
 
     Parameters
     ----------
     numbers
         Descriptor of the rank's NUMBERS.
+    pipe
+        To read from: its end is the rank's.
 
     Returns
     -------
@@ -110,7 +112,7 @@ def hire(numbers: int) -> tuple[socket.socket, int]:
         _connect(rank, name)
         if _peer(rank)[1] != os.getuid():
             raise PermissionError("the witness is another user's")
-        socket.send_fds(rank, [b"h"], [numbers])
+        socket.send_fds(rank, [b"h"], [numbers, pipe])
         rank.settimeout(_ANSWER)
         room = int(rank.recv(64))
     except (OSError, ValueError):  # it ended with the ranks that it knew
@@ -197,7 +199,7 @@ class _Rank:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.process, self.user = _peer(connection)
-        self.memory = -1
+        self.memory = self.pipe = -1
         self.launcher = -1  #: descriptor to the launcher, while a limit stands
         self.silent = False  #: speaks for itself, or ends as it should
         self.deadline = float("inf")
@@ -223,7 +225,7 @@ class _Rank:
 
     def close(self) -> None:
         self.release()
-        self.memory = _close(self.memory)
+        self.memory, self.pipe = _close(self.memory), _close(self.pipe)
         self.connection.close()
 
     def stopped(self) -> bool:
@@ -246,11 +248,12 @@ class _Witness:
 
     def __init__(self, listener: socket.socket, launcher: int) -> None:
         self._listener = listener
-        self._ranks: dict[int, _Rank] = {}
+        self._ranks: dict[int, _Rank] = {}  #: by the descriptors of connection and pipe
         self._hushed = False  #: somebody has spoken, or is going to
         self._ended = False  #: the job is over, and not as it should be
         self._kill_at = float("inf")
         self._accepted = 0
+        self._topologies: list[Path] | None = None  #: of this job's launcher, or of one that started with it
         self._came: set[int] = set()  #: ranks that have been in MPI_Init
         self._started = time.time()
         self._launcher = -1
@@ -282,10 +285,11 @@ class _Witness:
                 else:
                     rank = self._ranks[descriptor]
                     words, ended = self._listen(rank)
-                    if ended:
+                    if ended or descriptor == rank.pipe:
                         (late if words else ends).append(rank)
             for rank in ends + late:
-                self._bury(rank)
+                if rank.connection.fileno() in self._ranks:  # not told by the pipe and the connection
+                    self._bury(rank)
             self._enforce()
         if self._ended:
             self._clean()
@@ -320,7 +324,7 @@ class _Witness:
         words = 0
         while True:
             try:
-                message, descriptors, _, _ = socket.recv_fds(rank.connection, 4096, 1)
+                message, descriptors, _, _ = socket.recv_fds(rank.connection, 4096, 2)
             except BlockingIOError:
                 return words, False
             except OSError:
@@ -333,7 +337,9 @@ class _Witness:
     def _heed(self, rank: _Rank, message: bytes, descriptors: list[int]) -> None:
         letter = message[:1]
         if letter == b"h":
-            rank.memory = descriptors.pop()
+            rank.pipe, rank.memory = descriptors.pop(), descriptors.pop()
+            self._ranks[rank.pipe] = rank
+            self._events.register(rank.pipe, select.EPOLLIN)
             with contextlib.suppress(OSError):
                 rank.connection.send(str(self._room).encode())
         elif letter == b"l":
@@ -341,6 +347,8 @@ class _Witness:
             rank.limit(float(seconds), what, descriptors.pop() if descriptors else -1)
             self._came.add(rank.numbers[0])
         elif letter == b"r":
+            if self._topologies is None:  # MPI has started
+                self._topologies = self._left("/tmp", "hydra_hwloc_xmlfile_*")
             rank.release()
         elif letter in b"cm":
             answer = b"y" if letter == b"m" or not self._hushed else b"n"
@@ -367,6 +375,7 @@ class _Witness:
             self._hush(True)
         self._ended = self._ended or not rank.silent
         del self._ranks[rank.connection.fileno()]
+        self._ranks.pop(rank.pipe, None)
         rank.close()
 
     def _say(self, rank: _Rank, text: str) -> None:
@@ -456,9 +465,8 @@ class _Witness:
         if self._launcher_process:
             if self._launcher >= 0:
                 select.select([self._launcher], [], [], _LAUNCHER)
-            topologies = self._left("/tmp", "hydra_hwloc_xmlfile_*")
-            if topologies and not _is_running("hydra_pmi_proxy"):
-                _unlink(topologies)
+            if self._topologies is not None and len(self._topologies) == 1:
+                _unlink(self._topologies)
 
     def _left(self, folder: str, pattern: str) -> list[Path]:
         """This user's files that were made since the witness started."""
@@ -485,26 +493,9 @@ def _unlink(paths: Iterator[Path] | list[Path]) -> None:
             path.unlink()
 
 
-def _processes() -> Iterator[Path]:
-    """Folders in /proc of this user's processes."""
+def _maps() -> Iterator[str]:
+    """What this user's processes have mapped."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if folder.stat().st_uid == os.getuid():
-                yield folder
-
-
-def _maps() -> Iterator[str]:
-    """What this user's processes have mapped."""
-    for folder in _processes():
-        with contextlib.suppress(OSError):
-            yield (folder / "maps").read_text()
-
-
-def _is_running(name: str) -> bool:
-    """Whether this user has a process of that name, which the system cuts to 15 letters."""
-    for folder in _processes():
-        with contextlib.suppress(OSError):
-            _, _, rest = (folder / "stat").read_text().partition(f"({name[:15]}) ")
-            if rest and rest[0] != "Z":
-                return True
-    return False
+                yield (folder / "maps").read_text()
