@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from pdadmm.errors import InputError, one_line
+from pdadmm.process import begin, heed
 from pdadmm.runtime.parser import Parser
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def _prepare(options: argparse.Namespace, share: Share, report: _Reporter) -> No
     from pdadmm.inputs.augment import Augmentation, Piece
     from pdadmm.inputs.write import target_of, write_features
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        heed(number, _terminated)
     began = time.perf_counter()
     if options.hops < 0:
         raise InputError(f"--hops {options.hops} is negative; give 0 or more")
@@ -204,5 +207,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
+    begin()
     sys.exit(main())

@@ -60,9 +60,10 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         control = _control(config, waiter, started)
         progress = _progress(config, waiter)
         record = partial(_record, folder, progress, config, waiter)
-        trainer = agree(
-            waiter, lambda: Trainer(config, sizes, features, waiter, control, record, choice, threads)
-        )
+        with waiter.patient():
+            trainer = agree(
+                waiter, lambda: Trainer(config, sizes, features, waiter, control, record, choice, threads)
+            )
         resumed = _checkpoint(folder, trainer)
     _announce(trainer, threads)
     _begin_files(folder, trainer, resumed)
@@ -83,6 +84,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
 def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
     """Options and dimensions of the data, read on rank 0, on all ranks."""
 
+    @waiter.limit("reading the options and the sizes of the features")
     def check() -> tuple[Config, Sizes] | None:
         if waiter.comm.rank:
             return None
@@ -91,7 +93,8 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
         with open_features(config.features) as features:
             return config, Sizes.of(features)
 
-    config, sizes = waiter.broadcast(agree(waiter, check))
+    with waiter.patient():
+        config, sizes = waiter.broadcast(agree(waiter, check))
     waiter.timeout = config.run.timeout
     return config, sizes
 

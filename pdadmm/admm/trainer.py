@@ -174,7 +174,7 @@ class Trainer:
         def scaled(X: np.ndarray) -> np.ndarray:
             return normalise_inputs(X, sizes.features_per_hop, n.input_norm, n.hop_decay)
 
-        with open_features() as features:
+        with self.waiter.limit(f"reading the features of {self.dataset}"), open_features() as features:
             return {
                 name: Split(
                     rows,

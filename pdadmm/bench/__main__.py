@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from pdadmm.errors import one_line
+from pdadmm.process import begin
 
 __all__ = ["main"]
 
@@ -44,4 +45,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    begin()
     sys.exit(main())

@@ -76,7 +76,8 @@ def write(
         try:
             # a network file system may show the folder of rank 0 to other nodes late
             temporary.mkdir(parents=True, exist_ok=True)
-            entry = _write_rank(temporary / f"rank-{comm.rank:04d}.bin", arrays)
+            with waiter.limit(f"writing {temporary}"):
+                entry = _write_rank(temporary / f"rank-{comm.rank:04d}.bin", arrays)
         except OSError as error:
             problem = f"rank {comm.rank}: {_reason(error, temporary)}"
         except _NotFinite as error:
@@ -190,8 +191,9 @@ def newest(folder: Path, waiter: Waiter, warn: Callable[[str], None]) -> Checkpo
             path = Path(name)
             problem, checkpoint = None, None
             try:
-                checkpoint = Checkpoint(path)
-                problem = checkpoint.verify(comm.rank, comm.size)
+                with waiter.limit(f"reading {path}"):
+                    checkpoint = Checkpoint(path)
+                    problem = checkpoint.verify(comm.rank, comm.size)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 problem = f"{path / 'index.json'} is damaged ({error})"
             problems = waiter.gather(problem)
