@@ -188,7 +188,7 @@ def kept(rank: int, messages: list[list[Any]], offset: int = 0) -> dict[str, Any
     clock = {"start": reading, "end": reading}
     return {
         "rank": rank, "host": "h", "clock": clock, "events": [],
-        "messages": messages, "traced_messages": messages,
+        "messages": messages, "traced_messages": messages, "shown": [[1, 1]] * len(messages),
     }  # fmt: skip
 
 
