@@ -453,3 +453,36 @@ def test_iterations_are_accounted_for_while_the_device_is_behind(
     assert clock.iterations == 8 and cupy.counts["waits"] == waits
     assert sum(clock.seconds[1].values()) == pytest.approx(1e-9 * clock.walls.sums[0], rel=1e-5)
     assert 8 * clock.iteration_seconds.mean == pytest.approx(1e-9 * clock.walls.sums[0], rel=1e-5)
+
+
+def test_a_device_that_never_catches_up_is_accounted_for(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is always an iteration ahead, and no evaluation waits for the device."""
+    from pdadmm.trace import device_clock
+    from pdadmm.trace.clock import WARM_UP
+
+    monkeypatch.setattr(device_clock, "_UNALIGNED", 20)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: stream)
+    clock = device_clock.DeviceClock(traced=True)
+    gates = [threading.Event() for _ in range(100)]
+    waiting = 0
+    for i, gate in enumerate(gates):
+        clock.begin_iteration(i)
+        stream._do(gate.wait)
+        clock.lap("products", 1)
+        clock.end_iteration(1)
+        if i:
+            gates[i - 1].set()
+            while not clock._given[0][1][-1][0].done:
+                time.sleep(1e-4)
+        waiting = max(waiting, len(clock._passed) + len(clock._given))
+    assert not clock._aligned and 20 <= waiting <= 22
+    assert clock.iterations >= 80 - WARM_UP
+    gates[-1].set()
+    while not clock._given[-1][1][-1][0].done:
+        time.sleep(1e-4)
+    clock.end_stage()
+    assert clock.iterations == clock.walls.rows == 100 - WARM_UP
+    assert sum(clock.seconds[1].values()) == pytest.approx(1e-9 * clock.walls.sums[0], rel=1e-5)
+    stamps = [stamp for _, _, *ends in clock.events or [] for stamp in ends]
+    assert stamps == sorted(stamps)

@@ -160,13 +160,13 @@ class Clock:
         """Whether an iteration, counted from 0 in its stage, is accounted for; the same on all ranks."""
         if iteration < WARM_UP:
             return False
-        return iteration < _EACH or iteration % _EVERY == 0 or self.traced
+        return iteration < _EACH or iteration % _EVERY == 0 or self.events is not None
 
     def begin_iteration(self, iteration: int, now: int = 0) -> None:
         """Start the first lap of an iteration, counted from 0 in its stage."""
         self._counting = self.counts(iteration)
         self._begun += 1
-        self._showing = self.traced and self._begun <= self._shown_at_most
+        self._showing = self.events is not None and self._begun <= self._shown_at_most
         self._noting = self._counting or self._showing
         # q leaves in the iteration before the one that takes it
         self._sending = self._noting or self.counts(iteration + 1)
