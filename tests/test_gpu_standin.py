@@ -375,7 +375,7 @@ def test_phases_are_what_the_device_took_and_the_host_waits_for_none(
         begun = time.perf_counter_ns()
         for i in range(count - 1):
             iterate(i, False)
-        assert clock.walls == [] and clock.iteration_seconds == []
+        assert clock.walls.rows == clock.iterations == 0
         time.sleep(0.1)
         opened = time.perf_counter_ns()
         gate.set()
@@ -386,11 +386,11 @@ def test_phases_are_what_the_device_took_and_the_host_waits_for_none(
         ended = time.perf_counter_ns()
         made.append(cupy.counts["events"])
         assert cupy.counts["waits"] == waits
-        assert len(clock.walls) == len(clock.iteration_seconds) == 4
+        assert clock.walls.rows == clock.iterations == 4
         phases = clock.seconds[2]
         assert phases["products"] >= 4 * 4e-3 and phases["wait"] >= 4 * 2e-3
         assert phases["updates"] < phases["wait"] and phases["send"] < phases["wait"]
-        assert sum(phases.values()) == pytest.approx(sum(clock.walls), rel=1e-5)
+        assert sum(phases.values()) == pytest.approx(1e-9 * clock.walls.sums[0], rel=1e-5)
         # in times of the host: after the host gave it out, and when the device did it
         events = (clock.events or [])[-(5 * count + 1) :]  # five laps an iteration, and the evaluation
         stamps = [stamp for _, _, *ends in events for stamp in ends]
@@ -442,7 +442,7 @@ def test_iterations_are_accounted_for_while_the_device_is_behind(
     first.set()
     early()
     rest = iterate(9, third)
-    assert len(clock.walls) == 1 and clock.iteration_seconds == []  # read, but not aligned yet
+    assert clock.walls.rows == 1 and clock.iterations == 0  # read, but not aligned yet
     second.set()
     third.set()
     late()
@@ -450,19 +450,52 @@ def test_iterations_are_accounted_for_while_the_device_is_behind(
     second.clear()
     third.clear()
     early = iterate(10)
-    assert len(clock.iteration_seconds) == 3
+    assert clock.iterations == 3
     late = iterate(11, second)
     early()
     rest = iterate(12, third)
-    assert len(clock.iteration_seconds) == 4  # the device stands at the second gate
+    assert clock.iterations == 4  # the device stands at the second gate
     second.set()
     late()
     iterate(13)
-    assert len(clock.iteration_seconds) == 5
+    assert clock.iterations == 5
     third.set()
     rest()
     iterate(14)()
     clock.end_stage()
-    assert len(clock.iteration_seconds) == 8 and cupy.counts["waits"] == waits
-    assert sum(clock.seconds[1].values()) == pytest.approx(sum(clock.walls), rel=1e-5)
-    assert sum(clock.iteration_seconds) == pytest.approx(sum(clock.walls), rel=1e-5)
+    assert clock.iterations == 8 and cupy.counts["waits"] == waits
+    assert sum(clock.seconds[1].values()) == pytest.approx(1e-9 * clock.walls.sums[0], rel=1e-5)
+    assert 8 * clock.iteration_seconds.mean == pytest.approx(1e-9 * clock.walls.sums[0], rel=1e-5)
+
+
+def test_a_device_that_never_catches_up_is_accounted_for(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is always an iteration ahead, and no evaluation waits for the device."""
+    from pdadmm.trace import device_clock
+    from pdadmm.trace.clock import WARM_UP
+
+    monkeypatch.setattr(device_clock, "_UNALIGNED", 20)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: stream)
+    clock = device_clock.DeviceClock(traced=True)
+    gates = [threading.Event() for _ in range(100)]
+    waiting = 0
+    for i, gate in enumerate(gates):
+        clock.begin_iteration(i)
+        stream._do(gate.wait)
+        clock.lap("products", 1)
+        clock.end_iteration(1)
+        if i:
+            gates[i - 1].set()
+            while not clock._given[0][1][-1][0].done:
+                time.sleep(1e-4)
+        waiting = max(waiting, len(clock._passed) + len(clock._given))
+    assert not clock._aligned and 20 <= waiting <= 22
+    assert clock.iterations >= 80 - WARM_UP
+    gates[-1].set()
+    while not clock._given[-1][1][-1][0].done:
+        time.sleep(1e-4)
+    clock.end_stage()
+    assert clock.iterations == clock.walls.rows == 100 - WARM_UP
+    assert sum(clock.seconds[1].values()) == pytest.approx(1e-9 * clock.walls.sums[0], rel=1e-5)
+    stamps = [stamp for _, _, *ends in clock.events or [] for stamp in ends]
+    assert stamps == sorted(stamps)

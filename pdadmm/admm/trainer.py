@@ -255,7 +255,7 @@ class Trainer:
                 place = plan.positions.index(layer.position)
                 around = [0, *plan.positions, 0][place : place + 3]
                 layer.restore(saved[layer.position], saved.get(around[0]), saved.get(around[2]))
-        self.clock.begin_stage()
+        self.clock.begin_stage(plan.depth)
         self.control.expect(sum(a.nbytes for layer in stage.layers for a in layer.state().values()))
         if not done:
             self._losses = []
