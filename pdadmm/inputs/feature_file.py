@@ -5,6 +5,7 @@ The format of the files is in docs/data.md.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -19,10 +20,13 @@ from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.inputs import Floats, Ids
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "FeatureArrays", "FeatureFile", "Features"]
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "X_SHA256", "FeatureArrays", "FeatureFile", "Features"]
 
 SCHEMA = "pdadmm-features"
 SCHEMA_VERSION = 1
+#: optional attribute: SHA-256 of the values of /x
+X_SHA256 = "x_sha256"
+_HASHED_BYTES = 1 << 24  # at once
 
 AnyFeatures = TypeVar("AnyFeatures", bound="Features")
 
@@ -101,6 +105,23 @@ class Features(ABC):
     def y(self, split: str, start: int = 0, stop: int | None = None) -> Ids:
         """Labels (stop - start,) int64 of rows start to stop of a split."""
         return self._rows_y(*self._range(split, start, stop))
+
+    def content_hash(self) -> str:
+        """Hash of what is trained on: features of all hops, labels, split; not of how they are stored."""
+        sizes = [self.rows, self.num_features, self.num_classes, self.n_train, self.n_val, self.n_test]
+        digest = hashlib.sha256(np.array([*sizes, self.attrs["hops"]], "<i8").tobytes())
+        digest.update(self.x_sha256().encode())
+        digest.update(np.ascontiguousarray(self._rows_y(0, self.rows), "<i8").data)
+        return digest.hexdigest()
+
+    def x_sha256(self) -> str:
+        """SHA-256 of all of X, row-major float32, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        step = max(1, _HASHED_BYTES // (4 * self.num_features))
+        for first in range(0, self.rows, step):
+            rows = self._rows_x(first, min(first + step, self.rows))
+            digest.update(np.ascontiguousarray(rows, "<f4").data)
+        return digest.hexdigest()
 
     @abstractmethod
     def _rows_x(self, first: int, last: int) -> Floats: ...
@@ -201,6 +222,11 @@ class FeatureFile(Features):
     def node_id(self) -> Ids:
         """The node of every row, (rows,) int64."""
         return np.asarray(self._file["node_id"][...])
+
+    def x_sha256(self) -> str:
+        """As prepare noted it; of a file without it, all of /x is read."""
+        noted = self._file.attrs.get(X_SHA256)
+        return noted.decode() if isinstance(noted, bytes) and len(noted) == 64 else super().x_sha256()
 
     def _read(self, name: str, first: int, last: int) -> np.ndarray:
         try:
