@@ -29,7 +29,7 @@ def test_every_source_wins_over_the_one_before(tmp_path: Path) -> None:
 
 
 def test_written_options_read_back_the_same(tmp_path: Path) -> None:
-    first = parse(words("x.h5 --stages 2,5,10 --nu 3e-4 --codec grid --bits 8 --grid-low -1 --grid-high 2"))
+    first = parse(words("/x.h5 --stages 2,5,10 --nu 3e-4 --codec grid --bits 8 --grid-low -1 --grid-high 2"))
     file = tmp_path / "config.toml"
     file.write_text(to_toml(first))
     assert parse(["--config", str(file)]) == first
@@ -187,8 +187,8 @@ def read(*arguments: str | Path) -> Tree:
 
 def test_another_system_declares_its_options_and_has_command_line_and_toml(tmp_path: Path) -> None:
     assert read() == Tree() and read().descent.widths is not Tree().descent.widths
-    tree = read("g.h5", *words("--rate 1 --method adam --widths 5,3 --limit 2 --no-averaged --threads 3"))
-    assert tree.graph == "g.h5" and tree.run.threads == 3
+    tree = read("/g.h5", *words("--rate 1 --method adam --widths 5,3 --limit 2 --no-averaged --threads 3"))
+    assert tree.graph == "/g.h5" and tree.run.threads == 3
     assert tree.descent == Descent(1.0, "adam", [5, 3], 2.0, False)
     file = tmp_path / "tree.toml"
     file.write_text(to_toml(tree))
@@ -217,9 +217,9 @@ def test_another_system_has_the_same_messages(tmp_path: Path) -> None:
 
 def test_a_resumed_run_takes_over_what_it_was_but_not_where_and_how_long(tmp_path: Path) -> None:
     given = words("--rate 2 --threads 5 --checkpoint-every 3 --max-seconds 9 --trace --quiet")
-    (tmp_path / "config.toml").write_text(to_toml(read("g.h5", *given)))
+    (tmp_path / "config.toml").write_text(to_toml(read("/g.h5", *given)))
     tree = read("--resume", "--out", tmp_path)
-    assert (tree.graph, tree.descent.rate, tree.output.checkpoint_every) == ("g.h5", 2.0, 3)
+    assert (tree.graph, tree.descent.rate, tree.output.checkpoint_every) == ("/g.h5", 2.0, 3)
     assert tree.run == Run() and (tree.output.max_seconds, tree.output.trace) == (0.0, False)
     assert read("--resume", "--out", tmp_path, "--rate", "7").descent.rate == 7
     assert read("--out", tmp_path) == read("--out", tmp_path, "--config", _empty(tmp_path))
