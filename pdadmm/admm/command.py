@@ -216,8 +216,7 @@ def _begin_files(
     }
     header = f"# pdadmm {pdadmm.__version__}, every option of the run in {path.resolve().name!r}\n"
     try:
-        if resumed is None and (old := folder.move_aside()):
-            _warn(f"--overwrite: the run that was in {path} is now in {old}")
+        old = folder.move_aside() if resumed is None else None
         space = stack.enter_context(reserved(path / "model.h5", trainer.widths, attributes))
         if resumed is None:
             metrics.begin()
@@ -232,6 +231,8 @@ def _begin_files(
         where = error.filename or path
         raise InputError(f"{where} cannot be written ({error.strerror}); choose another --out") from None
     folder.begin()
+    if old is not None:
+        _warn(f"--overwrite: the run that was in {path} is now in {old}")
     return space
 
 

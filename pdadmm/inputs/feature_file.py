@@ -26,7 +26,7 @@ SCHEMA = "pdadmm-features"
 SCHEMA_VERSION = 1
 #: optional attribute: SHA-256 of the values of /x
 X_SHA256 = "x_sha256"
-_HASHED_BYTES = 1 << 24  # at once
+_HASHED_BYTES = 1 << 20  # at once
 
 AnyFeatures = TypeVar("AnyFeatures", bound="Features")
 

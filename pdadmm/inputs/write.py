@@ -22,7 +22,7 @@ from pdadmm.inputs.feature_file import SCHEMA, SCHEMA_VERSION, X_SHA256, Feature
 
 __all__ = ["in_memory", "write_features"]
 
-_HASHED_BYTES = 1 << 24  # at once
+_HASHED_BYTES = 1 << 20  # at once
 _SLACK_BYTES = 1 << 20  # more than the metadata of a file take
 
 

@@ -251,6 +251,7 @@ class _Claim:
         old = free_name(folder)
         before = self._lock
         try:
+            before.forget()
             folder.rename(old)
             self._moved = folder, old
             folder.mkdir()
@@ -265,14 +266,17 @@ class _Claim:
 
     def undo(self) -> None:
         """Leave the place as it was; only before the run has begun."""
+        if self._held is _Held.NOTHING:
+            for name in _BEGUN:
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink()
         with contextlib.suppress(OSError):
-            if self._held is _Held.NOTHING:
-                for name in _BEGUN:
-                    (self.path / name).unlink(missing_ok=True)
             self._lock.forget()
-            if self._moved is not None:
-                folder, old = self._moved
+        if self._moved is not None:
+            folder, old = self._moved
+            with contextlib.suppress(OSError):
                 folder.rmdir()
+            with contextlib.suppress(OSError):
                 old.rename(folder)
         self._unmake()
 
@@ -323,12 +327,16 @@ class _Lock:
         if not stat.S_ISREG(mine.st_mode) or not self._in_place(mine):
             raise InputError(f"--out {folder} is in use by another run; choose another folder")
         text = _FIRST_LINE + f"{_SECOND_LINE}process {os.getpid()} on {platform.node()}\n".encode()
+        self._before = os.pread(self._descriptor, 500, 0)
         try:
-            os.pwrite(self._descriptor, text, 0)
-            os.ftruncate(self._descriptor, len(text))
+            self._write(text)
         except OSError:
             self.forget()
             raise
+
+    def _write(self, text: bytes) -> None:
+        os.pwrite(self._descriptor, text, 0)
+        os.ftruncate(self._descriptor, len(text))
 
     def _in_place(self, mine: os.stat_result) -> bool:
         """Whether the file is still there by its name: the run before may have moved or deleted it."""
@@ -338,9 +346,11 @@ class _Lock:
             return False
 
     def forget(self) -> None:
-        """Delete the file if it was made for this run."""
+        """Leave the file as it was; it goes if it was made for this run."""
         if self._new:
             self._path.unlink(missing_ok=True)
+        else:
+            self._write(self._before)
 
     def release(self) -> None:
         if self._descriptor >= 0:
