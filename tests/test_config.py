@@ -45,6 +45,39 @@ def test_the_file_may_name_the_features_and_the_command_line_others(tmp_path: Pa
     assert parse([]).features == ""
 
 
+def test_a_path_survives_another_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written absolute; read as of the working folder, or of the file's where it leads to nothing there."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        (folder / "data").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    Path("data/a.h5").touch()
+    Path("own.toml").write_text("features = 'data/a.h5'\n")
+    Path("written.toml").write_text(to_toml(parse(["data/a.h5"])))
+    for name in ("own.toml", "written.toml"):
+        monkeypatch.chdir(elsewhere)
+        assert Path(parse(["--config", str(here / name)]).features).samefile(here / "data" / "a.h5")
+    Path("data/a.h5").touch()
+    assert parse(["--config", str(here / "own.toml")]).features == "data/a.h5"
+    assert parse(["--config", str(here / "written.toml")]).features == str(here / "data" / "a.h5")
+    (here / "data" / "a.h5").unlink()  # where there is none, the line about it says what stands in the file
+    Path("data/a.h5").unlink()
+    assert parse(["--config", str(here / "own.toml")]).features == "data/a.h5"
+
+
+def test_options_of_a_single_start_are_neither_written_nor_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(parse(words("--out runs/a --resume --max-seconds 5"))))
+    found = parse(["--config", str(file)]).output
+    assert (found.out, found.resume, found.max_seconds) == ("", False, 5.0)
+    assert capsys.readouterr().err == ""
+    file.write_text("[output]\nout = 'runs/a'\noverwrite = true\n")  # as of an earlier version
+    assert parse(["--config", str(file)]) == parse([])
+    assert capsys.readouterr().err.count("is ignored; it is an option of the command line alone\n") == 2
+
+
 def test_whole_numbers_are_fine_where_fractions_are(tmp_path: Path) -> None:
     file = tmp_path / "options.toml"
     file.write_text("[training]\nnu = 1\n")
@@ -129,6 +162,9 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
         ("--layer 3", "--layer"),
         ("--nu x", "'x'"),
         ("a.h5 b.h5", "b.h5"),
+        ("--resume", "--resume needs --out"),
+        ("--overwrite", "--overwrite needs --out"),
+        ("--overwrite --resume --out x", "give one of them"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(arguments: str, complaint: str) -> None:

@@ -578,6 +578,34 @@ def test_files_and_folders_called_old_are_left_alone(run: Path, tmp_path: Path) 
     assert free_name(run).name == "o.old-2"
 
 
+# ---- job scripts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "restarts", "options"),
+    [
+        ([], 0, ""),
+        ([], 1, "--overwrite"),
+        (["config.toml"], 0, ""),  # refused by the run
+        (["config.toml"], 1, "--overwrite"),
+        (["checkpoints/iteration-00000004.tmp/rank-0000.bin"], 1, "--overwrite"),
+        (["checkpoints/iteration-00000004/index.json"], 0, "--resume"),
+        (["checkpoints/iteration-00000004/index.json", "summary.json"], 1, "--resume"),
+        (["summary.json"], 1, ""),
+    ],
+)
+def test_how_a_job_starts(tmp_path: Path, files: list[str], restarts: int, options: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    script = '. "$1"; SLURM_RESTART_COUNT=$3; choose_start "$2"; echo "${START[@]}"'
+    common = Path(__file__).parents[1] / "jobs" / "common.sh"
+    command = ["bash", "-c", script, "bash", str(common), str(tmp_path), str(restarts)]
+    env = {**os.environ, "LAUNCH": "mpirun", "SLURM_RESTART_COUNT": "0"}
+    found = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert found.stdout == f"{options}\n"
+
+
 # ---- metrics ----------------------------------------------------------------------------------------
 
 
