@@ -296,7 +296,7 @@ def test_resume_on_other_data_of_the_same_shape_is_refused(run: Path, small: Pat
     same = tmp_path / "same.h5"
     shutil.copy(small, same)
     with h5py.File(same, "r+") as file:
-        del file.attrs[X_SHA256]
+        file.attrs[X_SHA256] = np.bytes_(b"\xff" * 64)  # no sum: it is computed
     succeed(train(same, "--out", run, "--resume", "--quiet"))
 
 
@@ -431,6 +431,14 @@ def test_no_room_for_the_model_is_said_before_training(small: Path, tmp_path: Pa
     assert contents(tmp_path) == {}
 
 
+def test_features_whose_path_no_configuration_can_hold_are_refused(small: Path, tmp_path: Path) -> None:
+    features = tmp_path / os.fsdecode(b"\xff.h5")
+    shutil.copy(small, features)
+    before = contents(tmp_path)
+    refused(train(features, *SHAPE, "--out", tmp_path / "o"), "not UTF-8")
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("size", "missing", "there"),
     [(3000, "model.h5", []), (100_000, "profile.json", ["model.h5", "summary.json"])],
@@ -502,6 +510,11 @@ sys.exit(main(sys.argv[1:]))
 def test_room_for_a_model_is_taken_once_and_given_back(tmp_path: Path) -> None:
     attributes = {"activation": "relu"}
     (tmp_path / ".model.h5.tmp").write_text("of a run that was killed")
+    with (
+        pytest.raises(OSError, match=r"model\.h5'"),
+        reserved(tmp_path / "model.h5", [1 << 70, 4], attributes),
+    ):
+        pass
     with reserved(tmp_path / "model.h5", [30, 20, 4], attributes) as space:
         taken = space.temporary.stat()
         assert 512 * taken.st_blocks >= space.size + 1_000_000

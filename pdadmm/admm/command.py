@@ -229,7 +229,12 @@ def _begin_files(
         write_text(path / "config.toml", header + to_toml(trainer.config))
     except OSError as error:
         where = error.filename or path
-        raise InputError(f"{where} cannot be written ({error.strerror}); choose another --out") from None
+        reason = error.strerror or str(error).partition("\n")[0]  # of HDF5 only the latter
+        raise InputError(f"{where} cannot be written ({reason}); choose another --out") from None
+    except UnicodeEncodeError:
+        raise InputError(
+            "the path of the features is not UTF-8, which config.toml needs; rename it"
+        ) from None
     folder.begin()
     if old is not None:
         _warn(f"--overwrite: the run that was in {path} is now in {old}")

@@ -31,6 +31,7 @@ __all__ = [
 Record: TypeAlias = dict[str, Any]
 
 _WRITE_BYTES = 1 << 30  # in one call; Linux ends at 2 GiB
+_LARGEST = (1 << 63) - 1  # that a file can be in words of the system; none has room for it
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def reserve(path: Path, size: int) -> None:
     """Take disk space for a file, or raise OSError."""
     with naming(path), path.open("ab") as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, size)
+            os.posix_fallocate(file.fileno(), 0, min(size, _LARGEST))
         except OSError as exc:
             if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
                 raise

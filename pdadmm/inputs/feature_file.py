@@ -5,8 +5,10 @@ The format of the files is in docs/data.md.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
@@ -225,8 +227,11 @@ class FeatureFile(Features):
 
     def x_sha256(self) -> str:
         """As prepare noted it; of a file without it, all of /x is read."""
-        noted = self._file.attrs.get(X_SHA256)
-        return noted.decode() if isinstance(noted, bytes) and len(noted) == 64 else super().x_sha256()
+        with contextlib.suppress(OSError, TypeError, ValueError):  # an attribute that cannot be read
+            noted = self._file.attrs.get(X_SHA256)
+            if isinstance(noted, bytes) and re.fullmatch(rb"[0-9a-f]{64}", noted):
+                return noted.decode()
+        return super().x_sha256()
 
     def _read(self, name: str, first: int, last: int) -> np.ndarray:
         try:
