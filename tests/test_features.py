@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from pdadmm.datasets.graph import clean_adjacency
 from pdadmm.errors import InputError
 from pdadmm.inputs import augment
 from pdadmm.inputs.augment import Augmentation, Plan
-from pdadmm.inputs.feature_file import _ATTRIBUTES, FeatureFile
+from pdadmm.inputs.feature_file import _ATTRIBUTES, X_SHA256, FeatureFile
 from pdadmm.inputs.write import in_memory, write_features
 
 
@@ -152,6 +153,7 @@ def test_schema_is_as_documented(tmp_path: Path) -> None:
             "n_val": 10,
             "n_test": 10,
             "nodes": "split",
+            X_SHA256: hashlib.sha256(file["x"][...].tobytes()).hexdigest().encode(),
         }
         assert {k: (v.shape, v.dtype.str, v.chunks) for k, v in file.items()} == {
             "x": ((30, 27), "<f4", None),
@@ -159,7 +161,7 @@ def test_schema_is_as_documented(tmp_path: Path) -> None:
             "node_id": ((30,), "<i8", None),
         }
     documentation = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    for name in _ATTRIBUTES:
+    for name in (*_ATTRIBUTES, X_SHA256):
         assert f"`{name}`" in documentation
 
 

@@ -93,11 +93,11 @@ def test_a_checkpoint_of_gpu_ranks_is_gone_on_from(
     on_numpy: Path, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
     options = f"{SHAPE} --codec delta --bits 4 --backend cupy --checkpoint-every 7".split()
-    first = [str(small), *options, "--out", str(tmp_path), "--transport", "nccl"]
+    first = [str(small), *options, "--out", str(tmp_path / "run"), "--transport", "nccl"]
     again = [*first[:-1], "mpi", "--resume"]
     (tmp_path / "runs.json").write_text(json.dumps([first, again]))
     succeed(mpirun(2, PROGRAMS / "run_many.py", tmp_path / "runs.json", timeout=120, env=on_standin()))
-    records = [without_times(r) for r in records_of(tmp_path)]
+    records = [without_times(r) for r in records_of(tmp_path / "run")]
     assert records == [without_times(r) for r in records_of(on_numpy / "delta4")]
 
 

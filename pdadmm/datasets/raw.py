@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import given
 
 __all__ = ["allowance", "open_regular", "physical_memory", "read_whole", "too_much"]
 
@@ -28,18 +28,11 @@ def open_regular(path: Path) -> io.BufferedReader:
         When it is missing, unreadable or no regular file.
     """
     try:
-        if stat.S_ISREG(path.stat().st_mode):
-            # Not blocking, should a FIFO have taken the place of the file since.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return os.fdopen(descriptor, "rb")
-            os.close(descriptor)
+        return given.open_regular(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
-        reason = exc.strerror if isinstance(exc, OSError) else exc
-        raise InputError(f"{path}: cannot be read ({reason})") from None
-    raise InputError(f"{path}: is no regular file; name the file itself")
+    except OSError as exc:
+        raise InputError(f"{path}: cannot be read ({exc.strerror}); name a regular file") from None
 
 
 def read_whole(path: Path) -> bytes:

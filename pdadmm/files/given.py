@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
-from pathlib import Path
 
-__all__ = ["file_size", "read_file"]
+__all__ = ["file_size", "open_regular", "read_file"]
 
 
 def file_size(path: str | os.PathLike[str]) -> int:
@@ -29,6 +29,22 @@ def file_size(path: str | os.PathLike[str]) -> int:
     return found.st_size
 
 
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a file for reading, as long as it is one, see :func:`file_size`.
+
+    Raises
+    ------
+    OSError
+    """
+    file_size(path)
+    # not blocking, should a pipe have taken the place of the file since
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "a pipe, socket or device, not a file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def read_file(path: str | os.PathLike[str], most: int) -> bytes:
     """Content of a regular file of at most `most` bytes.
 
@@ -37,8 +53,7 @@ def read_file(path: str | os.PathLike[str], most: int) -> bytes:
     OSError
         When it is larger, or as :func:`file_size`.
     """
-    file_size(path)
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"larger than {most} bytes", str(path))

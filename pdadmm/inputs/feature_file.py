@@ -5,7 +5,10 @@ The format of the files is in docs/data.md.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -22,10 +25,13 @@ from pdadmm.inputs import Floats, Ids
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "FeatureArrays", "FeatureFile", "Features"]
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "X_SHA256", "FeatureArrays", "FeatureFile", "Features"]
 
 SCHEMA = "pdadmm-features"
 SCHEMA_VERSION = 1
+#: optional attribute: SHA-256 of the values of /x
+X_SHA256 = "x_sha256"
+_HASHED_BYTES = 1 << 20  # at once
 
 _ROWS_AT_ONCE = 1 << 20  #: of labels and nodes while they are checked
 
@@ -108,6 +114,23 @@ class Features(ABC):
     def y(self, split: str, start: int = 0, stop: int | None = None) -> Ids:
         """Labels (stop - start,) int64 of rows start to stop of a split."""
         return self._rows_y(*self._range(split, start, stop))
+
+    def content_hash(self) -> str:
+        """Hash of what is trained on: features of all hops, labels, split; not of how they are stored."""
+        sizes = [self.rows, self.num_features, self.num_classes, self.n_train, self.n_val, self.n_test]
+        digest = hashlib.sha256(np.array([*sizes, self.attrs["hops"]], "<i8").tobytes())
+        digest.update(self.x_sha256().encode())
+        digest.update(np.ascontiguousarray(self._rows_y(0, self.rows), "<i8").data)
+        return digest.hexdigest()
+
+    def x_sha256(self) -> str:
+        """SHA-256 of all of X, row-major float32, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        step = max(1, _HASHED_BYTES // (4 * self.num_features))
+        for first in range(0, self.rows, step):
+            rows = self._rows_x(first, min(first + step, self.rows))
+            digest.update(np.ascontiguousarray(rows, "<f4").data)
+        return digest.hexdigest()
 
     @abstractmethod
     def _rows_x(self, first: int, last: int) -> Floats: ...
@@ -194,6 +217,14 @@ class FeatureFile(Features):
     def node_id(self) -> Ids:
         """The node of every row, (rows,) int64."""
         return self._read("node_id", 0, self.rows)
+
+    def x_sha256(self) -> str:
+        """As prepare noted it; of a file without it, all of /x is read."""
+        with contextlib.suppress(InputError):  # an attribute that cannot be read
+            noted = self._file.attribute(X_SHA256)
+            if isinstance(noted, str) and re.fullmatch(r"[0-9a-f]{64}", noted):
+                return noted
+        return super().x_sha256()
 
     def _read(self, name: str, first: int, last: int) -> np.ndarray:
         try:

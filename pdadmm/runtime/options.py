@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import reprlib
 import sys
 import types
@@ -101,6 +102,7 @@ def option(
     metavar: str | None = None,
     parse: Callable[[str], Value] | None = None,
     within: Range | None = None,
+    kept: bool = True,
 ) -> Value:
     """Field of a section: a switch where it is a bool, else an option with a value.
 
@@ -114,15 +116,24 @@ def option(
         Makes the value of what stands on the command line; None: the field's type does.
     within
         Of a number, or of every number of a list: see :func:`check_ranges`.
+    kept
+        False: of this start alone, neither written to a file nor taken from one.
     """
-    metadata = {"help": text, "choices": choices, "metavar": metavar, "parse": parse, "within": within}
+    metadata = {
+        "help": text,
+        "choices": choices,
+        "metavar": metavar,
+        "parse": parse,
+        "within": within,
+        "kept": kept,
+    }
     if isinstance(default, list):
         return cast(Value, dataclasses.field(default_factory=default.copy, metadata=metadata))
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def positional(metavar: str, text: str) -> str:
-    """Field of the tree itself: an argument that may be left out, and is then empty."""
+    """Field of the tree itself: the path of a file, an argument that may be left out and is then empty."""
     return dataclasses.field(default="", metadata={"help": text, "metavar": metavar})
 
 
@@ -169,6 +180,9 @@ class Options:
     def load(self, path: str) -> Record:
         """Values of a TOML file, in the shape of the tree.
 
+        A relative path is of the working folder; where it leads to nothing there, of the folder of the file.
+        Options of a single start, such as --out, are named in a warning and left out.
+
         Raises
         ------
         InputError
@@ -185,7 +199,7 @@ class Options:
         values: Record = {}
         for section, table in found.items():
             if section in self._positionals:
-                values[section] = _coerced(table, str, f"{section} in {path}")
+                values[section] = _found(str(_coerced(table, str, f"{section} in {path}")), Path(path).parent)
                 continue
             if section not in self._sections or not isinstance(table, dict):
                 sections = ", ".join(self._sections)
@@ -193,8 +207,13 @@ class Options:
             for key, value in table.items():
                 if (section, key) not in self._options:
                     raise InputError(f"{path} has an unknown option '{key}' in [{section}]")
-                checked = self._options[section, key].checked(value, f"{key} in [{section}] of {path}")
-                values.setdefault(section, {})[key] = checked
+                known, where = self._options[section, key], f"{key} in [{section}] of {path}"
+                checked = known.checked(value, where)
+                if known.kept:
+                    values.setdefault(section, {})[key] = checked
+                else:
+                    line = f"pdadmm: warning: {where} is ignored; it is an option of the command line alone"
+                    print(line, file=sys.stderr, flush=True)
         return values
 
     def read(self, arguments: Sequence[str]) -> Record:
@@ -237,12 +256,18 @@ def fill(tree: DataclassInstance, values: Record) -> None:
 
 
 def to_toml(tree: DataclassInstance) -> str:
-    """The whole tree as TOML; values that are unset are left out."""
-    values = dataclasses.asdict(tree)
-    for section in values.values():
-        if isinstance(section, dict):
-            for key in [k for k, v in section.items() if v is None]:
-                del section[key]
+    """The whole tree as TOML, from which another start in any folder is the same.
+
+    Values that are unset and options of this start alone are left out; paths are absolute.
+    """
+    values: Record = {}
+    for f in dataclasses.fields(tree):
+        value = getattr(tree, f.name)
+        if dataclasses.is_dataclass(value):
+            kept = {o.name: getattr(value, o.name) for o in dataclasses.fields(value) if o.metadata["kept"]}
+            values[f.name] = {name: v for name, v in kept.items() if v is not None}
+        else:
+            values[f.name] = os.path.abspath(value) if value else value
     return tomli_w.dumps(values)
 
 
@@ -278,6 +303,7 @@ class _Option:
     choices: Sequence[object] | None
     metavar: str | None
     parse: Callable[[str], object] | None
+    kept: bool
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         name = "--" + self.name.replace("_", "-")
@@ -310,6 +336,7 @@ def _of(section: type[DataclassInstance]) -> list[_Option]:
             f.metadata["choices"],
             f.metadata["metavar"],
             f.metadata["parse"],
+            f.metadata["kept"],
         )
         for f in dataclasses.fields(section)
     ]
@@ -322,6 +349,12 @@ def _plain(hint: object) -> type:
     kind = typing.get_origin(hint) or hint
     assert isinstance(kind, type)
     return kind
+
+
+def _found(path: str, folder: Path) -> str:
+    """A path of a TOML file in a folder, as one of the working folder."""
+    beside = folder / path
+    return str(beside) if path and not os.path.exists(path) and beside.exists() else path
 
 
 def _coerced(value: object, kind: type, where: str) -> object:

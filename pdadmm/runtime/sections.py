@@ -48,7 +48,7 @@ class Output:
 
     resumed: ClassVar[tuple[str, ...]] = ("eval_every", "checkpoint_every", "checkpoint_seconds")
 
-    out: str = option("", "folder of the results; default: runs/DATASET-DATE-TIME", metavar="DIR")
+    out: str = option("", "folder of the results; default: runs/DATASET-DATE-TIME", metavar="DIR", kept=False)
     eval_every: int = option(10, "iterations between evaluations", within=COUNT)
     checkpoint_every: int = option(
         0, "iterations between checkpoints; 0: none", metavar="N", within=Range(0, COUNT.most)
@@ -57,7 +57,8 @@ class Output:
     max_seconds: float = option(
         0.0, "seconds after which the run saves a checkpoint and stops; 0: never", within=SECONDS
     )
-    resume: bool = option(False, "go on from the newest intact checkpoint in --out")
+    resume: bool = option(False, "go on from the newest intact checkpoint in --out", kept=False)
+    overwrite: bool = option(False, "move the run that is in --out aside and start afresh", kept=False)
     trace: bool = option(False, "write a timeline for Perfetto or Chrome, trace.json in --out")
     measure_links: bool = option(
         False, "measure latency and bandwidth between neighbours first; the profile compares with them"
@@ -74,3 +75,9 @@ def check(run: Run, output: Output) -> None:
     """
     if output.resume and not output.out:
         raise InputError("--resume needs --out DIR, the folder of the run to go on with")
+    if output.overwrite and not output.out:
+        raise InputError("--overwrite needs --out DIR, the folder of the run to move aside")
+    if output.overwrite and output.resume:
+        raise InputError(
+            "--resume goes on with the run in --out, --overwrite moves it aside; give one of them"
+        )
