@@ -138,13 +138,15 @@ def test_an_error_of_nccl_ends_the_job_and_names_rank_and_link(
 def test_a_rank_that_hangs_ends_the_others_that_wait_for_nccl(
     small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
-    options = f"{SHAPE} --backend cupy --transport nccl --iterations 100000 --timeout 3".split()
+    options = f"{SHAPE} --stages 5 --backend cupy --transport nccl --iterations 100000 --timeout 3".split()
     program = [PROGRAMS / "faulty_rank.py", "stop", "1", "12", small]
     finished = mpirun(3, *program, *options, "--out", tmp_path / "out", env=on_standin(), timeout=60)
     assert finished.code not in (0, 2)
     lines = [line for line in finished.err.splitlines() if line.startswith("pdadmm: ") and "rank" in line]
     (line,) = [line for line in lines if "CuPy" not in line]
-    assert re.search(r"no answer within 3 s .* rank 1; rank 1 \(process \d+\) is stopped", line)
+    assert re.search(
+        r"rank [02], .*: NCCL: no answer within 3 s .* rank 1; rank 1 \(process \d+\) is stopped", line
+    )
 
 
 @pytest.mark.parametrize(
