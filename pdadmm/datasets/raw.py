@@ -6,6 +6,7 @@ data grow to less than 20 times their size; a bomb grows to 1000 times.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -32,7 +33,9 @@ def open_regular(path: Path) -> io.BufferedReader:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as exc:
-        raise InputError(f"{path}: cannot be read ({exc.strerror}); name a regular file") from None
+        if exc.errno in (errno.EINVAL, errno.EISDIR):
+            raise InputError(f"{path}: is no regular file; name the file itself") from None
+        raise InputError(f"{path}: cannot be read ({exc.strerror})") from None
 
 
 def read_whole(path: Path) -> bytes:
