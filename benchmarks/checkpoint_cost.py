@@ -68,7 +68,7 @@ def measure(stage: Stage, repeat: int, folder: Path, waiter: Waiter) -> dict[str
     write, read = [], []
     for iteration in range(1, repeat + 1):
         begin = time.perf_counter()
-        checkpoint.write(folder, iteration, {"records": []}, arrays, waiter)
+        checkpoint.write(folder, iteration, {}, arrays, waiter)
         write.append(time.perf_counter() - begin)
         begin = time.perf_counter()
         found = checkpoint.newest(folder, waiter, print)

@@ -77,15 +77,15 @@ def train(features: Cached, options: dict[str, str], fixed: list[str], seed: int
     set_threads(config.run, MPI.COMM_SELF, largest_product(config, features.sizes))
     started = time.perf_counter()
     record: dict[str, Any] = {"seed": seed, "options": options, "fixed": fixed, "file": features.path}
+    records: list[dict[str, Any]] = []
+    waiter = Waiter(MPI.COMM_SELF)
     try:
-        trainer = Trainer(config, features.sizes, lambda: features, Waiter(MPI.COMM_SELF))  # type: ignore[arg-type,return-value]
-        trainer.run()
+        Trainer(config, features.sizes, lambda: features, waiter, progress=records.append).run()  # type: ignore[arg-type,return-value]
     except RunError as error:
         record.update(dict.fromkeys(FIGURES, 0.0), val_loss=math.inf, failed=str(error))
     else:
-        last = trainer.records[-1]
-        record.update({name: last[name] for name in FIGURES})
-        ends = [r for r, after in zip(trainer.records, [*trainer.records[1:], None], strict=True)
+        record.update({name: records[-1][name] for name in FIGURES})
+        ends = [r for r, after in zip(records, [*records[1:], None], strict=True)
                 if after is None or after["stage"] != r["stage"]]  # fmt: skip
         record["stages"] = [[r["layers"], r["val_accuracy"], r["test_accuracy"]] for r in ends]
     record["seconds"] = round(time.perf_counter() - started, 2)

@@ -28,12 +28,11 @@ here=$(dirname "$0")
 
 trap 'echo "the time limit is near: saving"; stop_ranks' USR1
 
-resume=()
-if compgen -G "$OUT/checkpoints/iteration-*/index.json" >/dev/null; then resume=(--resume); fi
+choose_start "$OUT"
 
 describe
 code=0
-launch -m pdadmm.run "$@" --out "$OUT" --checkpoint-seconds "$CHECKPOINT_SECONDS" "${resume[@]}" || code=$?
+launch -m pdadmm.run "$@" --out "$OUT" --checkpoint-seconds "$CHECKPOINT_SECONDS" "${START[@]}" || code=$?
 
 if [ "$code" -ne "$STOPPED_EARLY" ]; then exit "$code"; fi
 if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_RESTARTS" ]; then

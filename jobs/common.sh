@@ -126,6 +126,18 @@ stop_ranks() {
 }
 trap stop_ranks TERM
 
+# How a run in the folder $1 starts, as START: it goes on where there is a checkpoint, and what SLURM requeued
+# before the first one starts afresh. Anything else that is in the folder is refused by the run itself.
+# shellcheck disable=SC2034
+choose_start() {
+  START=()
+  if compgen -G "$1/checkpoints/iteration-*/index.json" >/dev/null; then
+    START=(--resume)
+  elif [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ ! -e "$1/summary.json" ]; then
+    START=(--overwrite)
+  fi
+}
+
 # Versions, hosts, and what every rank is bound to.
 describe() {
   echo "job ${SLURM_JOB_ID:-none}, restart ${SLURM_RESTART_COUNT:-0}, $(date '+%F %T'), in $PWD"

@@ -18,6 +18,8 @@ here=$(dirname "$0")
 # shellcheck source=jobs/common.sh
 . "$here/common.sh" || exit
 
+choose_start "$OUT"
+
 describe
-launch -m pdadmm.run --iterations 30 "$@" --out "$OUT" --trace --measure-links
+launch -m pdadmm.run --iterations 30 "$@" --out "$OUT" --trace --measure-links "${START[@]}"
 "${COMMAND[@]}" -m pdadmm.profile "$OUT"

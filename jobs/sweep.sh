@@ -37,9 +37,8 @@ fi
 read -ra setting <<<"${lines[TASK]}"
 out=$OUT/$TASK
 
-resume=()
-if compgen -G "$out/checkpoints/iteration-*/index.json" >/dev/null; then resume=(--resume); fi
+choose_start "$out"
 
 describe
 echo "setting $TASK: ${setting[*]}"
-launch -m pdadmm.run "$@" "${setting[@]}" --out "$out" --checkpoint-seconds "$CHECKPOINT_SECONDS" "${resume[@]}"
+launch -m pdadmm.run "$@" "${setting[@]}" --out "$out" --checkpoint-seconds "$CHECKPOINT_SECONDS" "${START[@]}"

@@ -21,8 +21,7 @@ here=$(dirname "$0")
 # shellcheck source=jobs/common.sh
 . "$here/common.sh" || exit
 
-resume=()
-if compgen -G "$OUT/checkpoints/iteration-*/index.json" >/dev/null; then resume=(--resume); fi
+choose_start "$OUT"
 
 describe
-launch -m pdadmm.run "$@" --backend numpy --out "$OUT" --checkpoint-seconds "$CHECKPOINT_SECONDS" "${resume[@]}"
+launch -m pdadmm.run "$@" --backend numpy --out "$OUT" --checkpoint-seconds "$CHECKPOINT_SECONDS" "${START[@]}"

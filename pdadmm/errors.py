@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "RunError"]
+__all__ = ["InputError", "RunError", "one_line"]
+
+#: characters of a text that are shown
+_LONGEST = 1000
 
 
 class InputError(Exception):
@@ -29,3 +32,17 @@ class RunError(Exception):
     def __init__(self, message: str, everywhere: bool = False) -> None:
         super().__init__(message)
         self.everywhere = everywhere
+
+
+def one_line(text: object) -> str:
+    """A text as a part of one line, whatever names and data it quotes.
+
+    Ends of lines, control characters, what turns the direction of writing and what is no Unicode are escaped
+    as in Python's strings, so that a terminal shows them and does not obey them. Of a very long text the
+    middle is left out.
+    """
+    shown = str(text)
+    if len(shown) > _LONGEST:
+        half = _LONGEST // 2
+        shown = f"{shown[:half]} ... {shown[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)

@@ -14,11 +14,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
+from pdadmm.process import begin, heed
 from pdadmm.runtime.parser import Parser
 
 if TYPE_CHECKING:
@@ -85,14 +87,30 @@ class _Reporter:
             self._progress = None
 
 
-def _prepare(options: argparse.Namespace, share: Share, report: _Reporter) -> None:
-    from pdadmm.datasets import REGISTRY, load
-    from pdadmm.inputs.augment import Augmentation, Piece
-    from pdadmm.inputs.write import write_features
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Make bad input of data that do not fit into memory."""
+    try:
+        yield
+    except MemoryError:
+        raise InputError(
+            "not enough memory for these data; take a machine with more, or fewer data"
+        ) from None
 
+
+@_within_memory()
+def _prepare(options: argparse.Namespace, share: Share, report: _Reporter) -> None:
+    from pdadmm.datasets import REGISTRY, called, load
+    from pdadmm.inputs.augment import Augmentation, Piece
+    from pdadmm.inputs.write import target_of, write_features
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        heed(number, _terminated)
     began = time.perf_counter()
     if options.hops < 0:
         raise InputError(f"--hops {options.hops} is negative; give 0 or more")
+    out = Path(options.out if options.out is not None else f"data/{called(options.name)}.h5")
+    target_of(out, options.name if options.name not in REGISTRY else None)
     synthetic = {
         name: value for name in _SYNTHETIC if (value := getattr(options, f"synthetic_{name}")) is not None
     }
@@ -106,7 +124,6 @@ def _prepare(options: argparse.Namespace, share: Share, report: _Reporter) -> No
     )
     entry = REGISTRY.get(options.name)
     norm = options.feature_norm or (entry.feature_norm if entry else "none")
-    out = Path(options.out) if options.out is not None else Path("data", f"{graph.name}.h5")
     work = Augmentation(graph, options.hops, norm, options.nodes)
 
     def watched(pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -129,6 +146,9 @@ def _prepare(options: argparse.Namespace, share: Share, report: _Reporter) -> No
         citation=entry.citation if entry else "",
     )
     report.close()
+    if graph.untrained:
+        some = ", ".join(str(c) for c in graph.untrained[:10])
+        print(f"pdadmm.prepare: warning: no training node of class {some}", file=sys.stderr, flush=True)
     rows, columns = work.shape
     sizes = work.sizes
     print(f"{out}: {rows} rows x {columns} columns ({work.hops + 1} x {graph.num_features} features)", end="")
@@ -165,7 +185,7 @@ def _run(arguments: Sequence[str] | None, share: Share) -> int:
         if not isinstance(exc, InputError):
             raise
         report.close()
-        print(f"pdadmm.prepare: {exc}", file=sys.stderr, flush=True)
+        print(f"pdadmm.prepare: {one_line(exc)}", file=sys.stderr, flush=True)
         return 2
     finally:
         report.close()
@@ -187,5 +207,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
+    begin()
     sys.exit(main())

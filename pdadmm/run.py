@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 
-from pdadmm.admm.command import train
-from pdadmm.runtime.launch import main_under_mpi
+from pdadmm.process import begin
 
 __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    # loaded here, when signals and streams have been seen to: it takes a while
+    from pdadmm.admm.command import train
+    from pdadmm.runtime.launch import main_under_mpi
+
     return main_under_mpi(train, arguments)
 
 
 if __name__ == "__main__":
+    begin()
     sys.exit(main())

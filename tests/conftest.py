@@ -12,6 +12,14 @@ import pytest
 from support import Finished, find_mpirun, python, start, succeed
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what takes minutes unless it is asked for."""
+    if not os.environ.get("PDADMM_SLOW"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; PDADMM_SLOW=1 runs it"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with the raw data sets and the authors' iterates, from $PDADMM_SHARED."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import h5py
@@ -121,6 +123,20 @@ def weights_of(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     with h5py.File(path) as file:
         groups = sorted(name for name in file if name.startswith("layer_"))
         return [(file[name]["W"][...], file[name]["b"][...]) for name in groups]
+
+
+def held_bytes(root: object) -> int:
+    """Bytes of all that an object leads to, but for classes, modules and functions."""
+    found: set[int] = set()
+    waiting, total = [root], 0
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in found or isinstance(thing, type | ModuleType | FunctionType):
+            continue
+        found.add(id(thing))
+        total += sys.getsizeof(thing)
+        waiting += gc.get_referents(thing)
+    return total
 
 
 def message_bytes(codec: str, bits: int, rows: int, cols: int) -> int:

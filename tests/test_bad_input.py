@@ -41,6 +41,12 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "bad TOML": ("F --config syntax.toml", ["syntax.toml", "TOML"]),
     "unknown key": ("F --config key.toml", ["key.toml", "'hiden'"]),
     "wrong type": ("F --config type.toml", ["type.toml", "hidden"]),
+    "more than memory": (
+        "F --layers 50 --hidden 1000000",
+        ["50 layers of 1000000 neurons", "GB", "--hidden"],
+    ),
+    "a layer for every atom": ("F --layers 100000000000000000000", ["--layers", "10000"]),
+    "no regular file": ("/dev/zero", ["/dev/zero", "not a file"]),
     "no GPU library": ("F --backend numpy --transport nccl", ["nccl"]),
 }
 
@@ -88,7 +94,10 @@ def assert_one_line(finished: Finished, *complaint: str) -> None:
 
 
 #: as above, tried on one rank only: the same code answers
-ON_ONE_RANK = {"no HDF5", "empty file", "another schema", "folder", "missing configuration", "no GPU library"}
+ON_ONE_RANK = {
+    "no HDF5", "empty file", "another schema", "folder", "missing configuration", "no GPU library",
+    "a layer for every atom", "no regular file",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -108,6 +117,31 @@ def test_bad_input_is_one_line_and_code_2(
         finished = mpirun(ranks, "-m", "pdadmm.run", *arguments, cwd=places, timeout=30)
     assert_one_line(finished, *complaint)
     assert everything(places) == before  # nothing is left behind
+
+
+NASTY = "a\nb\x1b[31m\u202e.h5"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", NASTY),
+        ("run", "--config", NASTY),
+        ("run", "--codec", NASTY),
+        ("run", f"--{NASTY}"),
+        ("prepare", NASTY),
+        ("profile", NASTY),
+        ("bench", NASTY),
+        ("bench", "kernels", "--nodes", "0"),
+    ],
+    ids=lambda command: " ".join(command[:-1]),
+)
+def test_a_line_is_one_line_whatever_it_names(command: tuple[str, ...], tmp_path: Path) -> None:
+    finished = python("-m", f"pdadmm.{command[0]}", *command[1:], cwd=tmp_path, timeout=30)
+    assert finished.code == 2
+    assert finished.err.startswith("pdadmm") and finished.err.count("\n") == 1 and finished.out == ""
+    assert finished.err.removesuffix("\n").isprintable()
+    assert not everything(tmp_path)
 
 
 def test_fewer_layers_than_ranks_are_refused(mpirun: MPIRun, small: Path, tmp_path: Path) -> None:

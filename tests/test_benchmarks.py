@@ -110,3 +110,18 @@ def test_communication_table(folder: Path, tmp_path: Path) -> None:
     plain, coded = json.loads(out.read_text())["results"]
     assert plain["bytes_per_iteration"] == plain["float32_bytes_per_iteration"]
     assert coded["bytes_per_iteration"] < 0.2 * coded["float32_bytes_per_iteration"]
+
+
+def test_a_long_run_is_watched_on_every_rank(tmp_path: Path) -> None:
+    if find_mpirun() is None:
+        pytest.skip("there is no mpirun: pip install 'pdadmm[mpich]' or load an MPI library")
+    out = tmp_path / "long_run.json"
+    benchmark("long_run", "--iterations", "1000", "--ranks", "1,2", "--layers", "2", "--out", out)
+    one, two = json.loads(out.read_text())["results"]
+    assert len(one["by_rank"]) == 1 and len(two["by_rank"]) == 2
+    for rank in (*one["by_rank"], *two["by_rank"]):
+        parts, begun = rank["parts"], rank["resident_bytes_begun"]
+        assert [part["iterations"] for part in parts] == list(range(100, 1001, 100))
+        assert all(part["seconds"] > 0 and part["processor_seconds"] > 0 for part in parts)
+        assert rank["growth_of_seconds"] == parts[-1]["seconds"] / parts[0]["seconds"] - 1
+        assert rank["growth_of_memory"] == pytest.approx(parts[-1]["resident_bytes"] / begun - 1)

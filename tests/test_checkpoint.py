@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mpi4py import MPI
 from support import (
     CODECS,
@@ -25,12 +28,17 @@ from support import (
     summary_of,
     weights_of,
     without_times,
+    words,
 )
 
+from pdadmm.admm import command
+from pdadmm.admm.options import parse
+from pdadmm.admm.saved import state_of
+from pdadmm.admm.trainer import Sizes, Trainer
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
 from pdadmm.runtime import checkpoint
-from pdadmm.runtime.checkpoint import KEPT, newest, put_aside, write
+from pdadmm.runtime.checkpoint import KEPT, newest, write
 
 MPIRun = Callable[..., Finished]
 Arrays = dict[int, dict[str, np.ndarray]]
@@ -107,14 +115,6 @@ def test_never_saves_nan(tmp_path: Path, value: float) -> None:
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
-def test_fresh_start_moves_old_checkpoints_away(tmp_path: Path) -> None:
-    assert put_aside(tmp_path) is None
-    write(tmp_path, 7, {}, arrays_of(1), WAITER)
-    assert put_aside(tmp_path) == tmp_path / "checkpoints.old"
-    with pytest.raises(InputError, match="no intact checkpoint"):
-        newest(tmp_path, WAITER, no_warning)
-
-
 # ---- damage -----------------------------------------------------------------------------------------
 
 
@@ -176,7 +176,7 @@ def test_all_damaged_is_bad_input(tmp_path: Path) -> None:
     write(tmp_path, 1, {}, arrays_of(1), WAITER)
     damage(tmp_path / "checkpoints" / "iteration-00000001", random.Random(2), "truncate")
     lines: list[str] = []
-    with pytest.raises(InputError, match="start without --resume"):
+    with pytest.raises(InputError, match="start afresh with --overwrite"):
         newest(tmp_path, WAITER, lines.append)
 
 
@@ -229,8 +229,10 @@ def test_full_disk_while_the_index_is_written(tmp_path: Path, monkeypatch: pytes
 
 def test_full_disk_ends_a_run_with_one_line(mpirun: MPIRun, small: Path, tiny_disk: Path) -> None:
     given = ["--layers", "4", "--hidden", "100", "--stages", "2,4", "--quiet", "--checkpoint-every", "50"]
+    # with room for a model and for a checkpoint of two layers, and not for two of four
+    subprocess.run(["mount", "-o", "remount,size=2300k", str(tiny_disk)], check=True)
     found = mpirun(2, "-m", "pdadmm.run", small, *given, "--out", tiny_disk / "o")
-    assert found.code == 1
+    assert found.code == 1, found.err
     lines = [line for line in found.err.splitlines() if line.startswith("pdadmm: ")]
     assert len(lines) == 1
     assert "No space left on device" in lines[0]
@@ -271,10 +273,10 @@ def test_resumed_run_has_the_same_iterates_on_any_number_of_ranks(
     succeed(mpirun(3, "-m", "pdadmm.run", *common, "--out", part, "--checkpoint-every", "8"))
     assert_same_run(whole, part)
     # from iteration 16, in the second stage; then from 8, in the first, on one rank
-    succeed(mpirun(3, "-m", "pdadmm.run", "--out", part, "--resume", "--quiet"))
+    assert succeed(mpirun(3, "-m", "pdadmm.run", "--out", part, "--resume", "--quiet")).err == ""
     assert_same_run(whole, part)
     shutil.rmtree(part / "checkpoints" / "iteration-00000016")
-    succeed(python("-m", "pdadmm.run", "--out", part, "--resume", "--quiet"))
+    assert succeed(python("-m", "pdadmm.run", "--out", part, "--resume", "--quiet")).err == ""
     assert_same_run(whole, part)
 
 
@@ -282,7 +284,7 @@ def test_resumed_run_has_the_same_iterates_on_any_number_of_ranks(
 def saved(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run of 10 iterations with checkpoints after 4 and 8."""
     folder = tmp_path_factory.mktemp("saved") / "o"
-    given = ["--layers", "3", "--stages", "3", "--iterations", "10", "--checkpoint-every", "4", "--quiet"]
+    given = words("--layers 3 --stages 3 --iterations 10 --eval-every 2 --checkpoint-every 4 --quiet")
     succeed(python("-m", "pdadmm.run", small, *given, "--out", folder))
     return folder
 
@@ -327,14 +329,268 @@ def test_resume_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
-def test_starting_afresh_keeps_the_old_checkpoints_apart(saved: Path, small: Path, tmp_path: Path) -> None:
+# ---- sealed, and nonsense ---------------------------------------------------------------------------
+
+
+def trainer_of(folder: Path) -> Trainer:
+    """The run in a folder as --resume would go on with it, on one rank in this process."""
+    config = parse(["--resume", "--out", str(folder)], command.preset)
+    command.resolve(config, 1)
+    with command.open_features(config.features) as features:
+        sizes = Sizes.of(features)
+    return Trainer(config, sizes, lambda: command.open_features(config.features), WAITER)
+
+
+@pytest.fixture(scope="module")
+def going(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer]:
+    """A copy of that run, whose newest checkpoint a test may replace, and what goes on with it."""
+    folder = tmp_path_factory.mktemp("going") / "o"
+    shutil.copytree(saved, folder)
+    return folder, trainer_of(folder)
+
+
+def body_of(folder: Path, iteration: int = 8) -> Any:
+    path = folder / "checkpoints" / f"iteration-{iteration:08d}" / "index.json"
+    return json.loads(path.read_bytes().partition(b"\n")[2])
+
+
+def read_sealed(going: tuple[Path, Trainer], text: bytes) -> tuple[checkpoint.Checkpoint, list[str]]:
+    """What is read where the newest index holds `text` under a valid checksum, and the warnings."""
+    folder, trainer = going
+    newest_one = folder / "checkpoints" / "iteration-00000008"
+    index = newest_one / "index.json"
+    before = index.read_bytes()
+    index.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text + b"\n")
+    lines: list[str] = []
+    try:
+        return newest(folder, WAITER, lines.append, trainer.fits), lines
+    finally:
+        aside = newest_one.with_name(newest_one.name + ".damaged")
+        if aside.exists():
+            aside.rename(newest_one)
+        index.write_bytes(before)
+
+
+def deep(levels: int) -> str:
+    return "[" * levels + "]" * levels
+
+
+def put(*place: Any, value: Any) -> Callable[[Any], None]:
+    """Change one value of an index."""
+
+    def change(body: Any) -> None:
+        for key in place[:-1]:
+            body = body[key]
+        body[place[-1]] = value
+
+    return change
+
+
+def drop(*place: Any) -> Callable[[Any], None]:
+    """Take one value out of an index."""
+
+    def change(body: Any) -> None:
+        for key in place[:-1]:
+            body = body[key]
+        del body[place[-1]]
+
+    return change
+
+
+FILE, ARRAY = ("files", 0), ("files", 0, "arrays", 0)
+NONSENSE: dict[str, Callable[[Any], None]] = {
+    "no version": drop("version"),
+    "version of a type": put("version", value="4"),
+    "version that is true": put("version", value=True),
+    "no iteration": drop("iteration"),
+    "another iteration": put("iteration", value=7),
+    "iteration below zero": put("iteration", value=-8),
+    "iteration beyond 64 bits": put("iteration", value=10**40),
+    "more than is known": put("extra", value=1),
+    "no files": put("files", value=[]),
+    "files of a type": put("files", value={"rank-0000.bin": 1}),
+    "file above the folder": put(*FILE, "name", value="../rank-0000.bin"),
+    "absolute file": put(*FILE, "name", value="/dev/zero"),
+    "device": put(*FILE, "name", value="/dev/stdin"),
+    "file with a line break": put(*FILE, "name", value="rank-0000.bin\n"),
+    "file twice": lambda body: body["files"].append(body["files"][0]),
+    "empty file twice": lambda body: body["files"].extend(
+        [{"name": "rank-0001.bin", "bytes": 0, "sha256": "0" * 64, "arrays": []}] * 2
+    ),
+    "bytes below zero": put(*FILE, "bytes", value=-1),
+    "bytes as text": put(*FILE, "bytes", value="100"),
+    "no sum": put(*FILE, "sha256", value=None),
+    "arrays left out": drop(*FILE, "arrays"),
+    "array left out": drop(*ARRAY),
+    "array twice": lambda body: body["files"][0]["arrays"].append(body["files"][0]["arrays"][0]),
+    "layer 0": put(*ARRAY, 0, value=0),
+    "layer as text": put(*ARRAY, 0, value="1"),
+    "layer beyond the network": put(*ARRAY, 0, value=99),
+    "array of another name": put(*ARRAY, 1, value="V"),
+    "array named like a path": put(*ARRAY, 1, value="../W"),
+    "objects": put(*ARRAY, 2, value="|O"),
+    "a type with fields": put(*ARRAY, 2, value="<f4,<i4"),
+    "doubles": put(*ARRAY, 2, value="<f8"),
+    "no type": put(*ARRAY, 2, value="W"),
+    "shape below zero": put(*ARRAY, 3, value=[-1, -1]),
+    "huge shape": put(*ARRAY, 3, value=[1 << 40, 1 << 40]),
+    "shape whose product overflows to what it was": put(*ARRAY, 3, value=[1 << 33, 1 << 31]),
+    "other shape of the same size": lambda body: body["files"][0]["arrays"][0][3].reverse(),
+    "shape of many axes": put(*ARRAY, 3, value=[1] * 100),
+    "offset below zero": put(*ARRAY, 4, value=-4),
+    "offset into another array": put(*ARRAY, 4, value=4),
+    "fraction of an offset": put(*ARRAY, 4, value=0.0),
+    "place of four": drop(*ARRAY, 4),
+    "state of a type": put("state", value=[]),
+    "empty state": put("state", value={}),
+    "stage beyond the last": put("state", "stage", value=1),
+    "stage below zero": put("state", "stage", value=-1),
+    "iteration of the stage beyond its end": put("state", "stage_iteration", value=11),
+    "iteration of the stage that is not this one": put("state", "stage_iteration", value=7),
+    "state of another iteration": put("state", "iteration", value=9),
+    "nu of zero": put("state", "nu", value=0),
+    "nu that is no number": put("state", "nu", value=float("nan")),
+    "infinite rho": put("state", "rho", value=float("inf")),
+    "rho as text": put("state", "rho", value="0.1"),
+    "losses of a type": put("state", "losses", value={"a": 1}),
+    "infinite losses": put("state", "losses", value=[float("inf")]),
+    "many losses": put("state", "losses", value=[0.1] * 9),
+    "change below zero": put("state", "smallest_change", value=-1.0),
+    "seconds below zero": put("state", "seconds_iterations", value=-1.0),
+    "infinite seconds": put("state", "seconds_exposed", value=float("inf")),
+    "records in place of a mark": put("state", "metrics", value=[]),
+    "mark below zero": put("state", "metrics", "bytes", value=-1),
+    "last as text": put("state", "last", value="best"),
+    "accuracy above one": put("state", "best", "val_accuracy", value=1.5),
+    "infinite objective": put("state", "last", "objective", value=float("inf")),
+    "data of a type": put("state", "data", value=5),
+    "options of a type": put("state", "fingerprint", value=[]),
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_nonsense_under_a_valid_checksum_is_damage(going: tuple[Path, Trainer], kind: str) -> None:
+    body = body_of(going[0])
+    NONSENSE[kind](body)
+    found, lines = read_sealed(going, json.dumps(body).encode())
+    assert found.iteration == 4
+    assert len(lines) == 1 and "iteration-00000008" in lines[0] and lines[0].isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "3", "[]", "{}", '"x"', "{", deep(100_000), f'{{"state": {deep(100_000)}}}', "9" * 100_000,
+     '{"version": 4, "a\\nb\\u001b[31m": 1}', '{"version": 4, "\\ud800": "\\udfff"}', "\ud800"],
+)  # fmt: skip
+def test_what_is_no_index_is_damage(going: tuple[Path, Trainer], text: str) -> None:
+    found, lines = read_sealed(going, text.encode("utf-8", "surrogatepass"))
+    assert found.iteration == 4
+    assert len(lines) == 1 and lines[0].isprintable()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to nowhere", "link to itself"])
+@pytest.mark.parametrize("name", ["index.json", "rank-0000.bin"])
+def test_files_that_are_none_are_damage_and_nobody_waits_for_them(
+    going: tuple[Path, Trainer], name: str, kind: str, tmp_path: Path
+) -> None:
+    folder, trainer = tmp_path / "o", going[1]
+    shutil.copytree(going[0], folder)
+    path = folder / "checkpoints" / "iteration-00000008" / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "link to nowhere": "nowhere", "link to itself": name}[kind])
+    lines: list[str] = []
+    assert newest(folder, WAITER, lines.append, trainer.fits).iteration == 4
+    assert len(lines) == 1 and name in lines[0]
+
+
+def mutations(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Places of all values in a JSON value."""
+    pairs: Any = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, below in pairs:
+        yield (*place, key)
+        if isinstance(below, dict | list):
+            yield from mutations(below, (*place, key))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+    | st.sampled_from([-1, 0, 1, 8, 1 << 31, 1 << 62, 1 << 63, 10**300, "/dev/stdin", "..", "<f4", "|O"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_index_under_a_valid_checksum_is_read_or_refused(
+    going: tuple[Path, Trainer], data: st.DataObject
+) -> None:
+    """Up to three changes anywhere: gone on from, passed over, or refused as another run's; never more."""
+    body = body_of(going[0])
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.sampled_from(list(mutations(body))))
+        (drop(*place) if data.draw(st.booleans()) else put(*place, value=data.draw(JSON)))(body)
+    found: checkpoint.Checkpoint | None
+    try:
+        found, lines = read_sealed(going, json.dumps(body).encode())
+    except InputError as error:
+        found, lines = None, [str(error)]
+    assert all(line.isprintable() for line in lines)
+    if found is None:
+        return
+    assert (found.iteration, len(lines)) in ((4, 1), (8, 0))
+    # what is gone on from has what the run would have saved
+    state = state_of(found)
+    assert (state.stage, state.stage_iteration, state.iteration) == (0, found.iteration, found.iteration)
+    assert {p: set(layer) for p, layer in found.layers.items()} == {
+        p: {name for q, name, *_ in body_of(going[0], 4)["files"][0]["arrays"] if q == p} for p in (1, 2, 3)
+    }
+
+
+@pytest.mark.parametrize("name", ["above/counts", "above/grid", "W"])
+def test_values_that_no_run_saves_are_refused(small: Path, saved: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "o"
+    if name == "above/grid":
+        options = words("--layers 3 --stages 3 --iterations 10 --checkpoint-every 4 --quiet --codec grid")
+        succeed(python("-m", "pdadmm.run", small, *options, "--out", folder))
+    else:
+        shutil.copytree(saved, folder)
+    path = folder / "checkpoints" / "iteration-00000008"
+    body = body_of(folder)
+    (place,) = [place for place in body["files"][0]["arrays"] if place[:2] == [1, name]]
+    value = {"W": np.float32("nan"), "above/counts": np.array([-1, -1]), "above/grid": np.array([2.0, 1.0])}
+    data = bytearray((path / "rank-0000.bin").read_bytes())
+    new = value[name].tobytes()
+    data[place[4] : place[4] + len(new)] = new
+    (path / "rank-0000.bin").write_bytes(data)
+    body["files"][0]["sha256"] = hashlib.sha256(data).hexdigest()
+    (path / "index.json").write_bytes(checkpoint._sealed(body))
+    if name == "W":  # read when it is needed
+        with pytest.raises(RunError, match="NaN or Inf in W of layer 1"):
+            newest(folder, WAITER, no_warning, trainer_of(folder).fits).layers[1]["W"]
+        return
+    lines: list[str] = []
+    assert newest(folder, WAITER, lines.append, trainer_of(folder).fits).iteration == 4
+    assert "layer 1" in lines[0]
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_nonsense(
+    mpirun: MPIRun, saved: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "o"
     shutil.copytree(saved, folder)
-    given: list[Any] = [small, "--layers", "3", "--stages", "3", "--iterations", "3", "--quiet"]
-    found = succeed(python("-m", "pdadmm.run", *given, "--out", folder, "--checkpoint-every", "2"))
-    assert "starting afresh without --resume" in found.err
-    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["iteration-00000002"]
-    assert len(list((folder / "checkpoints.old").iterdir())) == 2
+    body = body_of(folder)
+    body["state"]["nu"] = "much"
+    path = folder / "checkpoints" / "iteration-00000008" / "index.json"
+    path.write_bytes(checkpoint._sealed(body))
+    found = succeed(mpirun(2, "-m", "pdadmm.run", "--out", folder, "--resume", "--quiet"))
+    assert found.err.count("\n") == 1 and "index.json is damaged" in found.err
+    assert_same_run(saved, folder)
 
 
 @pytest.mark.slow

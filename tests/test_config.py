@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pytest
 from support import words
 
-from pdadmm.admm.options import OPTIONS, Config, parse
+from pdadmm.admm.options import OPTIONS, Config, Messages, Network, Training, parse
 from pdadmm.errors import InputError
 from pdadmm.runtime.options import Options, fill, option, positional, to_toml
 from pdadmm.runtime.sections import Output, Run
@@ -29,7 +29,7 @@ def test_every_source_wins_over_the_one_before(tmp_path: Path) -> None:
 
 
 def test_written_options_read_back_the_same(tmp_path: Path) -> None:
-    first = parse(words("x.h5 --stages 2,5,10 --nu 3e-4 --codec grid --bits 8 --grid-low -1 --grid-high 2"))
+    first = parse(words("/x.h5 --stages 2,5,10 --nu 3e-4 --codec grid --bits 8 --grid-low -1 --grid-high 2"))
     file = tmp_path / "config.toml"
     file.write_text(to_toml(first))
     assert parse(["--config", str(file)]) == first
@@ -43,6 +43,39 @@ def test_the_file_may_name_the_features_and_the_command_line_others(tmp_path: Pa
     assert parse(["--config", str(file)]).features == "a.h5"
     assert parse(["b.h5", "--config", str(file)]).features == "b.h5"
     assert parse([]).features == ""
+
+
+def test_a_path_survives_another_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written absolute; read as of the working folder, or of the file's where it leads to nothing there."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        (folder / "data").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    Path("data/a.h5").touch()
+    Path("own.toml").write_text("features = 'data/a.h5'\n")
+    Path("written.toml").write_text(to_toml(parse(["data/a.h5"])))
+    for name in ("own.toml", "written.toml"):
+        monkeypatch.chdir(elsewhere)
+        assert Path(parse(["--config", str(here / name)]).features).samefile(here / "data" / "a.h5")
+    Path("data/a.h5").touch()
+    assert parse(["--config", str(here / "own.toml")]).features == "data/a.h5"
+    assert parse(["--config", str(here / "written.toml")]).features == str(here / "data" / "a.h5")
+    (here / "data" / "a.h5").unlink()  # where there is none, the line about it says what stands in the file
+    Path("data/a.h5").unlink()
+    assert parse(["--config", str(here / "own.toml")]).features == "data/a.h5"
+
+
+def test_options_of_a_single_start_are_neither_written_nor_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(parse(words("--out runs/a --resume --max-seconds 5"))))
+    found = parse(["--config", str(file)]).output
+    assert (found.out, found.resume, found.max_seconds) == ("", False, 5.0)
+    assert capsys.readouterr().err == ""
+    file.write_text("[output]\nout = 'runs/a'\noverwrite = true\n")  # as of an earlier version
+    assert parse(["--config", str(file)]) == parse([])
+    assert capsys.readouterr().err.count("is ignored; it is an option of the command line alone\n") == 2
 
 
 def test_whole_numbers_are_fine_where_fractions_are(tmp_path: Path) -> None:
@@ -114,6 +147,23 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
         ("--eval-every 0", "--eval-every is 0"),
         ("--seed -1", "--seed is -1"),
         ("--refresh 0", "--refresh is 0"),
+        ("--layers 100000000000000000000", "--layers is 1000"),
+        ("--hidden 1000000000000", "--hidden is 1000000000000"),
+        ("--iterations 1000000000000000000000000000000", "--iterations is 1000"),
+        ("--threads 100000000000000000000", "--threads is 1000"),
+        ("--seed 100000000000000000000", "--seed is 1000"),
+        (f"--seed {'9' * 4000}", "--seed is 9999"),
+        (f"--seed {'9' * 5000}", "--seed"),
+        ("--bits 100000000000000000000", "--bits is 1000"),
+        ("--stages 2,100000000000000000000", "--stages is 1000"),
+        ("--nu 1e300", "--nu is 1e+300"),
+        ("--hop-decay 1e-300", "--hop-decay is 1e-300"),
+        ("--timeout inf", "--timeout is inf"),
+        ("--max-seconds nan", "--max-seconds is nan"),
+        ("--checkpoint-seconds 1e300", "--checkpoint-seconds is 1e+300"),
+        ("--grid-low=-inf --grid-high inf", "--grid-low is -inf"),
+        ("--grid-low nan --grid-high nan", "--grid-low is nan"),
+        ("--grid-low 1 --grid-high 1.0000001", "too narrow for float32"),
         ("--codec grid --bits 1", "no 1-bit form"),
         ("--codec float32 --bits 8", "no 8-bit form"),
         ("--bits 3", "no 3-bit form"),
@@ -122,13 +172,16 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
         ("--grid-low 2 --grid-high 1", "is empty"),
         ("--stages 2,2,5", "does not grow"),
         ("--stages 5,2", "does not grow"),
-        ("--stages 0,2", "does not grow"),
+        ("--stages 0,2", "--stages is 0; it must be from 1"),
         ("--stages 1,4", "starts below 2"),
         ("--stages 2,x", "2,x"),
         ("--stages 2,5 --layers 6", "make them agree"),
         ("--layer 3", "--layer"),
         ("--nu x", "'x'"),
         ("a.h5 b.h5", "b.h5"),
+        ("--resume", "--resume needs --out"),
+        ("--overwrite", "--overwrite needs --out"),
+        ("--overwrite --resume --out x", "give one of them"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(arguments: str, complaint: str) -> None:
@@ -136,6 +189,20 @@ def test_values_out_of_range_are_refused_by_name(arguments: str, complaint: str)
         parse(arguments.split())
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_number_has_a_range() -> None:
+    for section in (Network, Training, Messages, Run, Output):
+        for f in fields(section):
+            if f.type in ("int", "float", "float | None", "list[int]"):
+                assert f.metadata["within"] is not None, f.name
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\udcff.h5"])
+def test_a_name_that_no_file_can_have_is_refused(text: str) -> None:
+    for arguments in ([text], ["--out", text], ["--config", text]):
+        with pytest.raises(InputError, match=r"NUL|UTF-8"):
+            parse(arguments)
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
@@ -187,8 +254,8 @@ def read(*arguments: str | Path) -> Tree:
 
 def test_another_system_declares_its_options_and_has_command_line_and_toml(tmp_path: Path) -> None:
     assert read() == Tree() and read().descent.widths is not Tree().descent.widths
-    tree = read("g.h5", *words("--rate 1 --method adam --widths 5,3 --limit 2 --no-averaged --threads 3"))
-    assert tree.graph == "g.h5" and tree.run.threads == 3
+    tree = read("/g.h5", *words("--rate 1 --method adam --widths 5,3 --limit 2 --no-averaged --threads 3"))
+    assert tree.graph == "/g.h5" and tree.run.threads == 3
     assert tree.descent == Descent(1.0, "adam", [5, 3], 2.0, False)
     file = tmp_path / "tree.toml"
     file.write_text(to_toml(tree))
@@ -217,9 +284,9 @@ def test_another_system_has_the_same_messages(tmp_path: Path) -> None:
 
 def test_a_resumed_run_takes_over_what_it_was_but_not_where_and_how_long(tmp_path: Path) -> None:
     given = words("--rate 2 --threads 5 --checkpoint-every 3 --max-seconds 9 --trace --quiet")
-    (tmp_path / "config.toml").write_text(to_toml(read("g.h5", *given)))
+    (tmp_path / "config.toml").write_text(to_toml(read("/g.h5", *given)))
     tree = read("--resume", "--out", tmp_path)
-    assert (tree.graph, tree.descent.rate, tree.output.checkpoint_every) == ("g.h5", 2.0, 3)
+    assert (tree.graph, tree.descent.rate, tree.output.checkpoint_every) == ("/g.h5", 2.0, 3)
     assert tree.run == Run() and (tree.output.max_seconds, tree.output.trace) == (0.0, False)
     assert read("--resume", "--out", tmp_path, "--rate", "7").descent.rate == 7
     assert read("--out", tmp_path) == read("--out", tmp_path, "--config", _empty(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from pdadmm.datasets.graph import clean_adjacency
 from pdadmm.errors import InputError
 from pdadmm.inputs import augment
 from pdadmm.inputs.augment import Augmentation, Plan
-from pdadmm.inputs.feature_file import _ATTRIBUTES, FeatureFile
+from pdadmm.inputs.feature_file import _ATTRIBUTES, X_SHA256, FeatureFile
 from pdadmm.inputs.write import in_memory, write_features
 
 
@@ -152,6 +153,7 @@ def test_schema_is_as_documented(tmp_path: Path) -> None:
             "n_val": 10,
             "n_test": 10,
             "nodes": "split",
+            X_SHA256: hashlib.sha256(file["x"][...].tobytes()).hexdigest().encode(),
         }
         assert {k: (v.shape, v.dtype.str, v.chunks) for k, v in file.items()} == {
             "x": ((30, 27), "<f4", None),
@@ -159,7 +161,7 @@ def test_schema_is_as_documented(tmp_path: Path) -> None:
             "node_id": ((30,), "<i8", None),
         }
     documentation = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    for name in _ATTRIBUTES:
+    for name in (*_ATTRIBUTES, X_SHA256):
         assert f"`{name}`" in documentation
 
 
@@ -204,7 +206,8 @@ def test_memory_does_not_grow_with_the_hops(
 def test_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     graph, _, _ = make_graph()
     path = tmp_path / "f.h5"
-    path.write_bytes(b"old")
+    write_features(path, Augmentation(graph, 1))
+    old = path.read_bytes()
 
     def fail() -> Any:
         yield 0, 0, in_memory(graph, 0).x("all")
@@ -212,7 +215,7 @@ def test_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Pa
 
     with pytest.raises(RuntimeError, match="power cut"):
         write_features(path, Augmentation(graph, 2), pieces=fail())
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["f.h5"]
 
 
@@ -264,7 +267,7 @@ def set_x(value: float) -> Any:
         (lambda f: replace_dataset(f, "x", np.zeros((30, 27))), "/x is float64"),
         (lambda f: replace_dataset(f, "y", np.zeros(29, np.int64)), "/y is int64"),
         (lambda f: replace_dataset(f, "y", np.full(30, -1)), "label -1 is out of range"),
-        (lambda f: replace_dataset(f, "node_id", np.full(30, 40)), "/node_id is out of range"),
+        (lambda f: replace_dataset(f, "node_id", np.full(30, 40)), "node 40 is out of range 0 to 39"),
     ],
 )
 def test_wrong_feature_file_is_refused(good: Path, change: Any, message: str) -> None:
@@ -293,9 +296,9 @@ def test_truncated_feature_file_is_refused(good: Path, keep: float) -> None:
         FeatureFile(good)
 
 
-@pytest.mark.parametrize("name", ["nowhere.h5", "."])
-def test_missing_feature_file_says_how_to_make_it(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"no such file; make it with python -m pdadmm\.prepare"):
+@pytest.mark.parametrize(("name", "reason"), [("nowhere.h5", "no such file"), (".", "Is a directory")])
+def test_missing_feature_file_says_how_to_make_it(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=rf"{reason}; make it with python -m pdadmm\.prepare"):
         FeatureFile(tmp_path / name)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import threading
 import time
@@ -92,11 +93,11 @@ def test_a_checkpoint_of_gpu_ranks_is_gone_on_from(
     on_numpy: Path, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
     options = f"{SHAPE} --codec delta --bits 4 --backend cupy --checkpoint-every 7".split()
-    first = [str(small), *options, "--out", str(tmp_path), "--transport", "nccl"]
+    first = [str(small), *options, "--out", str(tmp_path / "run"), "--transport", "nccl"]
     again = [*first[:-1], "mpi", "--resume"]
     (tmp_path / "runs.json").write_text(json.dumps([first, again]))
     succeed(mpirun(2, PROGRAMS / "run_many.py", tmp_path / "runs.json", timeout=120, env=on_standin()))
-    records = [without_times(r) for r in records_of(tmp_path)]
+    records = [without_times(r) for r in records_of(tmp_path / "run")]
     assert records == [without_times(r) for r in records_of(on_numpy / "delta4")]
 
 
@@ -132,6 +133,20 @@ def test_an_error_of_nccl_ends_the_job_and_names_rank_and_link(
     assert finished.code not in (0, 2)
     line = next(line for line in finished.err.splitlines() if "NCCL" in line)
     assert line.startswith("pdadmm: rank ") and "on the link to rank" in line
+
+
+def test_a_rank_that_hangs_ends_the_others_that_wait_for_nccl(
+    small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    options = f"{SHAPE} --stages 5 --backend cupy --transport nccl --iterations 100000 --timeout 3".split()
+    program = [PROGRAMS / "faulty_rank.py", "stop", "1", "12", small]
+    finished = mpirun(3, *program, *options, "--out", tmp_path / "out", env=on_standin(), timeout=60)
+    assert finished.code not in (0, 2)
+    lines = [line for line in finished.err.splitlines() if line.startswith("pdadmm: ") and "rank" in line]
+    (line,) = [line for line in lines if "CuPy" not in line]
+    assert re.search(
+        r"rank [02], .*: NCCL: no answer within 3 s .* rank 1; rank 1 \(process \d+\) is stopped", line
+    )
 
 
 @pytest.mark.parametrize(
@@ -362,7 +377,7 @@ def test_phases_are_what_the_device_took_and_the_host_waits_for_none(
         begun = time.perf_counter_ns()
         for i in range(count - 1):
             iterate(i, False)
-        assert clock.walls == [] and clock.iteration_seconds == []
+        assert clock.walls.rows == clock.iterations == 0
         time.sleep(0.1)
         opened = time.perf_counter_ns()
         gate.set()
@@ -373,11 +388,11 @@ def test_phases_are_what_the_device_took_and_the_host_waits_for_none(
         ended = time.perf_counter_ns()
         made.append(cupy.counts["events"])
         assert cupy.counts["waits"] == waits
-        assert len(clock.walls) == len(clock.iteration_seconds) == 4
+        assert clock.walls.rows == clock.iterations == 4
         phases = clock.seconds[2]
         assert phases["products"] >= 4 * 4e-3 and phases["wait"] >= 4 * 2e-3
         assert phases["updates"] < phases["wait"] and phases["send"] < phases["wait"]
-        assert sum(phases.values()) == pytest.approx(sum(clock.walls), rel=1e-5)
+        assert sum(phases.values()) == pytest.approx(1e-9 * clock.walls.sums[0], rel=1e-5)
         # in times of the host: after the host gave it out, and when the device did it
         events = (clock.events or [])[-(5 * count + 1) :]  # five laps an iteration, and the evaluation
         stamps = [stamp for _, _, *ends in events for stamp in ends]
@@ -429,7 +444,7 @@ def test_iterations_are_accounted_for_while_the_device_is_behind(
     first.set()
     early()
     rest = iterate(9, third)
-    assert len(clock.walls) == 1 and clock.iteration_seconds == []  # read, but not aligned yet
+    assert clock.walls.rows == 1 and clock.iterations == 0  # read, but not aligned yet
     second.set()
     third.set()
     late()
@@ -437,19 +452,52 @@ def test_iterations_are_accounted_for_while_the_device_is_behind(
     second.clear()
     third.clear()
     early = iterate(10)
-    assert len(clock.iteration_seconds) == 3
+    assert clock.iterations == 3
     late = iterate(11, second)
     early()
     rest = iterate(12, third)
-    assert len(clock.iteration_seconds) == 4  # the device stands at the second gate
+    assert clock.iterations == 4  # the device stands at the second gate
     second.set()
     late()
     iterate(13)
-    assert len(clock.iteration_seconds) == 5
+    assert clock.iterations == 5
     third.set()
     rest()
     iterate(14)()
     clock.end_stage()
-    assert len(clock.iteration_seconds) == 8 and cupy.counts["waits"] == waits
-    assert sum(clock.seconds[1].values()) == pytest.approx(sum(clock.walls), rel=1e-5)
-    assert sum(clock.iteration_seconds) == pytest.approx(sum(clock.walls), rel=1e-5)
+    assert clock.iterations == 8 and cupy.counts["waits"] == waits
+    assert sum(clock.seconds[1].values()) == pytest.approx(1e-9 * clock.walls.sums[0], rel=1e-5)
+    assert 8 * clock.iteration_seconds.mean == pytest.approx(1e-9 * clock.walls.sums[0], rel=1e-5)
+
+
+def test_a_device_that_never_catches_up_is_accounted_for(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is always an iteration ahead, and no evaluation waits for the device."""
+    from pdadmm.trace import device_clock
+    from pdadmm.trace.clock import WARM_UP
+
+    monkeypatch.setattr(device_clock, "_UNALIGNED", 20)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: stream)
+    clock = device_clock.DeviceClock(traced=True)
+    gates = [threading.Event() for _ in range(100)]
+    waiting = 0
+    for i, gate in enumerate(gates):
+        clock.begin_iteration(i)
+        stream._do(gate.wait)
+        clock.lap("products", 1)
+        clock.end_iteration(1)
+        if i:
+            gates[i - 1].set()
+            while not clock._given[0][1][-1][0].done:
+                time.sleep(1e-4)
+        waiting = max(waiting, len(clock._passed) + len(clock._given))
+    assert not clock._aligned and 20 <= waiting <= 22
+    assert clock.iterations >= 80 - WARM_UP
+    gates[-1].set()
+    while not clock._given[-1][1][-1][0].done:
+        time.sleep(1e-4)
+    clock.end_stage()
+    assert clock.iterations == clock.walls.rows == 100 - WARM_UP
+    assert sum(clock.seconds[1].values()) == pytest.approx(1e-9 * clock.walls.sums[0], rel=1e-5)
+    stamps = [stamp for _, _, *ends in clock.events or [] for stamp in ends]
+    assert stamps == sorted(stamps)

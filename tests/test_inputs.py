@@ -53,6 +53,12 @@ def test_hops_decay(norm: str) -> None:
     np.testing.assert_allclose(found, plain * factors, rtol=1e-6)
 
 
+@pytest.mark.parametrize("decay", [1e30, 1e38, 1e300])
+def test_a_hop_that_no_float32_can_scale_is_refused(decay: float) -> None:
+    with pytest.raises(InputError, match="--hop-decay"):
+        normalise_inputs(np.ones((4, 20), np.float32), 2, "none", decay)
+
+
 def test_negative_features_are_refused() -> None:
     X = np.ones((4, 6), np.float32)
     X[3, 5] = -1e-3

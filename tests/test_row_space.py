@@ -59,14 +59,16 @@ def test_steps_are_those_of_the_written_out_weights(V: int, n_in: int, step: str
     np.testing.assert_allclose(rows.linear(rows.inputs_of(x.astype(np.float32))), x @ W.T, atol=2e-3)
 
 
-def trained(path: Path, options: str) -> Trainer:
+def trained(path: Path, options: str) -> tuple[Trainer, list[dict[str, Any]]]:
     config = parse([str(path), *options.split(), "--eval-every", "10"])
     command.resolve(config, 1)
     with command.open_features(str(path)) as features:
         sizes = Sizes.of(features)
-    found = Trainer(config, sizes, lambda: command.open_features(str(path)), Waiter(MPI.COMM_SELF))
+    records: list[dict[str, Any]] = []
+    waiter = Waiter(MPI.COMM_SELF)
+    found = Trainer(config, sizes, lambda: command.open_features(str(path)), waiter, progress=records.append)
     found.run()
-    return found
+    return found, records
 
 
 @pytest.mark.parametrize("codec", ["float32", "delta"])
@@ -74,14 +76,14 @@ def test_a_run_is_that_of_the_written_out_weights(
     codec: str, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = f"--layers 4 --stages 2,4 --hidden 30 --iterations 40 --codec {codec}"
-    kept = trained(small, options)
+    kept, records = trained(small, options)
     assert kept.in_row_space
     monkeypatch.setattr(trainer, "in_row_space", lambda *_: False)
-    plain = trained(small, options)
+    plain, plain_records = trained(small, options)
     assert not plain.in_row_space and isinstance(plain.layers[1].weights, DenseWeights)
 
     def same(name: str, **tolerance: Any) -> None:
-        a, b = ([r[name] for r in t.records] for t in (kept, plain))
+        a, b = ([r[name] for r in found] for found in (records, plain_records))
         np.testing.assert_allclose(a, b, **tolerance)
 
     same("objective", rtol=1e-3)

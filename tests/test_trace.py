@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from support import PROGRAMS, Finished, message_bytes, on_standin, records_of, succeed
+from support import PROGRAMS, Finished, held_bytes, message_bytes, on_standin, records_of, succeed
 
 from pdadmm.profile.figures import figures
-from pdadmm.trace.clock import WARM_UP
+from pdadmm.trace.clock import PHASES, WARM_UP, Clock
 from pdadmm.trace.messages import flights
 from pdadmm.trace.offsets import Alignment, Reading
+from pdadmm.trace.tally import SAMPLE, Tally
 from pdadmm.trace.timeline import timeline
 
 LAYERS, HIDDEN, ITERATIONS = 5, 20, 12
@@ -112,6 +115,11 @@ def test_timeline_has_a_process_a_rank_and_two_tracks(events: list[dict[str, Any
     assert tracks == {(rank, track) for rank in range(4) for track in ("compute", "communication")}
 
 
+def test_timeline_says_how_much_of_every_stage_it_shows(traced: Path) -> None:
+    found = json.loads((traced / "trace.json").read_text())
+    assert found["otherData"] == {"stages": [{"shown": ITERATIONS, "iterations": ITERATIONS}] * 2}
+
+
 def test_no_duration_is_negative_and_slices_of_a_track_do_not_overlap(events: list[dict[str, Any]]) -> None:
     tracks = defaultdict(list)
     for event in events:
@@ -188,7 +196,7 @@ def kept(rank: int, messages: list[list[Any]], offset: int = 0) -> dict[str, Any
     clock = {"start": reading, "end": reading}
     return {
         "rank": rank, "host": "h", "clock": clock, "events": [],
-        "messages": messages, "traced_messages": messages,
+        "messages": messages, "traced_messages": messages, "shown": [[1, 1]] * len(messages),
     }  # fmt: skip
 
 
@@ -235,3 +243,128 @@ def test_bytes_of_every_link_equal_a_count_of_the_mpi_traffic(
             # what one end sent, the other received
             assert (link["messages"], link["bytes"]) == (iterations, iterations * size)
             assert link["float32_bytes"] == iterations * 4 * nodes * 19
+
+
+# ---- long runs --------------------------------------------------------------------------------------
+
+
+def iterate(clock: Clock, iteration: int, now: int) -> int:
+    """An iteration of layer 1 whose laps take 1, 2, ... ns more than its number; returns when it ended."""
+    clock.begin_iteration(iteration, now)
+    for part, phases in (("p", ("products", "wait", "updates", "send")), ("z", ("wait", "updates", "send"))):
+        clock.part(part, 1)
+        for place, phase in enumerate(phases, 1):
+            if phase in ("wait", "send"):
+                clock.message("sent" if phase == "send" else "received", f"{part} 1", iteration + 1, now, now)
+            now += iteration + place
+            clock.lap(phase, 1, now)
+    clock.end_iteration(1, now + 7)
+    return now + 7
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_clock_holds_no_more_after_many_iterations(traced: bool) -> None:
+    clock, now = Clock(traced), 1
+    clock.begin_stage(5000)  # so that a timeline ends soon
+    sizes = []
+    for iteration in range(6_000 if traced else 40_000):
+        now = iterate(clock, iteration, now)
+        if iteration % 100 == 99:
+            sizes.append(held_bytes(clock))
+    # a sample goes from half of its rows to all of them again and again
+    early, late = max(sizes[: len(sizes) // 2]), max(sizes[len(sizes) // 2 :])
+    assert clock.iterations > 8 * SAMPLE
+    assert late <= 1.01 * early
+
+
+def test_a_timeline_ends_at_the_same_iteration_on_all_ranks() -> None:
+    clock, now = Clock(traced=True), 1
+    for depth, iterations, shown in ((1000, 100, 12), (2500, 100, 5), (1, 100, 100)):
+        first = len(clock.events or [])
+        clock.begin_stage(depth)
+        for iteration in range(iterations):
+            now = iterate(clock, iteration, now)
+            with clock.span("evaluation"):
+                pass
+        clock.end_stage()
+        assert clock.shown[-1] == (shown, iterations)
+        names = Counter(name for name, *_ in (clock.events or [])[first:])
+        assert names["evaluation"] == names["products"] == shown and names["send"] == 2 * shown
+        assert clock.iterations == iterations - WARM_UP  # what is not shown is counted all the same
+    # a rank without a layer in a stage has no iterations
+    rank = {**kept(0, []), "shown": clock.shown}
+    idle = {**kept(1, []), "shown": [(0, 0)] * 3}
+    stages = timeline([rank, idle])["otherData"]["stages"]
+    assert stages[0] == {"shown": 12, "iterations": 100}
+
+
+def test_what_a_clock_tells_is_of_all_iterations_that_it_counted() -> None:
+    clock, now = Clock(), 1
+    clock.begin_stage()
+    counted = [i for i in range(9_000) if clock.counts(i)]
+    took, walls = [], 0
+    for iteration in range(9_000):
+        before, now = now, iterate(clock, iteration, now)
+        if clock.counts(iteration):
+            took.append(now - before)
+            walls += now - before
+    assert clock.iterations == len(counted) > 4 * SAMPLE
+    # not a nanosecond is lost, nor one counted twice
+    assert sum(sum(row.values()) for row in clock._rows.values()) == walls
+    assert set(clock.seconds[1]) == set(PHASES)
+    spread = clock.iteration_seconds
+    assert spread.mean == pytest.approx(1e-9 * walls / len(counted), rel=1e-12)
+    assert (spread.least, spread.most) == pytest.approx((1e-9 * min(took), 1e-9 * max(took)), rel=1e-12)
+    # the times grow evenly, and so does an even sample
+    assert spread.median == pytest.approx(1e-9 * statistics.median(took), rel=1 / (SAMPLE // 2))
+    steps = {(step.part, step.phase): step for step in clock.steps}
+    assert list(steps) == [("p", "wait"), ("p", "send"), ("p", "other"), ("z", "wait"), ("z", "send"),
+                           ("z", "other")]  # fmt: skip
+    step, mean = steps["p", "send"], statistics.fmean(counted)
+    assert (step.channel, step.updates) == ("p 1", step.compute)
+    assert step.compute.mean == pytest.approx(1e-9 * (mean + 3))
+    assert step.seconds.mean == pytest.approx(1e-9 * (mean + 4))
+    whole = sum(s.compute.mean + s.seconds.mean for s in clock.steps)
+    assert whole == pytest.approx(spread.mean, rel=1e-12)
+
+
+def test_a_sample_is_even_and_follows_from_the_number_of_rows_alone() -> None:
+    draw = np.random.default_rng(0)
+    for rows in (1, 5, SAMPLE, SAMPLE + 1, 1000, 4097, 20_000):
+        plain, disturbed = Tally(2), Tally(2)
+        for i in range(rows):
+            plain.add([i, -i])
+            disturbed.add([i, -i])
+            if draw.random() < 0.01:
+                assert disturbed.sums[0] == i * (i + 1) // 2  # to look does not change what is kept
+        assert plain.sums == disturbed.sums == [rows * (rows - 1) // 2, -rows * (rows - 1) // 2]
+        assert plain.spreads == disturbed.spreads and plain.rows == rows
+        kept = plain._sample[:, 0].tolist()
+        stride = kept[1] - kept[0] if len(kept) > 1 else 1
+        assert kept == list(range(0, rows, stride)) == disturbed._sample[:, 0].tolist()
+        assert len(kept) <= SAMPLE and (stride == 1 or len(kept) > SAMPLE // 2)
+        assert plain.spreads[0].most == pytest.approx(1e-9 * (rows - 1))
+    assert [spread.mean for spread in Tally(3).spreads] == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("ranks", "way", "until"), [(1, "host", 3200), (2, "host", 3200), (1, "staged", 800)]
+)
+def test_a_run_holds_no_more_after_many_iterations(
+    ranks: int, way: str, until: int, mpirun: Callable[..., Finished], small: Path, tmp_path: Path
+) -> None:
+    """All that the trainer of a rank leads to, and the objects that Python's collector knows."""
+    options = (
+        f"--layers 4 --stages 4 --hidden 8 --iterations {until + 1} --eval-every {until // 4} {WAYS[way]}"
+    )
+    env = {} if way == "host" else on_standin()
+    # after an evaluation, for which a device was waited
+    at = f"{until // 4 + 1},{until + 1}"
+    arguments = [PROGRAMS / "held.py", at, small, *options.split(), "--quiet", "--out", tmp_path]
+    finished = succeed(mpirun(ranks, *arguments, env=env, timeout=120))
+    lines = [json.loads(line) for line in finished.out.splitlines()]
+    assert len(lines) == ranks
+    for (held, objects), (held_later, objects_later) in lines:
+        # all times of the steps of every eighth iteration would be half a megabyte, or twice as much
+        assert held_later - held < 150_000
+        assert objects_later - objects < 200

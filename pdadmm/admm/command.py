@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import sys
 import time
 from functools import partial
@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+import pdadmm
 from pdadmm.admm.growth import default_stages
-from pdadmm.admm.model_file import write_model
+from pdadmm.admm.memory import require_memory
+from pdadmm.admm.model_file import ModelSpace, reserved, write_model
 from pdadmm.admm.options import Config, check_stages, parse
 from pdadmm.admm.passes import passes_in_words
 from pdadmm.admm.report import describe_run, final_table, in_profile, show, summarise
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.waiter import Waiter
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record, write_json, write_text
-from pdadmm.runtime.checkpoint import Checkpoint, newest, put_aside
+from pdadmm.runtime.checkpoint import Checkpoint, newest
 from pdadmm.runtime.control import STOPPED_EARLY, Control
 from pdadmm.runtime.devices import Choice, choose, describe
-from pdadmm.runtime.folder import run_folder
+from pdadmm.runtime.folder import RunFolder, run_folder
 from pdadmm.runtime.launch import agree
+from pdadmm.runtime.metrics import Metrics
 from pdadmm.runtime.options import to_toml
 from pdadmm.runtime.progress import Progress
 from pdadmm.runtime.threads import set_threads
@@ -51,27 +54,34 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     np.seterr(all="ignore")  # overflow shows as a non-finite gradient, which ends the run with a reason
     config, sizes = _configure(waiter, arguments)
     choice = _choose_devices(config, waiter)
-    with run_folder(waiter, config.output, sizes.dataset) as folder:
+    if config.run.backend == "numpy":
+        require_memory(config, sizes, waiter)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(run_folder(waiter, config.output, sizes.dataset, _warn))
         threads = set_threads(config.run, waiter.comm, largest_product(config, sizes))
         features = partial(open_features, config.features)
         control = _control(config, waiter, started)
         progress = _progress(config, waiter)
-        record = partial(_record, folder, progress, config, waiter)
-        trainer = agree(
-            waiter, lambda: Trainer(config, sizes, features, waiter, control, record, choice, threads)
-        )
-        resumed = _checkpoint(folder, trainer)
-    _announce(trainer, threads)
-    _begin_files(folder, trainer, resumed)
-    baseline = _measure_links(trainer)
-    with progress:
-        finished = trainer.run(folder, resumed)
-    trainer.close()
-    run = describe_run(trainer, sizes, threads)
-    _write_profile(folder, run, trainer, baseline)
-    if not finished:
-        _stop_early(folder, trainer)
-    _write_results(folder, run, trainer, sizes, started)
+        metrics = Metrics(folder.path / "metrics.jsonl")
+        record = partial(_record, metrics, progress, config, waiter)
+        with waiter.patient():
+            trainer = agree(
+                waiter, lambda: Trainer(config, sizes, features, waiter, control, record, choice, threads)
+            )
+        resumed = _checkpoint(folder.path, trainer)
+        space = agree(waiter, lambda: _begin_files(stack, folder, trainer, sizes, metrics, resumed))
+        _announce(trainer, threads)
+        baseline = _measure_links(trainer)
+        with progress:
+            finished = trainer.run(folder.path, resumed, metrics.mark)
+        trainer.close()
+        run = describe_run(trainer, sizes, threads)
+        summary = _write_results(folder.path, run, trainer, space, started) if finished else None
+        _write_profile(folder.path, run, trainer, baseline)
+        if summary is None:
+            _stop_early(folder.path, trainer)
+        elif waiter.comm.rank == 0 and not config.output.quiet:
+            final_table(summary, folder.path)
 
 
 # ---- getting ready ----------------------------------------------------------------------------------
@@ -80,6 +90,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
 def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
     """Options and dimensions of the data, read on rank 0, on all ranks."""
 
+    @waiter.limit("reading the options and the sizes of the features")
     def check() -> tuple[Config, Sizes] | None:
         if waiter.comm.rank:
             return None
@@ -88,7 +99,8 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
         with open_features(config.features) as features:
             return config, Sizes.of(features)
 
-    config, sizes = waiter.broadcast(agree(waiter, check))
+    with waiter.patient():
+        config, sizes = waiter.broadcast(agree(waiter, check))
     waiter.timeout = config.run.timeout
     return config, sizes
 
@@ -115,7 +127,9 @@ def preset(path: str) -> Record:
         return dict(REGISTRY["synthetic"].preset)
     with FeatureFile(path) as features:
         known = REGISTRY.get(features.dataset)
-    return dict(known.preset) if known else {}
+        sizes = features.attrs["num_nodes"], features.attrs["features_per_hop"], features.num_classes
+    # a user's own graph may have the name of a published one
+    return dict(known.preset) if known and sizes == (known.nodes, known.features, known.classes) else {}
 
 
 def resolve(config: Config, ranks: int) -> None:
@@ -157,11 +171,10 @@ def _progress(config: Config, waiter: Waiter) -> Progress:
     return Progress("training", total, enabled=waiter.comm.rank == 0 and not config.output.quiet)
 
 
-def _record(folder: Path, progress: Progress, config: Config, waiter: Waiter, values: Record) -> None:
+def _record(metrics: Metrics, progress: Progress, config: Config, waiter: Waiter, values: Record) -> None:
     """Show the record of an evaluated iteration, and add it to metrics.jsonl."""
     if waiter.comm.rank == 0:
-        with (folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        metrics.add(values)
     show(progress, values, config.training.iterations)
 
 
@@ -169,9 +182,7 @@ def _checkpoint(folder: Path, trainer: Trainer) -> Checkpoint | None:
     """What --resume goes on from."""
     if not trainer.config.output.resume:
         return None
-    resumed = newest(folder, trainer.waiter, _warn)
-    trainer.require_same(resumed.state)
-    return resumed
+    return newest(folder, trainer.waiter, _warn, trainer.fits)
 
 
 def _announce(trainer: Trainer, threads: int) -> None:
@@ -184,15 +195,58 @@ def _announce(trainer: Trainer, threads: int) -> None:
         print(f"pdadmm: {line}", file=sys.stderr, flush=True)
 
 
-def _begin_files(folder: Path, trainer: Trainer, resumed: Checkpoint | None) -> None:
-    """config.toml, and metrics.jsonl as it was at the checkpoint."""
+def _begin_files(
+    stack: contextlib.ExitStack,
+    folder: RunFolder,
+    trainer: Trainer,
+    sizes: Sizes,
+    metrics: Metrics,
+    resumed: Checkpoint | None,
+) -> ModelSpace | None:
+    """Room for model.h5, config.toml, and metrics.jsonl as it was at the checkpoint.
+
+    What can be refused is tried before anything of an earlier run is touched.
+
+    Raises
+    ------
+    InputError
+        When they cannot be written.
+    """
     if trainer.waiter.comm.rank:
-        return
-    if resumed is None and (old := put_aside(folder)):
-        _warn(f"starting afresh without --resume; the checkpoints of an earlier run are now in {old}")
-    records = resumed.state["records"] if resumed else []
-    write_text(folder / "config.toml", to_toml(trainer.config))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        return None
+    n, path = trainer.config.network, folder.path
+    attributes = {
+        "activation": n.activation,
+        "input_norm": n.input_norm,
+        "hop_decay": n.hop_decay,
+        "features_per_hop": sizes.features_per_hop,
+        "dataset": sizes.dataset,
+    }
+    header = f"# pdadmm {pdadmm.__version__}, every option of the run in {path.resolve().name!r}\n"
+    try:
+        old = folder.move_aside() if resumed is None else None
+        space = stack.enter_context(reserved(path / "model.h5", trainer.widths, attributes))
+        if resumed is None:
+            metrics.begin()
+        else:
+            folder.drop_results()
+            if moved := metrics.go_back(resumed.state["metrics"]):
+                _warn(
+                    f"metrics.jsonl is not what the run had written; it is now {moved}, and a new one begins"
+                )
+        write_text(path / "config.toml", header + to_toml(trainer.config))
+    except OSError as error:
+        where = error.filename or path
+        reason = error.strerror or str(error).partition("\n")[0]  # of HDF5 only the latter
+        raise InputError(f"{where} cannot be written ({reason}); choose another --out") from None
+    except UnicodeEncodeError:
+        raise InputError(
+            "the path of the features is not UTF-8, which config.toml needs; rename it"
+        ) from None
+    folder.begin()
+    if old is not None:
+        _warn(f"--overwrite: the run that was in {path} is now in {old}")
+    return space
 
 
 def _measure_links(trainer: Trainer) -> Record | None:
@@ -212,7 +266,7 @@ def _measure_links(trainer: Trainer) -> Record | None:
 
 
 def _warn(line: str) -> None:
-    print(f"pdadmm: warning: {line}", file=sys.stderr, flush=True)
+    print(f"pdadmm: warning: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 # ---- what it leaves ---------------------------------------------------------------------------------
@@ -235,27 +289,19 @@ def _stop_early(folder: Path, trainer: Trainer) -> None:
     if trainer.waiter.comm.rank == 0:
         print(
             f"pdadmm: stopped after iteration {trainer.iteration} with a checkpoint; "
-            f"go on with --resume --out {folder}",
+            f"go on with --resume --out {one_line(folder)}",
             file=sys.stderr,
         )
     raise SystemExit(STOPPED_EARLY)
 
 
-def _write_results(folder: Path, run: Record, trainer: Trainer, sizes: Sizes, started: float) -> None:
-    """Write model.h5 and summary.json, print the table; collective."""
-    n, waiter = trainer.config.network, trainer.waiter
+def _write_results(
+    folder: Path, run: Record, trainer: Trainer, space: ModelSpace | None, started: float
+) -> Record:
+    """Write model.h5 and summary.json, which is returned; collective."""
     summary = summarise(run, trainer)
-    attributes = {
-        "activation": n.activation,
-        "input_norm": n.input_norm,
-        "hop_decay": n.hop_decay,
-        "features_per_hop": sizes.features_per_hop,
-        "dataset": sizes.dataset,
-        "test_accuracy": summary["test_accuracy"],
-    }
-    write_model(folder / "model.h5", trainer.layers, trainer.blocks, attributes, waiter)
-    if waiter.comm.rank == 0:
+    write_model(space, trainer.layers, trainer.blocks, summary["test_accuracy"], trainer.waiter)
+    if trainer.waiter.comm.rank == 0:
         summary["seconds_total"] = time.monotonic() - started
         write_json(folder / "summary.json", summary)
-        if not trainer.config.output.quiet:
-            final_table(summary, folder)
+    return summary

@@ -2,73 +2,225 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pdadmm.admm.activations import ACTIVATIONS
-from pdadmm.errors import InputError
-from pdadmm.files import Record, replacing
+from pdadmm.files import Record, naming, reserve, write_at
+from pdadmm.files.names import safe_name
+from pdadmm.inputs.scaling import INPUT_NORMS
 
 if TYPE_CHECKING:
     from pdadmm.admm.layer import Layer
     from pdadmm.comm.waiter import Waiter
+    from pdadmm.files.hdf5 import PlainFile
 
-__all__ = ["read_model", "write_model"]
+__all__ = ["ModelSpace", "read_model", "reserved", "write_model"]
 
 SCHEMA, SCHEMA_VERSION = "pdadmm-model", 1
 _TAG = 20001
+#: of the test accuracy, which is known only at the end: a NaN that nothing else in the file looks like
+_PLACEHOLDER = np.array(0x7FF8_1234_5678_9ABC, "<u8").view("<f8")
+_METADATA_BYTES = 1 << 13  # more than those of a layer take
+#: given back when the model is written: summary.json needs room too
+_SLACK_BYTES = 1 << 20
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[list[np.ndarray], list[np.ndarray], Record]:
     """Weights, biases, first layer first, and attributes of a file.
+
+    Returns
+    -------
+    weights, biases
+        Float32 (n_out, n_in) and (n_out,), finite, of layers that fit together.
+    attributes
+        `activation`, `layers`, and what else :func:`write_model` records, where the file has it.
 
     Raises
     ------
     InputError
         When the file is missing, damaged, or not a model.
     """
-    import h5py
+    from pdadmm.files.hdf5 import PlainFile
 
-    if not Path(path).exists():
-        raise InputError(f"there is no model {path}; a run writes model.h5 into its --out folder")
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("schema") != SCHEMA:
-                raise InputError(f"{path} is not a model of pdadmm; give a run's model.h5")
-            if file.attrs["schema_version"] != SCHEMA_VERSION:
-                raise InputError(
-                    f"{path} has schema version {file.attrs['schema_version']}, this version reads "
-                    f"{SCHEMA_VERSION}; train again or use the version that wrote it"
+    missing = "a run writes model.h5 into its --out folder"
+    with PlainFile(path, missing, "give a run's model.h5, or train again") as file, file.reading():
+        attributes = _attributes(file)
+        weights: list[np.ndarray] = []
+        biases: list[np.ndarray] = []
+        for position in range(1, attributes["layers"] + 1):
+            W, b = (_array(file, f"layer_{position:04d}/{name}") for name in "Wb")
+            if W.ndim != 2 or not W.size or b.shape != W.shape[:1]:
+                raise file.wrong(f"layer {position} has W {W.shape} and b {b.shape}")
+            if weights and W.shape[1] != weights[-1].shape[0]:
+                raise file.wrong(
+                    f"layer {position} takes {W.shape[1]} inputs, but the layer before it gives "
+                    f"{weights[-1].shape[0]}"
                 )
-            attributes = {k: v.item() if hasattr(v, "item") else v for k, v in file.attrs.items()}
-            groups = [file[f"layer_{i:04d}"] for i in range(1, int(attributes["layers"]) + 1)]
-            weights = [np.asarray(g["W"], np.float32) for g in groups]
-            biases = [np.asarray(g["b"], np.float32) for g in groups]
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path} is damaged or no HDF5 file ({error}); write it again") from None
-    if attributes["activation"] not in ACTIVATIONS:
-        raise InputError(f"{path} uses the unknown activation '{attributes['activation']}'")
+            weights.append(W)
+            biases.append(b)
+        per_hop = attributes.get("features_per_hop", 1)
+        if weights[0].shape[1] % per_hop:
+            raise file.wrong(f"layer 1 takes {weights[0].shape[1]} inputs, which are no hops of {per_hop}")
     return weights, biases, attributes
 
 
-def write_model(
-    path: Path, layers: dict[int, Layer], blocks: list[range], attributes: Record, waiter: Waiter
-) -> None:
-    """Write model.h5 on rank 0, one layer at a time, so that no rank ever holds all weights.
+def _array(file: PlainFile, name: str) -> np.ndarray:
+    """An array of finite numbers, as float32."""
+    found = file.array(name)
+    if found.dtype not in (np.dtype("<f4"), np.dtype("<f8")):
+        raise file.wrong(f"/{name} is {found.dtype}, not float32")
+    with np.errstate(over="ignore"):
+        values = np.asarray(found[...], np.float32)
+    if not np.isfinite(values).all():
+        raise file.wrong(f"/{name} holds NaN or Inf")
+    return values
+
+
+def _attributes(file: PlainFile) -> Record:
+    """What a model says of itself, each value of its type and in its range."""
+    if file.attribute("schema") != SCHEMA:
+        raise file.wrong("not a model of pdadmm")
+    version = file.attribute("schema_version")
+    if version != SCHEMA_VERSION:
+        raise file.wrong(f"schema version {version}, this program reads {SCHEMA_VERSION}")
+    found: Record = {}
+    for name, (kinds, holds) in _ATTRIBUTES.items():
+        value = file.attribute(name)
+        if value is None:
+            continue
+        if not isinstance(value, kinds) or not holds(value):
+            raise file.wrong(f"attribute {name} is {value!r}, which is none that a model has")
+        found[name] = value
+    for name in ("activation", "layers"):
+        if name not in found:
+            raise file.wrong(f"lacks the attribute {name}")
+    groups = sum(name.startswith("layer_") for name in file.names())
+    if groups != found["layers"]:
+        raise file.wrong(f"holds {groups} layers, not {found['layers']}")
+    # a model of before these attributes was trained on the features as they were
+    scales = (found.get("input_norm", "none"), found.get("hop_decay", 1.0)) != ("none", 1.0)
+    if scales and "features_per_hop" not in found:
+        raise file.wrong("scales its inputs, but lacks the attribute features_per_hop")
+    if "dataset" in found:
+        found["dataset"] = safe_name(found["dataset"])
+    return found
+
+
+#: types and ranges of the attributes besides schema and version
+_ATTRIBUTES: dict[str, tuple[tuple[type, ...], Callable[[Any], bool]]] = {
+    "layers": ((int,), lambda value: value >= 1),
+    "activation": ((str,), lambda value: value in ACTIVATIONS),
+    "input_norm": ((str,), lambda value: value in INPUT_NORMS),
+    "hop_decay": ((int, float), lambda value: 0 < value < math.inf),
+    "features_per_hop": ((int,), lambda value: value >= 1),
+    "dataset": ((str,), lambda value: True),
+    "test_accuracy": ((int, float), lambda value: True),
+}
+
+
+@dataclass(frozen=True)
+class ModelSpace:
+    """model.h5 of a run that goes on: complete under another name, but for its values.
+
+    Its space on the disk is taken before training. HDF5, which does not survive a full disk, is not asked
+    after that: values are written to where they belong.
+    """
+
+    path: Path  #: which the file takes at the end
+    temporary: Path
+    places: dict[int, tuple[int, int]]  #: where in the file W and b of a layer belong, by position
+    accuracy: int  #: where the attribute test_accuracy belongs
+    size: int  #: bytes of the file
+
+
+@contextmanager
+def reserved(path: Path, widths: list[int], attributes: Record) -> Iterator[ModelSpace]:
+    """Take the space of model.h5; what :func:`write_model` has not used is given back at the end.
 
     Parameters
     ----------
-    path
-        Of the file, which is whole or not there.
+    widths
+        n_0, ..., n_L: W of layer l is (n_l, n_{l-1}), b is (n_l,), float32.
+    attributes
+        Recorded at the root of the file: must have `activation`.
+
+    Raises
+    ------
+    OSError
+        When there is no room, or the file cannot be written.
+    """
+    shapes = list(itertools.pairwise(widths))
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with naming(path, temporary):
+            temporary.unlink(missing_ok=True)  # of a run that was killed
+            # a full disk shows here, and as an error of the system
+            values = 4 * sum(n_out * (n_in + 1) for n_in, n_out in shapes)
+            reserve(temporary, values + _METADATA_BYTES * len(shapes) + _SLACK_BYTES)
+            space = _create(path, temporary, shapes, attributes)
+            reserve(temporary, space.size + _SLACK_BYTES)
+        yield space
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create(path: Path, temporary: Path, shapes: list[tuple[int, int]], attributes: Record) -> ModelSpace:
+    """Make the file complete but for its values."""
+    import h5py
+
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+
+    def place(group: h5py.Group, name: bytes, *shape: int) -> int:
+        space = h5py.h5s.create_simple(shape)
+        return int(h5py.h5d.create(group.id, name, h5py.h5t.IEEE_F32LE, space, plist).get_offset())
+
+    with h5py.File(temporary, "w") as file:
+        file.attrs.update(schema=SCHEMA, schema_version=SCHEMA_VERSION, layers=len(shapes), **attributes)
+        file.attrs.create("test_accuracy", _PLACEHOLDER, dtype="<f8")
+        file.flush()
+        accuracy = temporary.read_bytes().index(_PLACEHOLDER.tobytes())  # HDF5 does not say where
+        places = {}
+        for position, (n_in, n_out) in enumerate(shapes, 1):
+            group = file.create_group(f"layer_{position:04d}")
+            places[position] = place(group, b"W", n_out, n_in), place(group, b"b", n_out)
+    return ModelSpace(path, temporary, places, accuracy, temporary.stat().st_size)
+
+
+def write_model(
+    space: ModelSpace | None,
+    layers: dict[int, Layer],
+    blocks: list[range],
+    test_accuracy: float,
+    waiter: Waiter,
+) -> None:
+    """Write model.h5 on rank 0, one layer at a time, so that no rank ever holds all weights; collective.
+
+    Parameters
+    ----------
+    space
+        Of the file, on rank 0.
     layers
         This rank's layers by position.
     blocks
         Positions of every rank's layers.
-    attributes
-        Recorded at the root of the file: must have `activation`.
+    test_accuracy
+        Recorded with the attributes.
+
+    Raises
+    ------
+    OSError
+        Which names the file.
     """
     rank = waiter.comm.rank
     if rank:
@@ -78,21 +230,22 @@ def write_model(
             for array in (shape, layer.W, layer.b):
                 waiter.all(waiter.send(array, 0, _TAG), f"the weights of layer {position} to reach rank 0")
         return
-    import h5py
-
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update(
-            schema=SCHEMA, schema_version=SCHEMA_VERSION, layers=blocks[-1].stop - 1, **attributes
-        )
-        for source, block in enumerate(blocks):
-            for position in block:
-                group = file.create_group(f"layer_{position:04d}")
-                if source == 0:
-                    W, b = layers[position].W, layers[position].b
-                else:
-                    shape = np.empty(2, np.int64)
-                    waiter.receive(shape, source, _TAG)
-                    W, b = np.empty(tuple(shape), np.float32), np.empty(int(shape[0]), np.float32)
-                    waiter.receive(W, source, _TAG)
-                    waiter.receive(b, source, _TAG)
-                group["W"], group["b"] = W, b
+    assert space is not None
+    with naming(space.path, space.temporary):
+        with space.temporary.open("r+b", buffering=0) as file:
+            for source, block in enumerate(blocks):
+                for position in block:
+                    if source == 0:
+                        W, b = layers[position].W, layers[position].b
+                    else:
+                        shape = np.empty(2, np.int64)
+                        waiter.receive(shape, source, _TAG)
+                        W, b = np.empty(tuple(shape), np.float32), np.empty(int(shape[0]), np.float32)
+                        waiter.receive(W, source, _TAG)
+                        waiter.receive(b, source, _TAG)
+                    for offset, array in zip(space.places[position], (W, b), strict=True):
+                        write_at(file.fileno(), np.ascontiguousarray(array, "<f4").data.cast("B"), offset)
+            write_at(file.fileno(), np.array(test_accuracy, "<f8").data.cast("B"), space.accuracy)
+            file.truncate(space.size)
+            os.fsync(file.fileno())
+        os.replace(space.temporary, space.path)

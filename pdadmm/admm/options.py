@@ -13,10 +13,27 @@ from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.inputs.scaling import INPUT_NORMS
 from pdadmm.runtime import sections
-from pdadmm.runtime.options import Options, at_least, fill, not_negative, option, positional
+from pdadmm.runtime.options import (
+    COUNT,
+    FINITE,
+    POSITIVE,
+    Options,
+    Range,
+    check_ranges,
+    fill,
+    option,
+    positional,
+)
 from pdadmm.runtime.sections import Output, Run
 
 __all__ = ["OPTIONS", "Config", "Messages", "Network", "Training", "check_stages", "parse"]
+
+
+#: a network of ten thousand layers takes seconds to be shared out to one rank, and minutes to many
+_LAYERS = Range(1, 10**4)
+
+#: width over its largest end of a grid whose 256 values float32 can tell apart
+_FINEST = 2.0**-15
 
 
 def _depths(text: str) -> list[int]:
@@ -30,15 +47,21 @@ def _depths(text: str) -> list[int]:
 class Network:
     """Shape of the network."""
 
-    layers: int = option(0, "layers of the finished network; default: the number of ranks, or 10 on one rank")
-    hidden: int = option(100, "neurons of a hidden layer")
+    layers: int = option(
+        0,
+        "layers of the finished network; default: the number of ranks, or 10 on one rank",
+        within=Range(0, _LAYERS.most),
+    )
+    hidden: int = option(100, "neurons of a hidden layer", within=Range(1, 10**6))
     activation: str = option("relu", "activation of the hidden layers", tuple(ACTIVATIONS))
     input_norm: str = option(
         "none",
         "scaling of every hop of the features: none, or the square root of its share of the row's sum",
         INPUT_NORMS,
     )
-    hop_decay: float = option(1.0, "scale of a hop of the features against that of the hop before")
+    hop_decay: float = option(
+        1.0, "scale of a hop of the features against that of the hop before", within=POSITIVE
+    )
 
 
 @dataclass
@@ -50,23 +73,27 @@ class Training:
         "depths to grow through, e.g. 2,5,10; default: doubling up to --layers",
         metavar="D,D,...",
         parse=_depths,
+        within=_LAYERS,
     )
-    iterations: int = option(100, "iterations of every stage")
+    iterations: int = option(100, "iterations of every stage", within=COUNT)
     solver: str = option(
         "gradient", "p and W by a gradient step or by exact minimisation", ("gradient", "exact")
     )
     step: str = option(
         "exact", "step length: exact line search, or the authors' doubling", ("exact", "doubling")
     )
-    nu: float = option(0.01, "penalty of z = pW+b and q = f(z)")
-    rho: float = option(0.1, "penalty of p = q between layers")
-    mu: float = option(0.01, "L2 penalty of the weights")
+    nu: float = option(0.01, "penalty of z = pW+b and q = f(z)", within=POSITIVE)
+    rho: float = option(0.1, "penalty of p = q between layers", within=POSITIVE)
+    mu: float = option(0.01, "L2 penalty of the weights", within=Range(0, POSITIVE.most))
     damping: float = option(
         0.0,
         "exact solver: pull of W to its last value, in mean eigenvalues of the Gram matrix of its inputs",
+        within=Range(0, POSITIVE.most),
     )
     momentum: float = option(
-        0.0, "exact solver: share of their last change that W and b of the hidden layers repeat, below 1"
+        0.0,
+        "exact solver: share of their last change that W and b of the hidden layers repeat, below 1",
+        within=Range(0, 1, below=True),
     )
     z_centre: str = option(
         "previous",
@@ -82,8 +109,10 @@ class Training:
         "constant nu and rho, or the authors' rule: tenfold, up to 1, when the training loss stalls",
         ("constant", "authors"),
     )
-    refresh: int = option(25, "iterations between recomputations of the residual")
-    seed: int = option(0, "seed of the initial weights and of stochastic rounding")
+    refresh: int = option(25, "iterations between recomputations of the residual", within=COUNT)
+    seed: int = option(
+        0, "seed of the initial weights and of stochastic rounding", within=Range(0, 2**63 - 1)
+    )
 
 
 @dataclass
@@ -91,9 +120,15 @@ class Messages:
     """What travels between neighbouring layers."""
 
     codec: str = option("delta", "coding of the messages", tuple(CODECS))
-    bits: int = option(0, "bits an entry: 8, 4, 2 or (delta) 1; default 4, and 32 for float32")
-    grid_low: float | None = option(None, "smallest value of the grid; default: from the forward pass")
-    grid_high: float | None = option(None, "largest value of the grid; default: from the forward pass")
+    bits: int = option(
+        0, "bits an entry: 8, 4, 2 or (delta) 1; default 4, and 32 for float32", within=Range(0, 32)
+    )
+    grid_low: float | None = option(
+        None, "smallest value of the grid; default: from the forward pass", within=FINITE
+    )
+    grid_high: float | None = option(
+        None, "largest value of the grid; default: from the forward pass", within=FINITE
+    )
 
 
 @dataclass
@@ -152,31 +187,25 @@ def check(config: Config) -> None:
     InputError
     """
     n, t, m = config.network, config.training, config.messages
-    for name, value in (("nu", t.nu), ("rho", t.rho), ("hop-decay", n.hop_decay)):
-        if not 0 < value < float("inf"):
-            raise InputError(f"--{name} is {value:g}; it must be positive")
-    not_negative("mu", t.mu)
-    not_negative("damping", t.damping)
-    if not 0 <= t.momentum < 1:
-        raise InputError(f"--momentum is {t.momentum:g}; it must be at least 0 and below 1")
+    check_ranges(config)
     if (t.damping or t.momentum) and t.solver != "exact":
         raise InputError(
             "--damping and --momentum are of the exact solver; give --solver exact with them, or 0 for both"
         )
-    at_least("layers", n.layers, 0)
-    at_least("hidden", n.hidden, 1)
-    at_least("iterations", t.iterations, 1)
-    at_least("refresh", t.refresh, 1)
-    at_least("seed", t.seed, 0)
     if m.bits == 0:
         m.bits = default_bits(m.codec)
     check_codec(m.codec, m.bits)
     if (m.grid_low is None) != (m.grid_high is None):
         raise InputError("--grid-low and --grid-high go together; give both or neither")
-    if m.grid_low is not None and m.grid_high is not None and not m.grid_low < m.grid_high:
-        raise InputError(
-            f"the grid [{m.grid_low:g}, {m.grid_high:g}] is empty; --grid-low must be below --grid-high"
-        )
+    if m.grid_low is not None and m.grid_high is not None:
+        if not m.grid_low < m.grid_high:
+            raise InputError(
+                f"the grid [{m.grid_low:g}, {m.grid_high:g}] is empty; --grid-low must be below --grid-high"
+            )
+        if m.grid_high - m.grid_low < _FINEST * max(abs(m.grid_low), abs(m.grid_high), POSITIVE.least):
+            raise InputError(
+                f"the grid [{m.grid_low:g}, {m.grid_high:g}] is too narrow for float32; give a wider one"
+            )
     sections.check(config.run, config.output)
     if t.stages:
         check_stages(t.stages, n.layers)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import platform
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 import pdadmm
+from pdadmm.errors import one_line
 from pdadmm.files import Record
+from pdadmm.runtime.console import plain_console
 from pdadmm.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def final_table(summary: Record, folder: Path) -> None:
         ("iterations", f"{summary['seconds_iterations']:.2f} for {summary['iterations']}"),
         ("evaluation", f"{summary['seconds_evaluation']:.2f}"),
         ("exposed communication, mean of ranks", f"{summary['seconds_exposed_communication']:.2f}"),
-        ("results in", str(folder)),
+        ("results in", one_line(folder)),
     ]
     for name, value in rows:
         table.add_row(name, value)
-    Console(width=100 if not sys.stdout.isatty() else None).print(table)
+    plain_console(100).print(table)

@@ -26,7 +26,7 @@ from pdadmm.comm.grid import Grid
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.transport import Transport
 from pdadmm.comm.waiter import Waiter
-from pdadmm.errors import InputError, RunError
+from pdadmm.errors import RunError
 from pdadmm.files import Record
 from pdadmm.inputs.scaling import normalise_inputs
 from pdadmm.runtime import checkpoint
@@ -45,6 +45,10 @@ __all__ = ["Sizes", "Trainer", "largest_product", "widths_of"]
 
 #: objective over that of a uniform guess from which a run counts as diverging
 DIVERGED = 1e4
+#: what a summary needs of a record
+_IN_SUMMARY = (
+    "iteration", "train_accuracy", "val_accuracy", "test_accuracy", "objective", "primal_residual",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,15 @@ class Sizes:
     features_per_hop: int  #: of which a hop has that many
     classes: int
     rows: dict[str, int]  #: nodes of each split
+    content: str = ""  #: hash of the data; empty: not known
 
     @classmethod
     def of(cls, features: Features) -> Sizes:
         """Sizes of opened features."""
         rows = dict(zip(SPLITS, (features.n_train, features.n_val, features.n_test), strict=True))
         per_hop = int(features.attrs["features_per_hop"])
-        return cls(features.dataset, features.num_features, per_hop, features.num_classes, rows)
+        sizes = features.num_features, per_hop, features.num_classes
+        return cls(features.dataset, *sizes, rows, features.content_hash())
 
 
 def hyper_of(training: Training) -> Hyper:
@@ -131,7 +137,7 @@ class Trainer:
         self.waiter = waiter
         self.rank = waiter.comm.rank
         self.layers_total = config.network.layers
-        self.dataset = sizes.dataset
+        self.dataset, self.content = sizes.dataset, sizes.content
         self.widths = widths_of(config, sizes.inputs, sizes.classes)
         nodes = sizes.rows["train"]
         self.in_row_space = in_row_space(config, sizes)
@@ -155,7 +161,9 @@ class Trainer:
         self.clock = make_clock(self.backend, config.output.trace)
         self.accounts: Accounts
         self.progress_thread: ProgressThread | None = None
-        self.records: list[Record] = []
+        #: the last evaluated iteration and the one of best validation accuracy, as far as a summary needs
+        self.last: Record | None = None
+        self.best: Record | None = None
         self.iteration = 0
         self.seconds_iterations = 0.0
         self.seconds_evaluation = 0.0
@@ -174,7 +182,7 @@ class Trainer:
         def scaled(X: np.ndarray) -> np.ndarray:
             return normalise_inputs(X, sizes.features_per_hop, n.input_norm, n.hop_decay)
 
-        with open_features() as features:
+        with self.waiter.limit(f"reading the features of {self.dataset}"), open_features() as features:
             return {
                 name: Split(
                     rows,
@@ -186,7 +194,12 @@ class Trainer:
 
     # ---- the run ------------------------------------------------------------------------------------
 
-    def run(self, folder: Path | None = None, resumed: Checkpoint | None = None) -> bool:
+    def run(
+        self,
+        folder: Path | None = None,
+        resumed: Checkpoint | None = None,
+        mark: Callable[[], Record | None] | None = None,
+    ) -> bool:
         """Train through all stages.
 
         Parameters
@@ -194,19 +207,20 @@ class Trainer:
         folder
             Where checkpoints go; None: nowhere.
         resumed
-            Checkpoint to go on from.
+            Checkpoint to go on from; it :meth:`fits`.
+        mark
+            Called on rank 0 for what a checkpoint is to say of metrics.jsonl.
 
         Returns
         -------
         bool
             Whether the run came to its end; False when it saved and stopped early.
         """
-        self._folder = folder
+        self._folder, self._mark = folder, mark
         stages = self.config.training.stages
         first, done = 0, 0
         if resumed is not None:
-            first, done = resumed.state["stage"], resumed.state["stage_iteration"]
-            self._restore(resumed.state)
+            first, done = self._restore(resumed)
         # collective, so not in the constructor, where one rank may find its data unusable
         self.accounts = Accounts(self.clock, read_offset(self.waiter.comm))
         r = self.config.run
@@ -255,7 +269,7 @@ class Trainer:
                 place = plan.positions.index(layer.position)
                 around = [0, *plan.positions, 0][place : place + 3]
                 layer.restore(saved[layer.position], saved.get(around[0]), saved.get(around[2]))
-        self.clock.begin_stage()
+        self.clock.begin_stage(plan.depth)
         self.control.expect(sum(a.nbytes for layer in stage.layers for a in layer.state().values()))
         if not done:
             self._losses = []
@@ -320,7 +334,10 @@ class Trainer:
             "rho": self.hyper.rho,
             "losses": self._losses,
             "smallest_change": self.monitor.smallest_change,
-            "records": self.records,
+            "last": self.last,
+            "best": self.best,
+            "metrics": self._mark() if self._mark is not None and self.rank == 0 else None,
+            "data": self.content,
             "seconds_iterations": self.seconds_iterations,
             "seconds_evaluation": self.seconds_evaluation,
             "seconds_exposed": float(exposed),
@@ -332,32 +349,34 @@ class Trainer:
         self.control.saved()
         self.seconds_checkpoints += time.perf_counter() - start
 
-    def require_same(self, state: Record) -> None:
-        """Refuse to go on from the state of a run whose iterates this configuration would change.
+    def fits(self, saved: Checkpoint) -> None:
+        """Refuse a checkpoint of other options or data, or that no run can have saved.
 
         Raises
         ------
-        InputError
+        InputError, ValueError
         """
-        for name, value in self.fingerprint().items():
-            if state["fingerprint"].get(name) != value:
-                before = state["fingerprint"].get(name)
-                raise InputError(
-                    f"--resume: the checkpoint was made with {name} = {before}, not {value}; "
-                    "give the options it was started with, or none but --resume and --out"
-                )
+        from pdadmm.admm.saved import Going, check  # only a run that goes on needs it
 
-    def _restore(self, state: Record) -> None:
-        self.require_same(state)
-        self.hyper.nu, self.hyper.rho = state["nu"], state["rho"]
-        self._losses = state["losses"]
-        self.monitor.smallest_change = state["smallest_change"]
-        self.records = state["records"]
-        self.iteration = state["iteration"]
-        self.seconds_iterations = state["seconds_iterations"]
-        self.seconds_evaluation = state["seconds_evaluation"]
-        self.seconds_exposed = state["seconds_exposed"]
-        self.seconds_checkpoints = state["seconds_checkpoints"]
+        nodes, fingerprint = self.splits["train"].rows, self.fingerprint()
+        going = Going(self.config, self.widths, nodes, self.in_row_space, self.content, fingerprint)
+        check(saved, going)
+
+    def _restore(self, saved: Checkpoint) -> tuple[int, int]:
+        """Take over the state of a checkpoint; its stage, from 0, and how many iterations of it are done."""
+        from pdadmm.admm.saved import state_of
+
+        state = state_of(saved)
+        self.hyper.nu, self.hyper.rho = state.nu, state.rho
+        self._losses = state.losses
+        self.monitor.smallest_change = state.smallest_change
+        self.last, self.best = saved.state["last"], saved.state["best"]
+        self.iteration = state.iteration
+        self.seconds_iterations = state.seconds_iterations
+        self.seconds_evaluation = state.seconds_evaluation
+        self.seconds_exposed = state.seconds_exposed
+        self.seconds_checkpoints = state.seconds_checkpoints
+        return state.stage, state.stage_iteration
 
     def fingerprint(self) -> Record:
         """What must be the same for a checkpoint to be gone on from."""
@@ -394,7 +413,9 @@ class Trainer:
             "seconds": self.seconds_iterations,
         }
         self._follow_schedule(record["train_loss"])
-        self.records.append(record)
+        self.last = {name: record[name] for name in _IN_SUMMARY}
+        if self.best is None or record["val_accuracy"] >= self.best["val_accuracy"]:
+            self.best = self.last
         bound = DIVERGED * max(self.splits["train"].rows, 1) * np.log(self.widths[-1] + 1)
         if not record["objective"] < bound:
             raise RunError(
@@ -430,8 +451,8 @@ class Trainer:
     def summary(self) -> Record:
         """Results of the whole run, the same on all ranks."""
         t = self.config.training
-        last = self.records[-1]
-        best = max(self.records, key=lambda r: (r["val_accuracy"], r["iteration"]))
+        last, best = self.last, self.best
+        assert last is not None and best is not None  # the last iteration of a stage is evaluated
         mine = [float(self.message_bytes), float(self.float32_bytes), self.seconds_exposed]
         sent, plain, exposed = self.waiter.sum(np.array(mine)).tolist()
         return {

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from pdadmm.errors import one_line
+from pdadmm.process import begin
+
 __all__ = ["main"]
 
 _USAGE = """usage: python -m pdadmm.bench COMMAND [options]
@@ -37,9 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
         from pdadmm.bench.iteration import main as iteration
 
         return iteration(arguments[1:])
-    print(f"pdadmm: bench knows links, kernels and iteration, not {command!r}", file=sys.stderr)
+    print(f"pdadmm: bench knows links, kernels and iteration, not {one_line(repr(command))}", file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
+    begin()
     sys.exit(main())

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
@@ -36,8 +35,9 @@ from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.arrays.cupy_backend import CupyBackend
 from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
+from pdadmm.runtime.console import plain_console
 from pdadmm.trace.clock import WARM_UP, Clock
 
 __all__ = ["Variant", "main", "make_stage", "measure"]
@@ -304,9 +304,9 @@ def main(arguments: list[str]) -> int:
                     )
                 )  # fmt: skip
     except InputError as error:
-        print(f"pdadmm: {error}", file=sys.stderr)
+        print(f"pdadmm: {one_line(error)}", file=sys.stderr)
         return 2
-    Console(width=None if sys.stdout.isatty() else 160).print(_table(results, threads))
+    plain_console(160).print(_table(results, threads))
     if options.json:
         Path(options.json).write_text(json.dumps({"results": results}, indent=1) + "\n")
     return 0

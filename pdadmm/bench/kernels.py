@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from pdadmm.admm.activations import ReLU
@@ -24,8 +23,9 @@ from pdadmm.admm.passes import Copies, Passes, make_passes
 from pdadmm.arrays import Array
 from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
+from pdadmm.runtime.console import plain_console
 
 __all__ = ["main", "measure"]
 
@@ -192,12 +192,12 @@ def main(arguments: list[str]) -> int:
         passes = make_passes(options.kernels, threads, options.backend)
         device = _cupy() if options.backend == "cupy" else None
     except InputError as error:
-        print(f"pdadmm: {error}", file=sys.stderr)
+        print(f"pdadmm: {one_line(error)}", file=sys.stderr)
         return 2
     results = measure(passes, options.backend, options.nodes, options.hidden, options.repeats, device)
     where = getattr(passes, "instruction_set", options.backend)
     title = f"{options.kernels} passes, {options.nodes} x {options.hidden}, {threads} threads, {where}"
-    Console(width=None if sys.stdout.isatty() else 100).print(_table(results, title))
+    plain_console(100).print(_table(results, title))
     if options.json:
         Path(options.json).write_text(json.dumps({"results": results}, indent=1) + "\n")
     return 0

@@ -10,12 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.files import Record, write_json
+from pdadmm.runtime.console import plain_console
 from pdadmm.runtime.devices import choose, make_backend
 from pdadmm.runtime.launch import agree, main_under_mpi
 from pdadmm.runtime.links import SIZES, measure_neighbours
@@ -37,7 +37,7 @@ def _table(measured: Record) -> None:
                     f"{row['latency_seconds'] * 1e6:,.1f} µs",
                     f"{row['bandwidth'] / 1e6:,.1f} MB/s",
                 )
-            Console(width=100 if not sys.stdout.isatty() else None).print(table)
+            plain_console(100).print(table)
 
 
 def _bench(waiter: Waiter, arguments: list[str]) -> None:

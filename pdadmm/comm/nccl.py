@@ -16,6 +16,8 @@ Events order it against the compute stream, and the host never waits.
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
@@ -28,6 +30,7 @@ from pdadmm.arrays.streams import Event, Streams
 from pdadmm.comm.channel import Channel, Ends, Incoming, Outgoing
 from pdadmm.comm.rounds import Rounds
 from pdadmm.comm.waiter import Waiter
+from pdadmm.comm.where import stopped_ranks
 from pdadmm.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ __all__ = [
     "NCCLOutgoing",
     "NCCLPipeline",
     "NCCLTransport",
+    "Overdue",
     "Watch",
     "connect",
     "open_rounds",
@@ -227,11 +231,13 @@ def connect(waiter: Waiter, stages: Sequence[Rounds]) -> CupyNccl:
     nccl = require_nccl()
     comm = waiter.comm
     identity = waiter.broadcast(nccl.get_unique_id() if comm.rank == 0 else None)
-    device = CupyNccl(nccl, nccl.NcclCommunicator(comm.size, identity, comm.rank))
-    device.peers = sorted({peer for rounds in stages for peer in rounds.peers})
-    under_way = [warm_up(device, rounds) for rounds in stages]
-    device.synchronize()
-    del under_way  # and its buffers, which must live until then
+    with waiter.patient(), waiter.limit("NCCL connects all ranks"):
+        device = CupyNccl(nccl, nccl.NcclCommunicator(comm.size, identity, comm.rank))
+        device.peers = sorted({peer for rounds in stages for peer in rounds.peers})
+        under_way = [warm_up(device, rounds) for rounds in stages]
+        device.synchronize()
+        del under_way  # and its buffers, which must live until then
+    device.overdue = Overdue(waiter)
     return device
 
 
@@ -279,6 +285,40 @@ class Watch:
                 return
 
 
+class Overdue:
+    """Tells when transfers that were enqueued take longer than they may: the host never waits for them.
+
+    Parameters
+    ----------
+    waiter
+        Its timeout is that between the ends of two transfers while one is under way, 0 for none; while
+        it is patient, so is this.
+    """
+
+    def __init__(self, waiter: Waiter) -> None:
+        self._waiter = waiter
+        self._under_way: deque[tuple[float, Event]] = deque()
+        self._moved = 0.0
+        self.timeout = waiter.timeout
+
+    def enqueued(self, mark: Callable[[], Event]) -> None:
+        """Transfers were enqueued; `mark` makes an event at their end."""
+        if self._waiter.timeout:
+            self._under_way.append((time.monotonic(), mark()))
+
+    def passed(self) -> bool:
+        """Whether the timeout is over; never waits."""
+        now = time.monotonic()
+        if self.timeout != self._waiter.timeout:
+            self.timeout, self._moved = self._waiter.timeout, now
+        while self._under_way and self._under_way[0][1].done:
+            self._under_way.popleft()
+            self._moved = now
+        if not self._under_way or not self.timeout:
+            return False
+        return now - max(self._moved, self._under_way[0][0]) > self.timeout
+
+
 class CupyNccl(Streams):
     """:class:`Device` on CuPy's streams and NCCL binding.
 
@@ -288,6 +328,8 @@ class CupyNccl(Streams):
         Ranks that this one talks to in any stage.
     peers_now
         Those of the stage under way, which an error is about; none when this rank has no message in it.
+    overdue
+        Told of all transfers; None while NCCL connects.
     """
 
     def __init__(self, nccl: ModuleType, communicator: NcclCommunicator) -> None:
@@ -296,6 +338,7 @@ class CupyNccl(Streams):
         self.communicator = communicator
         self.peers: list[int] = []
         self.peers_now: list[int] = []
+        self.overdue: Overdue | None = None
 
     def compute_waits(self, event: Event) -> None:
         begun = self.idle.begin()
@@ -310,15 +353,23 @@ class CupyNccl(Streams):
         for buffer, peer in receives:
             self.communicator.recv(buffer.data.ptr, buffer.nbytes, self._nccl.NCCL_UINT8, peer, stream)
         self._nccl.groupEnd()
+        if self.overdue is not None:
+            self.overdue.enqueued(self.mark_transfers)
 
     def problem(self) -> str | None:
-        """What NCCL met asynchronously and the links it is about, or None."""
+        """What NCCL met asynchronously or waits for too long, and the links it is about, or None."""
+        peers = self.peers_now or self.peers
+        links = " or ".join(f"rank {peer}" for peer in peers)
         try:
             self.communicator.check_async_error()
         except self._nccl.NcclError as error:
-            peers = self.peers_now or self.peers
-            links = " or ".join(f"rank {peer}" for peer in peers)
             return f"{error} on the link to {links}" if peers else str(error)
+        if self.overdue is not None and self.overdue.passed():
+            return (
+                f"no answer within {self.overdue.timeout:g} s on the link to {links}; "
+                + (stopped_ranks() or "that process hangs or is slow: look at its host")
+                + ", or give a longer --timeout"
+            )
         return None
 
     def close(self) -> None:

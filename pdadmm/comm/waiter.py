@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL_RANKS",
+    "FORWARDING",
     "MAX_BYTES",
+    "PATIENT",
     "Waiter",
     "end_all",
     "pieces",
@@ -41,14 +43,16 @@ T = TypeVar("T")
 MAX_BYTES = 1 << 30
 #: patience of a wait for all ranks
 ALL_RANKS = 1.5
+#: patience of a wait while ranks start, or read or write files
+PATIENT = 20.0
 #: seconds that a launcher gets to forward a rank's words before an abort makes it drop them
-_FORWARDING = 0.5
+FORWARDING = 0.5
 
 
 def end_all(comm: Intracomm, code: int) -> None:
     """Abort all ranks with an exit code, once the launcher has forwarded what this rank has said."""
     sys.stderr.flush()
-    time.sleep(_FORWARDING)
+    time.sleep(FORWARDING)
     comm.Abort(code)
 
 
@@ -119,14 +123,23 @@ class Waiter:
             self._spins = sys.maxsize
 
     @contextlib.contextmanager
-    def patient(self, factor: float = 20.0) -> Iterator[None]:
+    def patient(self) -> Iterator[None]:
         """Wait longer than for a message: others read or write files."""
         timeout = self.timeout
-        self.timeout = factor * timeout
+        self.timeout = PATIENT * timeout
         try:
             yield
         finally:
             self.timeout = timeout
+
+    @contextlib.contextmanager
+    def limit(self, what: str) -> Iterator[None]:
+        """A call of this rank that cannot be interrupted, such as reading a file, has the timeout too."""
+        if self.timeout:
+            with self.where.limit(self.timeout, what):
+                yield
+        else:
+            yield
 
     def until(self, done: Callable[[], bool], what: str, patience: float = 1.0) -> float:
         """Poll `done` until it holds, for `patience` times the timeout; returns the seconds waited."""

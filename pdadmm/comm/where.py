@@ -1,49 +1,58 @@
 """Where a rank is: for the one line that says which rank, layer and iteration failed.
 
-A rank that is killed (kill -9, the kernel's out-of-memory killer, a crash) cannot speak. Its
-*witness*, a child forked before MPI starts, can: both share a few numbers in memory, and the end of
-the rank closes the witness's socket. The witness costs nothing while all is well.
+A rank that is killed (kill -9, the kernel's out-of-memory killer, a crash) cannot speak, and one in a
+call that does not come back cannot give up. Its node's *witness* (:mod:`pdadmm.comm.witness`) can: both
+share a few numbers in memory and a socket. It costs nothing while all is well.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
+import select
 import signal
 import socket
 import struct
 import sys
-import time
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
+
+from pdadmm.comm.witness import NUMBERS, hire, place, rank_of
 
 __all__ = ["Where", "stopped_ranks"]
 
-_RANK, _FIRST, _LAST, _ITERATION, _STAGE = range(5)
-_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-_INT = struct.calcsize("q")
-#: seconds that the first to speak on a node keeps the others silent
-_SILENCE = 2.0
+_RANK, _FIRST, _LAST, _ITERATION, _STAGE = range(NUMBERS)
+_SIZE = struct.calcsize(f"{NUMBERS}q")
+#: seconds that the witness gets to answer
+_ANSWER = 2.0
+#: where the launcher's descriptor moves, and from where on the pipe's is
+_MIDDLE, _HIGH = 64, 128
 
 
 class Where:
     """A rank's place in the run, shown by ``str``.
 
     Numbers are plain 64-bit stores into shared memory, cheap enough for every iteration.
+
+    Attributes
+    ----------
+    room
+        Bytes that were free in /dev/shm before any rank of the node took of it; None: nobody knows.
     """
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 5 * _INT)
-        self._numbers = memoryview(self._memory).cast("q")
+        self._share(mmap.mmap(-1, _SIZE))
         self._socket: socket.socket | None = None
-        self._child = 0
+        self._pipe = -1
+        self.room: int | None = None
+
+    def _share(self, memory: mmap.mmap) -> None:
+        self._numbers = memoryview(memory).cast("q")
 
     def __str__(self) -> str:
-        rank, first, last, iteration, stage = self._numbers
-        layers = "" if not first else f", layer {first}" if first == last else f", layers {first}-{last}"
-        when = f", iteration {iteration} (stage {stage})" if iteration else ", before the first iteration"
-        return f"rank {rank}{layers}{when}"
+        return place(tuple(self._numbers))
 
     def set_rank(self, rank: int) -> None:
         self._numbers[_RANK] = rank
@@ -59,75 +68,80 @@ class Where:
     # ---- the witness --------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Fork the witness; call before MPI starts, as MPI libraries dislike forks. Linux only."""
+        """Let the witness watch; call before MPI starts, as MPI libraries dislike forks. Linux only."""
         if self._socket is not None or not sys.platform.startswith("linux") or "mpi4py.MPI" in sys.modules:
             return
-        # launchers are the parent of all ranks of a node, or number their job steps: one claim for each
-        step = os.environ.get("SLURM_STEP_ID")
-        group = f"{os.environ.get('SLURM_JOB_ID')}.{step}" if step else os.getppid()
-        ours, theirs = socket.socketpair()
-        sys.stderr.flush()
-        with warnings.catch_warnings():
-            # BLAS has threads already; the child touches nothing of theirs
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._child = os.fork()
-        if self._child:
-            theirs.close()
-            self._socket = ours
-            return
-        try:
-            self._bear_witness(theirs, f"\0pdadmm-{os.getuid()}-{group}")
-        finally:
-            os._exit(0)
+        with contextlib.suppress(OSError):  # without one where there can be none
+            descriptor, (end, pipe) = os.memfd_create("pdadmm-where"), os.pipe()
+            try:
+                os.ftruncate(descriptor, _SIZE)
+                self._share(mmap.mmap(descriptor, _SIZE))
+                self.set_rank(rank_of(os.environ))
+                self._socket, self.room = hire(descriptor, end)
+                self._pipe = _between(self._socket.fileno(), pipe)
+            finally:
+                for number in (descriptor, end, pipe):
+                    os.close(number)
+            # the system itself tells the witness of a signal, even where Python cannot run
+            signal.set_wakeup_fd(self._socket.fileno(), warn_on_full_buffer=False)
 
-    def claim(self) -> None:
-        """This rank speaks for itself: the witnesses on this node stay silent when MPI ends the others."""
-        if self._socket is not None:
+    def claim(self, speaks: bool = True) -> bool:
+        """This rank ends the job; returns whether it is the one of its node to say why.
+
+        Parameters
+        ----------
+        speaks
+            False: another rank says why.
+        """
+        if self._socket is None:
+            return True
+        with contextlib.suppress(OSError):
+            self._socket.send(b"c" if speaks else b"m")
+            if select.select([self._socket], [], [], _ANSWER)[0]:
+                return self._socket.recv(1) != b"n"
+        return True
+
+    @contextlib.contextmanager
+    def limit(self, seconds: float, what: str) -> Iterator[None]:
+        """A call that cannot be interrupted: the witness ends the job when it takes longer; 0: no limit."""
+        if self._socket is None:
+            yield
+            return
+        with contextlib.suppress(OSError):
+            launcher = os.environ.get("PMI_FD", "")
+            descriptors = [int(launcher)] if launcher.isdigit() else []
+            socket.send_fds(self._socket, [f"l {seconds} {what}".encode()[:1024]], descriptors)
+        try:
+            yield
+        finally:
             with contextlib.suppress(OSError):
-                self._socket.settimeout(0.5)
-                self._socket.send(b"c")
-                self._socket.recv(1)
+                self._socket.send(b"r")
 
     def close(self) -> None:
-        """The rank ends as it should; the witness goes."""
+        """The rank ends as it should."""
         if self._socket is not None:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.set_wakeup_fd(-1)
             with contextlib.suppress(OSError):
                 self._socket.send(b"q")
             self._socket.close()
+            os.close(self._pipe)
             self._socket = None
-            with contextlib.suppress(OSError):
-                os.waitpid(self._child, 0)
 
-    def _bear_witness(self, rank: socket.socket, name: str) -> None:
-        """The child: wait for the end of the rank and say where it was unless it said so itself."""
-        os.setsid()  # what ends the rank's process group spares the witness
-        with contextlib.suppress(OSError):  # to speak before ranks that fall with it, if it may
-            os.nice(-20)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        # launchers watch the ranks through inherited descriptors: keep none but stderr open
-        for descriptor in map(int, os.listdir("/proc/self/fd")):
-            if descriptor not in (2, rank.fileno()):
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
-        said = rank.recv(1)
-        if said == b"q":
-            return
-        lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            lock.bind(name)
-        except OSError:
-            return  # another rank of this node spoke first; this one fell with it
-        if said == b"c":
-            rank.send(b"c")
-            os.close(2)
-            if rank.recv(1) == b"q":
-                return
-        else:
-            line = f"pdadmm: {self}: the process died without a word: killed, out of memory or crashed\n"
-            os.write(2, line.encode())
-            os.close(2)  # whoever reads stderr to its end need not wait
-        time.sleep(_SILENCE)
+
+def _between(connection: int, pipe: int) -> int:
+    """Move the launcher's descriptor between those of the witness; returns a copy of the pipe's.
+
+    The system closes the descriptors of a dead process in their order, older ones upwards and newer ones
+    downwards, and a launcher that hears of the death kills the other ranks: the witness is to hear first.
+    """
+    launcher = os.environ.get("PMI_FD", "")
+    if launcher.isdigit() and int(launcher) < connection:
+        with contextlib.suppress(OSError):
+            middle = fcntl.fcntl(int(launcher), fcntl.F_DUPFD, max(_MIDDLE, connection + 1))
+            os.environ["PMI_FD"] = str(middle)
+            os.close(int(launcher))
+    return fcntl.fcntl(pipe, fcntl.F_DUPFD_CLOEXEC, _HIGH)
 
 
 def stopped_ranks() -> str:
@@ -142,7 +156,6 @@ def stopped_ranks() -> str:
             if state not in "Tt" or int(parent) != os.getppid():
                 continue
             pairs = (item.partition("=") for item in (folder / "environ").read_text().split("\0"))
-            environment = {name: value for name, _, value in pairs}
-            rank = next((environment[name] for name in _RANK_VARIABLES if name in environment), "?")
+            rank = rank_of({name: value for name, _, value in pairs})
             found.append(f"rank {rank} (process {folder.name}) is stopped: send it SIGCONT")
     return " and ".join(found)

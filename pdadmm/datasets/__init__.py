@@ -23,7 +23,19 @@ from .planetoid import PLANETOID_PARTS, read_planetoid
 from .registry import REGISTRY, Dataset, dataset
 from .synthetic import synthetic_graph
 
-__all__ = ["REGISTRY", "Dataset", "Graph", "dataset", "load", "synthetic_graph"]
+__all__ = ["REGISTRY", "Dataset", "Graph", "called", "dataset", "load", "synthetic_graph"]
+
+
+def called(name: str | os.PathLike[str]) -> str:
+    """What a data set is called in files and reports: its registry name, or the stem of a user's own graph.
+
+    A user's graph whose stem is a registry name keeps its suffix: `cora.npz` is not the data set `cora`.
+    """
+    text = os.fspath(name)
+    if not text.endswith(".npz"):
+        return dataset(text).name
+    path = Path(text)
+    return path.name if path.stem.casefold() in REGISTRY else path.stem
 
 
 def load(
@@ -57,13 +69,14 @@ def load(
     InputError
         For unknown names and for files that are missing, damaged or inconsistent.
     """
-    if seed < 0:
-        raise InputError(f"seed {seed} is negative; give 0 or more")
+    if not 0 <= seed < 1 << 63:
+        reason = "is negative; give 0 or more" if seed < 0 else "is too large; give less than 2 to the 63"
+        raise InputError(f"seed {seed} {reason}")
     text = os.fspath(name)
     if text.endswith(".npz"):
         if raw is not None:
             raise InputError(f"{text}: a file needs no --raw; leave one of the two out")
-        return read_gnn_benchmark(Path(text), Path(text).stem, seed)
+        return read_gnn_benchmark(Path(text), called(text), seed)
     entry = dataset(text)
     if synthetic and entry.format != "synthetic":
         raise InputError(f"{text}: options of the synthetic graph do not apply; leave them out")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import replacing, scratch
+from .raw import allowance, open_regular, read_whole, too_much
 from .registry import Dataset, RawFile
 
 __all__ = ["Progress", "raw_files", "sha256_of"]
@@ -72,7 +75,7 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
     except OSError as exc:
@@ -108,8 +111,8 @@ def _verify(path: Path, accepted: tuple[str, ...]) -> None:
 def _recorded(folder: Path) -> dict[str, tuple[str, ...]]:
     """Checksums of earlier downloads whose publisher's checksum is not in the registry."""
     try:
-        lines = (folder / _RECORD).read_text(encoding="utf-8").splitlines()
-    except OSError:
+        lines = read_whole(folder / _RECORD).decode("utf-8", "replace").splitlines()
+    except InputError:
         return {}
     pairs = (line.split("  ", 1) for line in lines if "  " in line)
     return {name: (digest,) for digest, name in pairs}
@@ -126,6 +129,9 @@ def _download(entry: Dataset, folder: Path, verify: bool, progress: Progress | N
             target = folder / file.name
             if target.is_file():
                 continue
+            for path in (target, folder / _RECORD):
+                if os.path.lexists(path) and not path.is_file():
+                    raise InputError(f"{path}: is no regular file; remove it, or name a folder with --raw")
             with replacing(target) as partial:
                 _stream(file.url, partial, target.name, progress)
                 if verify and file.url_known:
@@ -133,7 +139,7 @@ def _download(entry: Dataset, folder: Path, verify: bool, progress: Progress | N
                 else:
                     with (folder / _RECORD).open("a", encoding="utf-8") as record:
                         record.write(f"{sha256_of(partial)}  {file.name}\n")
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as exc:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as exc:
         reason = getattr(exc, "reason", None) or exc
         raise InputError(
             f"{entry.name}: cannot be downloaded ({reason}); put {names} in {folder}, or name "
@@ -151,14 +157,17 @@ def _download_archive(entry: Dataset, folder: Path, verify: bool, progress: Prog
             _stream(entry.archive.url, partial, name, progress)
             if verify:
                 _verify(partial, entry.archive.sha256)
-            with zipfile.ZipFile(partial) as archive:
+            with open_regular(partial) as packed, zipfile.ZipFile(packed) as archive:
+                names = [f"{entry.archive.prefix}/{file.name}" for file in entry.file_sets[0]]
+                if sum(archive.getinfo(n).file_size for n in names) > allowance(packed):
+                    raise too_much(Path(name), f"put the files in {folder} by hand")
                 for file in entry.file_sets[0]:  # only these names, so no member can land elsewhere
                     target = folder / file.name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     member = archive.open(f"{entry.archive.prefix}/{file.name}")
                     with member as source, replacing(target) as unpacked, unpacked.open("wb") as stream:
                         shutil.copyfileobj(source, stream, _CHUNK)
-    except (zipfile.BadZipFile, KeyError):
+    except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError):
         raise InputError(
             f"{entry.archive.url}: not the expected archive; put the files in {folder} by hand"
         ) from None

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
-
-import numpy as np
 
 from ..errors import InputError
 from .graph import Graph, Matrix, as_csr, as_features, as_ids, as_labels, clean_adjacency, csr_from_parts
+from .npy import load_npz
 from .splits import draw_split
 
-__all__ = ["load_npz", "read_gnn_benchmark"]
+__all__ = ["read_gnn_benchmark"]
 
 _SPLIT_KEYS = ("train_idx", "val_idx", "test_idx")
-
-
-def load_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Read those of the wanted arrays that an .npz holds; never unpickles.
-
-    Arrays that are not wanted are not read, so files that carry pickled names besides are fine.
-
-    Raises
-    ------
-    InputError
-        When the file is missing, truncated, no .npz, or a wanted array is a pickled object.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: a single array, not an .npz archive")
-            return {key: file[key] for key in wanted if key in file.files}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as exc:
-        reason = "holds pickled objects, which are not read" if "allow_pickle" in str(exc) else "is damaged"
-        raise InputError(f"{path}: {reason} or not an .npz archive; save or fetch it again") from None
 
 
 def read_gnn_benchmark(path: Path, name: str, seed: int) -> Graph:

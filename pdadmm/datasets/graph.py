@@ -19,11 +19,14 @@ __all__ = [
     "as_features",
     "as_ids",
     "as_labels",
+    "class_sizes",
     "clean_adjacency",
     "csr_from_parts",
 ]
 
 SPLITS = ("train", "val", "test")
+
+_EMPTY_COLUMNS = 1 << 16  # that a sparse matrix may have in any case
 
 Matrix: TypeAlias = Any
 """A row a node, float32: a scipy.sparse.csr_matrix, for which there are no types, or an array."""
@@ -36,7 +39,7 @@ class Graph:
     Attributes
     ----------
     name : str
-        What the user called it: a registry name or the stem of a file.
+        What the user called it: a registry name or that of a file (see `pdadmm.datasets.called`).
     adjacency : scipy.sparse.csr_matrix (N, N) float32, or None
         Symmetric, entries 1, no self-loops; None where the samples have no graph (MNIST).
     features : scipy.sparse.csr_matrix (N, F) or ndarray (N, F), float32
@@ -50,8 +53,8 @@ class Graph:
     Raises
     ------
     InputError
-        From the constructor: sizes that disagree, labels out of range, NaN or Inf features, an
-        empty split, ids out of range, a node that is in two splits.
+        From the constructor: sizes that disagree, labels that are not 0 to C-1 without gaps, NaN or Inf
+        features, an empty split, ids out of range, a node that is in two splits.
     """
 
     name: str
@@ -82,6 +85,12 @@ class Graph:
         """Node ids of `train`, `val` or `test`, int64."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
+    @property
+    def untrained(self) -> list[int]:
+        """Classes without a training node."""
+        counts = np.bincount(self.labels[self.train], minlength=self.num_classes)
+        return [int(c) for c in np.flatnonzero(counts == 0)]
+
     def _check(self) -> None:
         n, where = self.num_nodes, self.origin
         if n == 0 or self.num_features == 0:
@@ -96,13 +105,12 @@ class Graph:
         values = self.features.data if sp.issparse(self.features) else self.features
         if not np.isfinite(values).all():
             raise InputError(f"{where}: features hold NaN or Inf; replace them before preparing")
+        found = class_sizes(self.labels, where, self.num_classes).size
         if self.num_classes < 2:
             raise InputError(f"{where}: {self.num_classes} class in the labels; at least 2 are needed")
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= self.num_classes:
-            bad = low if low < 0 else high
+        if found > self.num_classes:
             raise InputError(
-                f"{where}: label {bad} is out of range; labels must be 0 to {self.num_classes - 1}"
+                f"{where}: label {found - 1} is out of range; labels must be 0 to {self.num_classes - 1}"
             )
         seen = np.zeros(n, dtype=bool)
         for name in SPLITS:
@@ -117,6 +125,28 @@ class Graph:
             seen[ids] = True
 
 
+def class_sizes(labels: npt.NDArray[np.int64], where: str, classes: int = 0) -> npt.NDArray[np.int64]:
+    """Number of nodes of every class, (C,) int64; `classes` is the least that C may be.
+
+    Raises
+    ------
+    InputError
+        When a label is negative or a class has no node, so that C is at most the number of nodes.
+    """
+    if labels.size and int(labels.min()) < 0:
+        raise InputError(f"{where}: label {int(labels.min())} is out of range; labels must be 0 or more")
+    if labels.size and int(labels.max()) >= labels.size:
+        raise InputError(
+            f"{where}: label {int(labels.max())} is out of range for {labels.size} nodes; number the classes "
+            "0 to C-1 without gaps"
+        )
+    counts = np.bincount(labels, minlength=classes)
+    if (counts == 0).any():
+        empty = int(np.flatnonzero(counts == 0)[0])
+        raise InputError(f"{where}: class {empty} has no node; number the classes 0 to C-1 without gaps")
+    return counts
+
+
 def csr_from_parts(parts: Sequence[object], where: str) -> Matrix:
     """A checked `csr_matrix` from data, indices, indptr and shape that came out of a file.
 
@@ -125,7 +155,8 @@ def csr_from_parts(parts: Sequence[object], where: str) -> Matrix:
     Raises
     ------
     InputError
-        When the arrays do not describe a CSR matrix of that shape.
+        When the arrays do not describe a CSR matrix of that shape, or nearly all of its columns are empty:
+        nothing else in a file bounds their number.
     """
     try:
         data, indices, indptr, dimensions = (np.asarray(part) for part in parts)
@@ -136,10 +167,13 @@ def csr_from_parts(parts: Sequence[object], where: str) -> Matrix:
             raise ValueError(f"types {data.dtype}, {indices.dtype}, {indptr.dtype}")
         if data.ndim != 1 or indices.shape != data.shape or indptr.shape != (shape[0] + 1,):
             raise ValueError("array lengths disagree")
-        if indptr[0] != 0 or indptr[-1] != data.size or (np.diff(indptr.astype(np.int64)) < 0).any():
+        # Compared, not subtracted: a difference can overflow and look like a rise.
+        if indptr[0] != 0 or indptr[-1] != data.size or (indptr[1:] < indptr[:-1]).any():
             raise ValueError("row pointers do not rise from 0 to the number of entries")
         if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= shape[1]):
             raise ValueError("a column index is out of range")
+        if shape[1] > data.size + shape[0] + _EMPTY_COLUMNS:
+            raise ValueError(f"{shape[1]} columns for {data.size} entries")
     except (ValueError, TypeError, OverflowError, IndexError) as exc:
         raise InputError(f"{where}: not a valid sparse matrix ({exc}); fetch the file again") from None
     return sp.csr_matrix((data, indices, indptr), shape=shape)
@@ -204,7 +238,8 @@ def as_labels(values: object, where: str) -> npt.NDArray[np.int64]:
         raise InputError(f"{where}: labels are {array.dtype} {array.shape}; one integer a node is needed")
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
         raise InputError(f"{where}: a label is not a whole number; every node needs one integer label")
-    return array.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # a float beyond int64 becomes a label that is out of range
+        return array.astype(np.int64)
 
 
 def as_ids(values: object, where: str) -> npt.NDArray[np.int64]:

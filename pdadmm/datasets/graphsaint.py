@@ -10,8 +10,9 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import InputError
-from .gnn_benchmark import load_npz
 from .graph import Graph, as_features, as_ids, as_labels, clean_adjacency, csr_from_parts
+from .npy import load_npy, load_npz
+from .raw import read_whole
 
 __all__ = ["read_graphsaint"]
 
@@ -41,10 +42,7 @@ def read_graphsaint(files: Mapping[str, Path], name: str) -> Graph:
     adjacency = clean_adjacency(csr_from_parts([arrays[k] for k in keys], str(path)), str(path))
 
     path = files["feats.npy"]
-    try:
-        features = as_features(np.load(path, allow_pickle=False), str(path))
-    except (OSError, ValueError, EOFError):
-        raise InputError(f"{path}: damaged or not a .npy array; fetch it again") from None
+    features = as_features(load_npy(path), str(path))
 
     path = files["class_map.json"]
     class_map = _json(path, dict)
@@ -83,8 +81,8 @@ def read_graphsaint(files: Mapping[str, Path], name: str) -> Graph:
 
 def _json(path: Path, kind: type[T]) -> T:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+        value = json.loads(read_whole(path).decode("utf-8"))
+    except (ValueError, RecursionError) as exc:  # RecursionError: nested beyond reason
         raise InputError(f"{path}: damaged JSON ({type(exc).__name__}); fetch it again") from None
     if not isinstance(value, kind):
         raise InputError(f"{path}: not a JSON object; fetch it again")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .gnn_benchmark import load_npz
 from .graph import Graph, as_labels
+from .npy import load_npz
+from .raw import allowance, open_regular, too_much
 
 __all__ = ["read_idx", "read_mnist"]
 
@@ -35,23 +39,33 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     InputError
         When it is missing, truncated or of another type.
     """
-    try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as exc:
-        raise InputError(f"{path}: truncated or unreadable ({type(exc).__name__}); fetch it again") from None
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08" or content[3] not in (1, 3):
+    with open_regular(path) as file:
+        compressed = file.peek(2)[:2] == b"\x1f\x8b"
+        room = allowance(file) if compressed else os.fstat(file.fileno()).st_size
+        try:
+            with gzip.GzipFile(fileobj=file) if compressed else file as stream:
+                return _read_idx(stream, path, room)
+        except (OSError, EOFError, zlib.error) as exc:
+            kind = type(exc).__name__
+            raise InputError(f"{path}: truncated or unreadable ({kind}); fetch it again") from None
+
+
+def _read_idx(stream: IO[bytes] | gzip.GzipFile, path: Path, room: int) -> npt.NDArray[np.uint8]:
+    start = stream.read(4)
+    if start[:3] != b"\x00\x00\x08" or start[3:] not in (b"\x01", b"\x03"):
         raise InputError(f"{path}: not an IDX file of unsigned bytes; fetch it again")
-    dimensions = content[3]
-    header = 4 + 4 * dimensions
-    if len(content) < header:
+    dimensions = start[3]
+    sizes = stream.read(4 * dimensions)
+    if len(sizes) < 4 * dimensions:
         raise InputError(f"{path}: truncated in its header; fetch it again")
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    size = int(np.prod(shape, dtype=object))
-    if len(content) - header != size:
-        raise InputError(f"{path}: holds {len(content) - header} bytes of data, not {size}; fetch it again")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    shape = struct.unpack(f">{dimensions}I", sizes)
+    size = math.prod(shape)
+    if size > room:
+        raise too_much(path, "fetch it again")
+    content = stream.read(size)
+    if len(content) != size or stream.read(1):
+        raise InputError(f"{path}: does not hold the {size} bytes that its header says; fetch it again")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def read_mnist(files: Mapping[str, Path], name: str, seed: int) -> Graph:
@@ -85,7 +99,7 @@ def read_mnist(files: Mapping[str, Path], name: str, seed: int) -> Graph:
     images = {}
     for key, label_key in (("x_train", "y_train"), ("x_test", "y_test")):
         pixels = arrays[key]
-        if pixels.ndim < 2 or pixels.dtype.kind not in "iuf":
+        if pixels.ndim < 2 or pixels.dtype.kind not in "iuf" or pixels.size == 0:
             raise InputError(f"{origins[key]}: {key} is {pixels.dtype} {pixels.shape}, not images")
         if pixels.shape[0] != labels[label_key].size:
             raise InputError(
@@ -98,8 +112,9 @@ def read_mnist(files: Mapping[str, Path], name: str, seed: int) -> Graph:
 
     n_train, n_test = (labels[k].size for k in ("y_train", "y_test"))
     features = np.empty((n_train + n_test, images["x_train"].shape[1]), dtype=np.float32)
-    np.divide(images["x_train"], np.float32(255), out=features[:n_train])
-    np.divide(images["x_test"], np.float32(255), out=features[n_train:])
+    with np.errstate(over="ignore"):  # an overflow to Inf is reported with the other bad values
+        np.divide(images["x_train"], np.float32(255), out=features[:n_train])
+        np.divide(images["x_test"], np.float32(255), out=features[n_train:])
     order = np.random.default_rng(seed).permutation(n_train)
     n_val = min(_VALIDATION, n_train // 12)
     y = np.concatenate([labels["y_train"], labels["y_test"]])

@@ -6,6 +6,7 @@ import gzip
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,11 @@ import scipy.sparse as sp
 
 from ..errors import InputError
 from .graph import Graph, as_ids, as_labels, clean_adjacency
+from .raw import allowance, open_regular, too_much
 
 __all__ = ["read_ogb"]
+
+_LINE = 4 << 20  # characters
 
 
 def read_ogb(files: Mapping[str, Path], name: str) -> Graph:
@@ -63,8 +67,8 @@ def read_ogb(files: Mapping[str, Path], name: str) -> Graph:
 def _csv(path: Path, dtype: npt.DTypeLike) -> np.ndarray:
     """A csv.gz without header as a 2-D array."""
     try:
-        with gzip.open(path, "rt", encoding="ascii") as stream:
-            lines = (line for line in stream if line.strip())
+        with open_regular(path) as file, gzip.open(file, "rt", encoding="ascii") as stream:
+            lines = _lines(stream, allowance(file), path)
             first = next(lines, None)
             if first is None:
                 return np.zeros((0, 2), dtype=dtype)
@@ -72,6 +76,18 @@ def _csv(path: Path, dtype: npt.DTypeLike) -> np.ndarray:
     except (OSError, EOFError, ValueError, zlib.error) as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise InputError(f"{path}: damaged ({reason}); fetch it again") from None
+
+
+def _lines(stream: TextIO, room: int, path: Path) -> Iterator[str]:
+    """Lines with something on them; no more of them than there is room for."""
+    while line := stream.readline(_LINE):
+        room -= len(line)
+        if room < 0:
+            raise too_much(path, "fetch it again")
+        if len(line) == _LINE:
+            raise ValueError(f"a line of {_LINE} characters")
+        if line.strip():
+            yield line
 
 
 def _chain(first: str, rest: Iterable[str]) -> Iterator[str]:

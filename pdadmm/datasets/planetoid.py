@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import scipy.sparse as sp
 
 from ..errors import InputError
 from .graph import Graph, Matrix, as_csr, as_ids, clean_adjacency
+from .raw import read_whole
 from .safe_pickle import load_pickle
 
 __all__ = ["PLANETOID_PARTS", "read_planetoid"]
@@ -50,6 +52,8 @@ def read_planetoid(files: Mapping[str, Path], name: str) -> Graph:
 
     adjacency = _adjacency(parts["graph"], files["graph"])
     n, known = adjacency.shape[0], allx.shape[0]
+    if n < known:
+        raise InputError(f"{files['graph']}: {n} nodes for {known} rows of allx; fetch the files again")
     test = _test_index(files["test.index"])
     if test.size != tx.shape[0]:
         raise InputError(
@@ -63,16 +67,21 @@ def read_planetoid(files: Mapping[str, Path], name: str) -> Graph:
     source = np.full(n, known + test.size, dtype=np.int64)  # the zero row
     source[:known] = np.arange(known)
     source[test] = known + np.arange(test.size)
-    labels = np.zeros(n, dtype=np.int64)
-    labels[:known] = ally.argmax(axis=1)
-    labels[test] = ty.argmax(axis=1)
+    train = np.arange(x.shape[0], dtype=np.int64)
+    val = np.arange(x.shape[0], min(x.shape[0] + _VALIDATION, known), dtype=np.int64)
+    labels = np.full(n, -1, dtype=np.int64)
+    labels[:known] = _classes(ally)
+    labels[test] = _classes(ty)
+    unused = np.ones(n, dtype=bool)
+    unused[np.concatenate([train[:n], val, test])] = False
+    labels[unused & (labels < 0)] = 0
     return Graph(
         name=name,
         adjacency=adjacency,
         features=as_csr(stacked[source]),
         labels=labels,
-        train=np.arange(x.shape[0], dtype=np.int64),
-        val=np.arange(x.shape[0], min(x.shape[0] + _VALIDATION, known), dtype=np.int64),
+        train=train,
+        val=val,
         test=as_ids(test, str(files["test.index"])),
         num_classes=int(y.shape[1]),
         origin=str(files["x"].parent / f"ind.{name}"),
@@ -86,26 +95,38 @@ def _sparse(value: object, path: Path) -> Matrix:
 
 
 def _one_hot(value: object, path: Path) -> np.ndarray:
-    if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind not in "biuf":
+    if (
+        not isinstance(value, np.ndarray)
+        or value.ndim != 2
+        or value.dtype.kind not in "biuf"
+        or not value.size
+    ):
         raise InputError(f"{path}: not a numeric one-hot label matrix; fetch the file again")
-    if value.size and ((value != 0) & (value != 1)).any():
+    if ((value != 0) & (value != 1)).any():
         raise InputError(f"{path}: labels are not one-hot (values other than 0 and 1)")
-    if value.size and int(value.sum(axis=1).max()) > 1:
+    if int(value.sum(axis=1).max()) > 1:
         raise InputError(f"{path}: labels are not one-hot (a node with several classes)")
     return value
+
+
+def _classes(one_hot: np.ndarray) -> npt.NDArray[np.int64]:
+    """The class of every row, -1 where it has none."""
+    return np.where(one_hot.any(axis=1), one_hot.argmax(axis=1), -1)
 
 
 def _adjacency(graph: object, path: Path) -> Matrix:
     """Adjacency from {node: [neighbours]}; every node is a key, those without edges too."""
     if not isinstance(graph, dict) or not graph:
         raise InputError(f"{path}: not a dictionary of neighbour lists; fetch the file again")
-    n = len(graph)
-    try:
-        degrees = np.fromiter((len(v) for v in graph.values()), dtype=np.int64, count=n)
-        nodes = np.fromiter(graph.keys(), dtype=np.int64, count=n)
-        neighbours = np.fromiter((j for v in graph.values() for j in v), dtype=np.int64)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{path}: not a dictionary of neighbour lists; fetch the file again") from None
+    n, lists = len(graph), list(graph.values())
+    # A list that stands at many nodes takes no room in the file, whatever its length.
+    if {type(v) for v in lists} != {list} or len({id(v) for v in lists}) < n:
+        raise InputError(f"{path}: not a dictionary of neighbour lists; fetch the file again")
+    if {type(v) for v in chain(graph, chain.from_iterable(lists))} != {int}:
+        raise InputError(f"{path}: holds something other than node ids; fetch the file again")
+    degrees = np.fromiter((len(v) for v in lists), dtype=np.int64, count=n)
+    nodes = np.fromiter(graph, dtype=np.int64, count=n)
+    neighbours = np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=int(degrees.sum()))
     for ids in (nodes, neighbours):
         if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= n):
             raise InputError(f"{path}: a node id is out of range 0 to {n - 1}; fetch the file again")
@@ -115,8 +136,6 @@ def _adjacency(graph: object, path: Path) -> Matrix:
 
 def _test_index(path: Path) -> npt.NDArray[np.int64]:
     try:
-        return np.array([int(word) for word in path.read_text(encoding="ascii").split()], dtype=np.int64)
-    except OSError as exc:
-        raise InputError(f"{path}: cannot be read ({exc.strerror})") from None
+        return np.array([int(word) for word in read_whole(path).decode("ascii").split()], dtype=np.int64)
     except (ValueError, OverflowError):
         raise InputError(f"{path}: holds something other than node ids; fetch the file again") from None

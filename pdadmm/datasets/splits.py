@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from .graph import class_sizes
 
 __all__ = ["draw_split"]
 
@@ -41,22 +42,13 @@ def draw_split(
     InputError
         When a class has no node, a label is negative or no node is left for validation or test.
     """
-    if labels.size and int(labels.min()) < 0:
-        raise InputError(f"{where}: label {int(labels.min())} is out of range; labels must be 0 or more")
-    if labels.size and int(labels.max()) >= labels.size:
-        raise InputError(f"{where}: label {int(labels.max())} is out of range for {labels.size} nodes")
-    counts = np.bincount(labels)
-    if (counts == 0).any():
-        empty = int(np.flatnonzero(counts == 0)[0])
-        raise InputError(f"{where}: class {empty} has no node; number the classes 0 to C-1 without gaps")
+    counts = class_sizes(labels, where)
     order = np.random.default_rng(seed).permutation(labels.size)
-    train = np.concatenate(
-        [
-            order[labels[order] == c][: min(per_class, max(1, int(count) // 2))]
-            for c, count in enumerate(counts)
-        ]
-        or [order[:0]]
-    )
+    by_class = order[np.argsort(labels[order], kind="stable")]  # and in that order inside a class
+    place = np.arange(labels.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    train = by_class[
+        place < np.repeat(np.minimum(min(per_class, labels.size), np.maximum(1, counts // 2)), counts)
+    ]
     rest = order[~np.isin(order, train)]
     if rest.size < val + test:
         test = rest.size * test // (val + test)

@@ -7,6 +7,7 @@ import scipy.sparse as sp
 
 from ..errors import InputError
 from .graph import Graph, clean_adjacency
+from .raw import physical_memory
 from .splits import draw_split
 
 __all__ = ["synthetic_graph"]
@@ -68,6 +69,11 @@ def synthetic_graph(
         raise InputError(
             f"synthetic: degree {degree} must be over 0 and under the number of nodes, homophily {homophily} "
             f"from 0 to 1, training nodes a class {train_per_class} positive"
+        )
+    # Drawing takes about 64 bytes an edge or word; more than 40 bits of anything is too much, and no float.
+    if max(nodes, features) >> 40 or 64 * (nodes * (1 + degree + words) + features) > physical_memory():
+        raise InputError(
+            f"synthetic: {nodes} nodes of degree {degree}, {features} features: more than fits into memory"
         )
     if seed < 0:
         raise InputError(f"seed {seed} is negative; give 0 or more")

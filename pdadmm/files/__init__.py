@@ -1,7 +1,10 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files that are whole or not there: written under a temporary name, then renamed; and their space."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -9,10 +12,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-__all__ = ["Record", "replacing", "scratch", "write_json", "write_text"]
+__all__ = [
+    "Record",
+    "append",
+    "free_name",
+    "naming",
+    "replacing",
+    "reserve",
+    "scratch",
+    "write_at",
+    "write_json",
+    "write_text",
+]
 
 #: what JSON and TOML call an object or a table
 Record: TypeAlias = dict[str, Any]
+
+_WRITE_BYTES = 1 << 30  # in one call; Linux ends at 2 GiB
+_LARGEST = (1 << 63) - 1  # that a file can be in words of the system; none has room for it
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Errors of the system that name no file, as those of a write, or the temporary one, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, os.fspath(temporary or path)):
+            error.filename = os.fspath(path)
+        raise
 
 
 @contextmanager
@@ -31,17 +59,62 @@ def replacing(path: Path) -> Iterator[Path]:
 
     When the block raises, what it wrote is removed and `path` stays as it was.
     """
-    with scratch(path) as temporary:
+    with scratch(path) as temporary, naming(path, temporary):
         yield temporary
         os.replace(temporary, path)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file as a whole."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())  # some file systems tell only here that there was no room
 
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON as a whole."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file; what could be added in part only is taken back.
+
+    Raises
+    ------
+    OSError
+        Which names the file.
+    """
+    with naming(path), path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def reserve(path: Path, size: int) -> None:
+    """Take disk space for a file, or raise OSError."""
+    with naming(path), path.open("ab") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, min(size, _LARGEST))
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
+                raise
+
+
+def write_at(descriptor: int, content: memoryview, offset: int) -> None:
+    """Write bytes at a place in a file."""
+    while content:
+        written = os.pwrite(descriptor, content[:_WRITE_BYTES], offset)
+        content, offset = content[written:], offset + written
+
+
+def free_name(path: Path) -> Path:
+    """The first of ``NAME.old``, ``NAME.old-1``, … that nothing has."""
+    names = itertools.chain([f"{path.name}.old"], (f"{path.name}.old-{n}" for n in itertools.count(1)))
+    return next(p for p in map(path.with_name, names) if not os.path.lexists(p))

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pdadmm.codec.rows import FLOAT32
-from pdadmm.errors import InputError
 from pdadmm.gnn.part import MODELS
 from pdadmm.runtime import sections
-from pdadmm.runtime.options import Options, at_least, fill, not_negative, option, positional
+from pdadmm.runtime.options import COUNT, POSITIVE, Options, Range, check_ranges, fill, option, positional
 from pdadmm.runtime.sections import Output, Run
 
 __all__ = ["OPTIONS", "SCHEMES", "Config", "Messages", "Network", "Scheme", "Training", "parse"]
@@ -58,9 +57,13 @@ class Network:
     """Shape of the network."""
 
     model: str = option("gcn", "convolution: GCN, or GraphSAGE with the mean of the neighbours", MODELS)
-    layers: int = option(3, "convolutions")
-    hidden: int = option(256, "columns of a hidden layer")
-    dropout: float = option(0.5, "share of the hidden layers' entries that is dropped in training")
+    layers: int = option(3, "convolutions", within=Range(1, 1000))
+    hidden: int = option(256, "columns of a hidden layer", within=Range(1, 10**6))
+    dropout: float = option(
+        0.5,
+        "share of the hidden layers' entries that is dropped in training",
+        within=Range(0, 1, below=True),
+    )
     order: str = option(
         "",
         "hidden layer after the convolution: norm, activation, dropout (norm) or dropout, norm, activation "
@@ -73,10 +76,12 @@ class Network:
 class Training:
     """Full-batch training with Adam."""
 
-    epochs: int = option(200, "epochs")
-    lr: float = option(0.01, "rate of Adam")
-    weight_decay: float = option(0.0, "L2 penalty, added to the gradient")
-    seed: int = option(0, "seed of the weights, of dropout and of stochastic rounding")
+    epochs: int = option(200, "epochs", within=COUNT)
+    lr: float = option(0.01, "rate of Adam", within=POSITIVE)
+    weight_decay: float = option(0.0, "L2 penalty, added to the gradient", within=Range(0, POSITIVE.most))
+    seed: int = option(
+        0, "seed of the weights, of dropout and of stochastic rounding", within=Range(0, 2**63 - 1)
+    )
 
 
 @dataclass
@@ -94,9 +99,11 @@ class Messages:
         "auto", "bits an entry of affine rows; auto: assigned row by row", ("auto", "8", "4", "2", "1")
     )
     lambda_: float = option(
-        0.5, "weight of the gradient's variance against time in the assignment, from 0 to 1"
+        0.5,
+        "weight of the gradient's variance against time in the assignment",
+        within=Range(0, 1),
     )
-    reassign: int = option(50, "epochs between assignments")
+    reassign: int = option(50, "epochs between assignments", within=COUNT)
     assignment: str = option(
         "greedy", "how widths are assigned: by marginal gain, or as an integer program", ("greedy", "exact")
     )
@@ -142,23 +149,9 @@ def parse(arguments: Sequence[str]) -> Config:
     """
     config = Config()
     fill(config, OPTIONS.read(arguments))
-    n, t, m = config.network, config.training, config.messages
+    n, m = config.network, config.messages
     n.order = n.order or config.scheme.order
     m.forward, m.backward = m.forward or config.scheme.codec, m.backward or config.scheme.codec
-    for name, number, least in (
-        ("layers", n.layers, 1),
-        ("hidden", n.hidden, 1),
-        ("epochs", t.epochs, 1),
-        ("reassign", m.reassign, 1),
-        ("seed", t.seed, 0),
-    ):
-        at_least(name, number, least)
-    if not 0 <= n.dropout < 1:
-        raise InputError(f"--dropout is {n.dropout:g}; it must be at least 0 and below 1")
-    if not 0 <= m.lambda_ <= 1:
-        raise InputError(f"--lambda is {m.lambda_:g}; it must be from 0 to 1")
-    if not 0 < t.lr < float("inf"):
-        raise InputError(f"--lr is {t.lr:g}; it must be positive")
-    not_negative("weight-decay", t.weight_decay)
+    check_ranges(config)
     sections.check(config.run, config.output)
     return config

@@ -5,24 +5,35 @@ The format of the files is in docs/data.md.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
-from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import h5py
 import numpy as np
 
 from pdadmm.datasets.graph import SPLITS
 from pdadmm.errors import InputError
 from pdadmm.files import Record
+from pdadmm.files.hdf5 import PlainFile
+from pdadmm.files.names import safe_name
 from pdadmm.inputs import Floats, Ids
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "FeatureArrays", "FeatureFile", "Features"]
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "X_SHA256", "FeatureArrays", "FeatureFile", "Features"]
 
 SCHEMA = "pdadmm-features"
 SCHEMA_VERSION = 1
+#: optional attribute: SHA-256 of the values of /x
+X_SHA256 = "x_sha256"
+_HASHED_BYTES = 1 << 20  # at once
+
+_ROWS_AT_ONCE = 1 << 20  #: of labels and nodes while they are checked
 
 AnyFeatures = TypeVar("AnyFeatures", bound="Features")
 
@@ -33,6 +44,7 @@ class Features(ABC):
     Attributes
     ----------
     dataset : str
+        As :func:`pdadmm.files.names.safe_name` makes it.
     num_classes, num_features : int
         Classes; columns of X (all hops).
     n_train, n_val, n_test, rows : int
@@ -51,6 +63,7 @@ class Features(ABC):
     where: str
 
     def _adopt(self, attrs: Record, where: str) -> None:
+        attrs = {**attrs, "dataset": safe_name(attrs["dataset"])}
         self.attrs, self.where = attrs, where
         self.dataset, self.num_classes = attrs["dataset"], attrs["num_classes"]
         self.num_features = (attrs["hops"] + 1) * attrs["features_per_hop"]
@@ -102,6 +115,23 @@ class Features(ABC):
         """Labels (stop - start,) int64 of rows start to stop of a split."""
         return self._rows_y(*self._range(split, start, stop))
 
+    def content_hash(self) -> str:
+        """Hash of what is trained on: features of all hops, labels, split; not of how they are stored."""
+        sizes = [self.rows, self.num_features, self.num_classes, self.n_train, self.n_val, self.n_test]
+        digest = hashlib.sha256(np.array([*sizes, self.attrs["hops"]], "<i8").tobytes())
+        digest.update(self.x_sha256().encode())
+        digest.update(np.ascontiguousarray(self._rows_y(0, self.rows), "<i8").data)
+        return digest.hexdigest()
+
+    def x_sha256(self) -> str:
+        """SHA-256 of all of X, row-major float32, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        step = max(1, _HASHED_BYTES // (4 * self.num_features))
+        for first in range(0, self.rows, step):
+            rows = self._rows_x(first, min(first + step, self.rows))
+            digest.update(np.ascontiguousarray(rows, "<f4").data)
+        return digest.hexdigest()
+
     @abstractmethod
     def _rows_x(self, first: int, last: int) -> Floats: ...
 
@@ -148,65 +178,59 @@ class FeatureFile(Features):
     Raises
     ------
     InputError
-        When the file is missing, truncated, no HDF5, of another schema or version, or its sizes,
-        types or labels are inconsistent.
+        When the file is missing, truncated, no HDF5, of another schema or version, its sizes, types or
+        labels are inconsistent, or its arrays are not contiguous within the file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        where = str(path)
-        if not Path(path).is_file():
-            raise InputError(f"{where}: no such file; make it with python -m pdadmm.prepare")
-        try:
-            self._file = h5py.File(path, "r")
-        except OSError as exc:
-            reason = str(exc)
-            if isinstance(exc, PermissionError) or exc.errno == 13:
-                raise InputError(f"{where}: cannot be read (permission denied)") from None
-            kind = "truncated" if "truncated" in reason else "not a readable HDF5 file"
-            raise InputError(f"{where}: {kind}; prepare it again") from None
-        try:
-            self._adopt(_checked_attributes(self._file, where), where)
-            self._check()
-        except (OSError, KeyError, RuntimeError) as exc:
-            self._file.close()
-            raise InputError(f"{where}: damaged ({type(exc).__name__}); prepare it again") from None
-        except BaseException:
-            self._file.close()
-            raise
+        self._file = PlainFile(path, "make it with python -m pdadmm.prepare", "prepare it again")
+        with self._file.reading():
+            self._adopt(_checked_attributes(self._file), self._file.where)
+            self._arrays = {name: self._array(name, *wanted) for name, wanted in self._wanted().items()}
+            self._check("y", self.num_classes, "label")
+            self._check("node_id", self.attrs["num_nodes"], "node")
 
-    def _check(self) -> None:
-        wanted = {
+    def _wanted(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shapes and types of the arrays."""
+        return {
             "x": ((self.rows, self.num_features), np.dtype("<f4")),
-            "y": ((self.rows,), np.dtype(np.int64)),
-            "node_id": ((self.rows,), np.dtype(np.int64)),
+            "y": ((self.rows,), np.dtype("<i8")),
+            "node_id": ((self.rows,), np.dtype("<i8")),
         }
-        for name, (shape, dtype) in wanted.items():
-            found = self._file.get(name)
-            if not isinstance(found, h5py.Dataset):
-                raise InputError(f"{self.where}: lacks /{name}; prepare it again")
-            if found.shape != shape or found.dtype != dtype:
-                raise InputError(
-                    f"{self.where}: /{name} is {found.dtype} {found.shape}, not {dtype} {shape}; "
-                    "prepare it again"
-                )
-        y = self._file["y"][...]
-        if y.size and (int(y.min()) < 0 or int(y.max()) >= self.num_classes):
-            bad = int(y.min()) if int(y.min()) < 0 else int(y.max())
-            raise InputError(f"{self.where}: label {bad} is out of range 0 to {self.num_classes - 1}")
-        ids = self._file["node_id"][...]
-        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= self.attrs["num_nodes"]):
-            raise InputError(f"{self.where}: /node_id is out of range; prepare it again")
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
+        found = self._file.array(name)
+        if found.shape != shape or found.dtype != dtype:
+            raise self._file.wrong(f"/{name} is {found.dtype} {found.shape}, not {dtype} {shape}")
+        return found
+
+    def _check(self, name: str, count: int, what: str) -> None:
+        """Refuse numbers that are not from 0 to `count` - 1."""
+        values = self._arrays[name]
+        for first in range(0, self.rows, _ROWS_AT_ONCE):
+            part = values[first : first + _ROWS_AT_ONCE]
+            for value in (int(part.min()), int(part.max())):
+                if not 0 <= value < count:
+                    raise self._file.wrong(f"{what} {value} is out of range 0 to {count - 1}")
 
     @property
     def node_id(self) -> Ids:
         """The node of every row, (rows,) int64."""
-        return np.asarray(self._file["node_id"][...])
+        return self._read("node_id", 0, self.rows)
+
+    def x_sha256(self) -> str:
+        """As prepare noted it; of a file without it, all of /x is read."""
+        with contextlib.suppress(InputError):  # an attribute that cannot be read
+            noted = self._file.attribute(X_SHA256)
+            if isinstance(noted, str) and re.fullmatch(r"[0-9a-f]{64}", noted):
+                return noted
+        return super().x_sha256()
 
     def _read(self, name: str, first: int, last: int) -> np.ndarray:
         try:
-            return np.asarray(self._file[name][first:last])
+            return np.asarray(self._arrays[name][first:last])
         except OSError as exc:
-            raise InputError(f"{self.where}: /{name} cannot be read ({exc}); prepare it again") from None
+            raise self._file.wrong(f"/{name} cannot be read ({exc})") from None
 
     def _rows_x(self, first: int, last: int) -> Floats:
         return self._read("x", first, last)
@@ -239,34 +263,33 @@ _ATTRIBUTES: dict[str, type] = {
 }
 
 
-def _checked_attributes(file: h5py.File, where: str) -> Record:
+def _checked_attributes(file: PlainFile) -> Record:
     attrs: Record = {}
     for name, kind in _ATTRIBUTES.items():
-        if name not in file.attrs:
+        value = file.attribute(name)
+        if value is None:
             if name == "schema":
-                raise InputError(f"{where}: not a file of pdadmm.prepare (no schema); prepare the data set")
-            raise InputError(f"{where}: lacks the attribute {name}; prepare it again")
-        value = file.attrs[name]
-        value = value.item() if isinstance(value, np.generic) else value
+                raise file.wrong("not a file of pdadmm.prepare (no schema)")
+            raise file.wrong(f"lacks the attribute {name}")
         if not isinstance(value, kind):
-            raise InputError(f"{where}: attribute {name} is {value!r}, not of type {kind.__name__}")
+            raise file.wrong(f"attribute {name} is {value!r}, not of type {kind.__name__}")
         attrs[name] = value
         if name == "schema" and value != SCHEMA:
-            raise InputError(f"{where}: schema {value!r}, not {SCHEMA!r}; prepare the data set")
+            raise file.wrong(f"schema {value!r}, not {SCHEMA!r}")
         if name == "schema_version" and value != SCHEMA_VERSION:
-            raise InputError(
-                f"{where}: schema version {value}, this program reads {SCHEMA_VERSION}; prepare it again"
-            )
+            raise file.wrong(f"schema version {value}, this program reads {SCHEMA_VERSION}")
     for name in ("hops", "seed"):
         if attrs[name] < 0:
-            raise InputError(f"{where}: attribute {name} is {attrs[name]}; prepare it again")
+            raise file.wrong(f"attribute {name} is {attrs[name]}")
     if attrs["features_per_hop"] < 1 or attrs["num_classes"] < 2:
-        raise InputError(f"{where}: no features or fewer than 2 classes; prepare it again")
+        raise file.wrong("no features or fewer than 2 classes")
     for name in ("n_train", "n_val", "n_test"):
         if attrs[name] < 1:
-            raise InputError(f"{where}: {name} is {attrs[name]}; every split needs a node")
+            raise file.wrong(f"{name} is {attrs[name]}; every split needs a node")
     if attrs["nodes"] not in ("split", "all"):
-        raise InputError(f"{where}: attribute nodes is {attrs['nodes']!r}, not split or all")
+        raise file.wrong(f"attribute nodes is {attrs['nodes']!r}, not split or all")
     if attrs["num_nodes"] < attrs["n_train"] + attrs["n_val"] + attrs["n_test"]:
-        raise InputError(f"{where}: splits hold more nodes than the graph; prepare it again")
+        raise file.wrong("splits hold more nodes than the graph")
+    if attrs["num_classes"] > attrs["num_nodes"]:
+        raise file.wrong("more classes than nodes")
     return attrs

@@ -13,18 +13,24 @@ Messages, rank 0 to r and back:
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from pdadmm.comm.start import leave, start_mpi
 from pdadmm.comm.waiter import Waiter, end_all
+from pdadmm.comm.where import Where
+from pdadmm.errors import InputError
 from pdadmm.inputs import Floats
 from pdadmm.inputs.augment import Augmentation, Hops, Piece
+from pdadmm.process import heed, quit_with
 
 __all__ = ["Share", "run_shared"]
 
@@ -34,6 +40,8 @@ Share: TypeAlias = Callable[[Augmentation], Iterator[Piece]]
 _SETUP, _BLOCK, _STOP = 1, 2, 3
 _HEADER = 6
 _TAG = 20010
+#: seconds after a signal that rank 0 has to end the other ranks
+_TIDYING = 10
 
 
 def _send(waiter: Waiter, array: np.ndarray, to: int) -> None:
@@ -124,6 +132,12 @@ class _Team:
         return _receive(self._waiter, shape, np.float32, rank)
 
 
+def _wait_for_rank_0(number: int, frame: FrameType | None) -> None:
+    """The launcher hands a signal to all ranks: rank 0 removes its temporary file and ends the others."""
+    signal.signal(signal.SIGALRM, lambda *_: quit_with(number))
+    signal.alarm(_TIDYING)
+
+
 def run_shared(run: Callable[[Share], int], srun_tasks: int) -> int:
     """Start MPI; on rank 0 call `run` with a function that shares an augmentation; serve elsewhere.
 
@@ -139,8 +153,19 @@ def run_shared(run: Callable[[Share], int], srun_tasks: int) -> int:
     int
         The exit code, the same on every rank.
     """
+    where = Where()
+    where.watch()
     try:
-        from mpi4py import MPI
+        return _run_under_mpi(run, srun_tasks, where)
+    finally:
+        where.close()
+
+
+def _run_under_mpi(run: Callable[[Share], int], srun_tasks: int, where: Where) -> int:
+    try:
+        MPI = start_mpi(where, 0.0)
+    except InputError as error:
+        return leave(where, error, "pdadmm.prepare")
     except (ImportError, RuntimeError):  # no mpi4py, or no MPI library: rank 0 does the work alone
         numbers = (os.environ.get(name) for name in ("PMI_RANK", "PMIX_RANK", "SLURM_PROCID"))
         own = next((number for number in numbers if number is not None), "0")
@@ -156,19 +181,25 @@ def run_shared(run: Callable[[Share], int], srun_tasks: int) -> int:
             )
         return 2
     try:
-        waiter = Waiter(comm)
+        where.set_rank(comm.rank)
+        waiter = Waiter(comm, where=where)
         if comm.rank > 0:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                heed(number, _wait_for_rank_0)
             return _work(waiter)
         team = _Team(waiter)
         code = run(team.share)
         if code not in (0, 2):  # interrupted, perhaps within a message
+            where.claim()
             comm.Abort(code)
         team.stop(code)
         return code
     except (SystemExit, KeyboardInterrupt):
+        where.claim()
         comm.Abort(130)
         raise
     except BaseException:
-        traceback.print_exc()
+        if where.claim():
+            traceback.print_exc()
         end_all(comm, 1)
         raise

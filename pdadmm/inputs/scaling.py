@@ -35,14 +35,14 @@ def normalise_inputs(X: np.ndarray, features_per_hop: int, norm: str, hop_decay:
     Raises
     ------
     InputError
-        When a feature is negative and has no square root.
+        When a feature is negative and has no square root, or the scale of a hop is too large.
     """
     if norm == "none" and hop_decay == 1:
         return np.ascontiguousarray(X)
     X = np.array(X, np.float32, order="C")
     for k, first in enumerate(range(0, X.shape[1], features_per_hop)):
         hop = X[:, first : first + features_per_hop]
-        hop_scale = np.float32(hop_decay**k)
+        hop_scale = np.float32(_power(hop_decay, k))
         if norm == "none":
             hop *= hop_scale
             continue
@@ -55,3 +55,16 @@ def normalise_inputs(X: np.ndarray, features_per_hop: int, norm: str, hop_decay:
         np.sqrt(hop, out=hop)
         hop *= scale[:, None].astype(np.float32) * hop_scale
     return X
+
+
+def _power(hop_decay: float, hop: int) -> float:
+    """Scale of a hop, which float32 can hold."""
+    try:
+        scale = hop_decay**hop
+    except OverflowError:
+        scale = np.inf
+    if scale > float(np.finfo(np.float32).max):
+        raise InputError(
+            f"--hop-decay {hop_decay:g} makes the scale of hop {hop} too large; give a smaller one"
+        )
+    return scale

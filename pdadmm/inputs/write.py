@@ -5,9 +5,10 @@ The format of the file is in docs/data.md.
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import math
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,16 +16,19 @@ import h5py
 import numpy as np
 
 from pdadmm.datasets.graph import Graph
+from pdadmm.datasets.raw import open_regular
 from pdadmm.errors import InputError
-from pdadmm.files import Record, replacing
-from pdadmm.inputs import Floats
+from pdadmm.files import Record, replacing, reserve, write_at
+from pdadmm.files.names import safe_name
 from pdadmm.inputs.augment import Augmentation, Piece, Plan
-from pdadmm.inputs.feature_file import SCHEMA, SCHEMA_VERSION, FeatureArrays
+from pdadmm.inputs.feature_file import SCHEMA, SCHEMA_VERSION, X_SHA256, FeatureArrays
 
-__all__ = ["in_memory", "write_features"]
+__all__ = ["in_memory", "target_of", "write_features"]
 
-_WRITE_BYTES = 1 << 30  # in one call; Linux ends at 2 GiB
+_HASHED_BYTES = 1 << 20  # at once
 _SLACK_BYTES = 1 << 20  # more than the metadata of a file take
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_HEAD_BYTES = 1 << 16  # of a feature file, which hold its attributes
 
 
 def _attributes(
@@ -34,7 +38,7 @@ def _attributes(
     return {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
-        "dataset": dataset or graph.name,
+        "dataset": safe_name(dataset or graph.name),
         "title": title or graph.name,
         "licence": licence or "unknown",
         "citation": citation,
@@ -82,6 +86,42 @@ def in_memory(
     return FeatureArrays(attrs, x, work.labels, work.node_id)
 
 
+def target_of(path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Path:
+    """The file that writing to `path` makes or replaces, behind symbolic links; only looks at it.
+
+    Parameters
+    ----------
+    path : str or Path
+    source : str or Path, optional
+        A file that is read, and so must not be replaced.
+
+    Raises
+    ------
+    InputError
+        When something else is there than a feature file, which may be damaged.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+        if source is not None and os.path.exists(source) and os.path.samefile(target, source):
+            raise InputError(f"{path}: is the file to read; name another one with --out")
+    except FileNotFoundError:
+        return target
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise InputError(f"{path}: cannot be written (it is {kind}); name a file with --out")
+    with open_regular(target) as file:
+        head = file.read(_HEAD_BYTES)
+    if not head.startswith(_HDF5) or SCHEMA.encode() not in head:
+        raise InputError(
+            f"{path}: exists and is no feature file, so it stays; remove it, or name another one with --out"
+        )
+    return target
+
+
 def write_features(
     path: str | os.PathLike[str],
     work: Augmentation,
@@ -96,7 +136,8 @@ def write_features(
     """Write the feature file of a graph; the same input gives the same bytes.
 
     The file is written under a temporary name in the same folder and renamed when complete, so
-    that nobody sees half a file and a failure leaves nothing behind.
+    that nobody sees half a file and a failure leaves nothing behind. It may take the place of another
+    feature file, of nothing else.
 
     Parameters
     ----------
@@ -109,40 +150,30 @@ def write_features(
     Raises
     ------
     InputError
-        When the file cannot be written.
+        When the file cannot be written, or something else is in its place.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: cannot be written (it is a folder); name a file with --out")
+    target = target_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as temporary:
             # A full disk shows here, and as an error of the system: HDF5 does not survive it.
-            _reserve(temporary, 4 * math.prod(work.shape) + 16 * work.node_id.size + _SLACK_BYTES)
+            reserve(temporary, 4 * math.prod(work.shape) + 16 * work.node_id.size + _SLACK_BYTES)
             attrs = _attributes(work, seed, title, licence, citation, dataset)
             offset = _create(temporary, attrs, work)
-            _reserve(temporary, offset + 4 * math.prod(work.shape))
+            reserve(temporary, offset + 4 * math.prod(work.shape))
             with temporary.open("r+b", buffering=0) as file:
                 _write_panels(file.fileno(), offset, work.plan, work.pieces() if pieces is None else pieces)
+            _note_sum(temporary, offset, 4 * math.prod(work.shape))
     except OSError as exc:
         reason = os.strerror(exc.errno) if exc.errno else str(exc).splitlines()[0]
         raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Take disk space for a file, or raise OSError."""
-    with path.open("ab") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
-                raise
 
 
 def _create(path: Path, attrs: Record, work: Augmentation) -> int:
     """Make the file complete but for the values of /x; returns where in the file they belong."""
     with h5py.File(path, "w", libver="earliest") as file:
         file.attrs.update(attrs)
+        file.attrs[X_SHA256] = np.bytes_("0" * 64)  # its place; there is room for it later
         file.create_dataset("y", data=work.labels)
         file.create_dataset("node_id", data=work.node_id)
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -151,14 +182,6 @@ def _create(path: Path, attrs: Record, work: Augmentation) -> int:
         plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         space = h5py.h5s.create_simple(work.shape)
         return int(h5py.h5d.create(file.id, b"x", h5py.h5t.IEEE_F32LE, space, plist).get_offset())
-
-
-def _write_at(descriptor: int, values: Floats, offset: int) -> None:
-    """Write a contiguous array at a place in a file."""
-    content = values.data.cast("B")
-    while content:
-        written = os.pwrite(descriptor, content[:_WRITE_BYTES], offset)
-        content, offset = content[written:], offset + written
 
 
 def _write_panels(descriptor: int, offset: int, plan: Plan, pieces: Iterable[Piece]) -> None:
@@ -171,12 +194,12 @@ def _write_panels(descriptor: int, offset: int, plan: Plan, pieces: Iterable[Pie
 
     def flush() -> None:
         if start == 0 and filled == plan.features == plan.panel:
-            _write_at(descriptor, panel.reshape(-1), offset)
+            write_at(descriptor, panel.reshape(-1).data.cast("B"), offset)
             return
         segments = panel.reshape(-1, plan.panel)  # row-major: a hop of a row each
         for number in range(plan.rows * (plan.hops + 1)):
             place = offset + 4 * (number * plan.features + start)
-            _write_at(descriptor, segments[number, : filled - start], place)
+            write_at(descriptor, segments[number, : filled - start].data.cast("B"), place)
 
     for hop, column, values in pieces:
         if column >= start + plan.panel:
@@ -185,3 +208,16 @@ def _write_panels(descriptor: int, offset: int, plan: Plan, pieces: Iterable[Pie
         filled = column + values.shape[1]
         panel[:, hop, column - start : filled - start] = values
     flush()
+
+
+def _note_sum(path: Path, offset: int, size: int) -> None:
+    """Fill in the SHA-256 of the values of /x: they came in column blocks and are hashed in rows."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(offset)
+        while size:
+            chunk = file.read(min(size, _HASHED_BYTES))
+            digest.update(chunk)
+            size -= len(chunk)
+    with h5py.File(path, "r+", libver="earliest") as file:
+        file.attrs.modify(X_SHA256, np.bytes_(digest.hexdigest()))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
 from pdadmm.profile.figures import Figures, figures
 from pdadmm.profile.load import load
@@ -82,11 +82,8 @@ def _report(arguments: list[str] | None) -> None:
     options = _parser().parse_args(arguments)
     profiles = [load(folder) for folder in options.runs]
     runs: list[Figures] = []
-    for folder, profile, name in zip(options.runs, profiles, _names(options.runs), strict=True):
-        try:
-            runs.append(figures(profile, name))
-        except (KeyError, TypeError, IndexError, ZeroDivisionError):
-            raise InputError(f"{folder}/profile.json is damaged; run again") from None
+    for profile, name in zip(profiles, _names(options.runs), strict=True):
+        runs.append(figures(profile, one_line(name)))
     predictions = _predictions(profiles[0], options)
     print_report(runs, predictions)
     _write(options.html, lambda path: write_page(path, runs, predictions))
@@ -99,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _report(arguments)
     except InputError as error:
-        print(f"pdadmm: {error}", file=sys.stderr)
+        print(f"pdadmm: {one_line(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()

@@ -1,53 +1,98 @@
-"""Reading profile.json."""
+"""Reading profile.json, of which nothing is believed: it may be from elsewhere."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import TypeVar
 
-from pdadmm.errors import InputError
+import msgspec
+
+from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
+from pdadmm.files.given import read_file
+from pdadmm.profile.schema import Head, Profile
 from pdadmm.trace.schema import SCHEMA, SCHEMA_VERSION
 
 __all__ = ["load"]
 
+_FILE_BYTES = 1 << 28  #: of a profile; one of 16 ranks and a hundred layers has a megabyte
+
+Read = TypeVar("Read")
+
 
 def load(folder: str | Path) -> Record:
-    """The profile of the run in `folder`.
+    """The profile of the run in `folder`, in the shape of :class:`pdadmm.profile.schema.Profile`.
 
     Raises
     ------
     InputError
-        When there is none, it cannot be read, or the run was too short to be profiled.
+        When there is none, it cannot be read or is not as it must be, or the run was too short to be
+        profiled.
     """
     path = Path(folder) / "profile.json"
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is no folder; give the --out of a run")
     try:
-        profile: Record = json.loads(path.read_text())
+        content = read_file(path, _FILE_BYTES)
     except FileNotFoundError:
         raise InputError(f"{folder} holds no profile.json; a run writes it when it ends") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
-    if not isinstance(profile, dict) or profile.get("schema") != SCHEMA:
-        raise InputError(f"{path} is not a profile of a run")
-    if profile.get("schema_version") != SCHEMA_VERSION:
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; run again") from None
+    head: Record = {**_decoded(content, Head, path, "is not a profile of a run")}
+    if head.get("schema") != SCHEMA:
+        raise InputError(f"{path} is not a profile of a run; give the --out of a run")
+    if head.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
-            f"{path} has schema version {profile.get('schema_version')}, not {SCHEMA_VERSION}; "
+            f"{path} has schema version {head.get('schema_version')}, not {SCHEMA_VERSION}; "
             "run again with this version"
         )
+    profile: Record = {**_decoded(content, Profile, path, "is damaged")}
+    stages = [stage for rank in profile["ranks"] for stage in rank["stages"]]
     try:
-        counted = [rank["stages"][-1]["iterations"] for rank in profile["ranks"] if rank["stages"]]
-        for stage in (stage for rank in profile["ranks"] for stage in rank["stages"]):
+        for stage in stages:
             _name_channels(stage)
-    except (KeyError, TypeError, IndexError):
-        raise InputError(f"{path} is damaged; run again") from None
-    if not counted or not max(counted):
+    except KeyError as missing:
+        raise InputError(f"{path} is damaged (a message without {missing}); run again") from None
+    if problem := _contradiction(profile):
+        raise InputError(f"{path} is damaged ({problem}); run again")
+    if not any(rank["stages"][-1]["iterations"] for rank in profile["ranks"]):
         raise InputError(
             f"{folder}: the last stage has no iteration after its {profile['warm_up']} warm-up ones; "
             "run with more --iterations"
         )
+    profile["run"]["dataset"] = one_line(profile["run"]["dataset"])
+    for rank in profile["ranks"]:
+        rank["host"] = one_line(rank["host"])
     return profile
+
+
+def _decoded(content: bytes, kind: type[Read], path: Path, otherwise: str) -> Read:
+    """The content of a JSON file, of a type."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path} {otherwise} ({error}); run again") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {error}; run again") from None
+
+
+def _contradiction(profile: Record) -> str | None:
+    """What in a profile does not fit together; None where all does."""
+    ranks = profile["ranks"]
+    if [rank["rank"] for rank in ranks] != list(range(profile["run"]["ranks"])):
+        return "not every rank is there, or they are out of order"
+    if len({len(rank["stages"]) for rank in ranks}) > 1:
+        return "the ranks have different stages"
+    for rank in ranks:
+        last = rank["stages"][-1]
+        if last["iterations"] and not (last["layers"] and last["iteration_seconds"]["mean"] > 0):
+            return f"rank {rank['rank']} has iterations without layers or time"
+        for link in last["links"]:
+            if link["between_ranks"] and link["peer"] not in range(len(ranks)):
+                return f"rank {rank['rank']} has a message from or to rank {link['peer']}"
+            if link["messages"] and not link["float32_bytes"]:
+                return f"rank {rank['rank']} has messages of nothing"
+    return None
 
 
 def _name_channels(stage: Record) -> None:

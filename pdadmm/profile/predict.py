@@ -29,6 +29,7 @@ from pdadmm.profile.simulate import Network, Op, Outcome, simulate
 
 __all__ = ["Scenario", "codec_seconds", "parse_network", "passes_named", "predict", "programs"]
 
+_PARTS = ("p", "W", "z")
 _SPAN = -0.1, 1.0  #: of a grid, whose sizes and times do not depend on it
 _ENTRIES = 1 << 20  #: of the arrays on which codecs are timed
 _RATES = {
@@ -72,7 +73,7 @@ def parse_network(text: str, overlap: bool = True) -> Network:
     parts = text.split(",")
     try:
         latency, bandwidth = _quantity(parts[0], _TIMES), _quantity(parts[1], _RATES)
-        good = len(parts) == 2 and 0 <= latency < np.inf and 0 < bandwidth < np.inf
+        good = len(parts) == 2 and 0 <= latency <= 1e9 and 1 <= bandwidth <= 1e18
     except (ValueError, IndexError):
         good = False
     if not good:
@@ -133,9 +134,42 @@ def _layers(profile: Record) -> dict[int, dict[str, list[Record]]]:
     for rank in profile["ranks"]:
         for step in rank["stages"][-1]["steps"]:
             if step["layer"]:
-                parts = found.setdefault(step["layer"], {"p": [], "W": [], "z": []})
+                parts = found.setdefault(step["layer"], {part: [] for part in _PARTS})
                 parts[step["part"]].append(step)
     return found
+
+
+def _contradiction(profile: Record) -> str | None:
+    """What keeps the steps of a profile from being an iteration; None where they are one."""
+    stages = [rank["stages"][-1] for rank in profile["ranks"]]
+    placed = sorted(layer for stage in stages for layer in stage["layers"])
+    above = dict(itertools.pairwise(placed))
+    if len(set(placed)) != len(placed) or not all(stage["layers"] for stage in stages):
+        return "not every layer is on one rank, or a rank has none"
+    if placed[-1] >= len(profile["run"]["widths"]):
+        return f"layer {placed[-1]} has no width"
+    ends: dict[str, list[tuple[int, bool, str, int]]] = {}
+    for stage in stages:
+        steps = [step for step in stage["steps"] if step["layer"]]
+        if {step["layer"] for step in steps} != set(stage["layers"]):
+            return "layers have no steps, or others' steps"
+        for step in steps:
+            layer, coupling, upward = step["layer"], step.get("coupling"), step.get("upward")
+            if step["part"] not in _PARTS or coupling is None or upward is None:
+                return "its steps are not those of an iteration by ADMM"
+            if coupling < 0 or step["phase"] == "other":
+                continue
+            if coupling not in above or layer not in (coupling, above[coupling]):
+                return f"layer {layer} has a message of coupling {coupling}"
+            ends.setdefault(step["channel"], []).append((coupling, upward, step["phase"], layer))
+    for name, found in ends.items():
+        coupling, upward = found[0][:2]
+        sender, receiver = (coupling, above[coupling]) if upward else (above[coupling], coupling)
+        wanted = [(coupling, upward, "send", sender), (coupling, upward, "wait", receiver)]
+        # a run that was resumed may have counted an iteration in which nothing was taken
+        if sorted(found) not in (wanted, wanted[:1]):
+            return f"message '{name}' is not sent once and taken once"
+    return None
 
 
 def programs(
@@ -171,7 +205,7 @@ def programs(
         for step in layers[layer][part]:
             # an output layer neither decodes nor encodes around its z
             updates = step["updates"][statistic] * ((factor if coded else 1.0) - 1.0)
-            found.append(Op("compute", step["compute"][statistic] + updates))
+            found.append(Op("compute", max(step["compute"][statistic] + updates, 0.0)))
             coupling, upward = step["coupling"], step["upward"]
             if coupling < 0 or step["phase"] == "other":
                 continue
@@ -201,9 +235,12 @@ def predict(
     Raises
     ------
     InputError
-        When the scenario asks for more ranks than layers, or for a codec that does not exist.
+        When the scenario asks for more ranks than layers, or for a codec that does not exist, or the steps
+        of the profile are no iteration.
     """
     run = profile["run"]
+    if problem := _contradiction(profile):
+        raise InputError(f"the profile cannot be predicted from: {problem}; run again")
     layers = _layers(profile)
     positions = sorted(layers)
     ranks = scenario.ranks or run["ranks"]

@@ -13,6 +13,7 @@ from pdadmm.files import write_json
 from pdadmm.profile.figures import Figures
 from pdadmm.profile.simulate import Outcome
 from pdadmm.profile.units import rate, seconds, share, size
+from pdadmm.runtime.console import plain_console
 
 __all__ = ["QUANTITIES", "print_report", "title_of", "write_csv", "write_report_json"]
 
@@ -42,9 +43,7 @@ def title_of(figures: Figures) -> str:
 
 def print_report(runs: Sequence[Figures], predictions: Sequence[tuple[str, Outcome]] = ()) -> None:
     """Print the tables of one run, or several runs side by side."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)
+    console = plain_console(110)
     _summary(runs, console)
     for run in runs:
         _ranks(run, console)
@@ -142,7 +141,7 @@ def _predictions(run: Figures, predictions: Sequence[tuple[str, Outcome]], conso
             seconds(outcome.iteration),
             f"{outcome.iteration / run.iteration:.3g} x",
             share(outcome.exposed_share),
-            share(sum(busy) / len(busy) / max(busy)),
+            share(sum(busy) / len(busy) / max(busy) if max(busy) else 1.0),
         )
     console.print(table)
 

@@ -21,6 +21,8 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pdadmm.errors import InputError
+
 __all__ = ["EAGER", "Network", "Op", "Outcome", "simulate"]
 
 #: bytes up to which a message leaves at once without overlap, whatever its receiver does. Rough: over
@@ -103,6 +105,11 @@ def simulate(programs: Sequence[Sequence[Op]], network: Network) -> Outcome:
     ----------
     programs
         The operations of an iteration, by rank.
+
+    Raises
+    ------
+    InputError
+        When a rank waits for what no other can send.
     """
     return _Simulation(programs, network).run()
 
@@ -132,7 +139,8 @@ class _Simulation:
         outcome = Outcome()
         spans = []
         for rank in self.ranks:
-            assert len(rank.marks) > _SETTLE + _KEPT, "the programs wait for messages that nobody sends"
+            if len(rank.marks) <= _SETTLE + _KEPT:
+                raise InputError("the steps of the profile wait for each other for ever; run again")
             first, last = rank.marks[_SETTLE], rank.marks[_SETTLE + _KEPT]
             time, compute, late, exposed = ((b - a) / _KEPT for a, b in zip(first, last, strict=True))
             spans.append(time)

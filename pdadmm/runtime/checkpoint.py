@@ -8,34 +8,51 @@ Layout under the run's folder, the newest `KEPT` are kept::
                                                      every file, of itself
 
 A checkpoint is written into a folder with the suffix ``.tmp``; files and folder are synced, and the
-rename of the folder makes it valid. A reader trusts nothing without its checksum and falls back to
-the checkpoint before. Arrays are stored by the position of their layer, so that a run may resume on
-any number of ranks.
+rename of the folder makes it valid. A reader trusts nothing without its checksum, and no checksum without
+what :mod:`pdadmm.runtime.index` asks for, and falls back to the checkpoint before. Arrays are stored by the
+position of their layer, so that a run may resume on any number of ranks.
+
+``checkpoints`` may be a link to a folder elsewhere. Nothing in it is deleted but files of these names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pdadmm.arrays import Array
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
-from pdadmm.files import Record
+from pdadmm.files import Record, free_name
+from pdadmm.files.given import open_regular
 
-__all__ = ["KEPT", "Checkpoint", "Saved", "newest", "put_aside", "write"]
+if TYPE_CHECKING:
+    from pdadmm.runtime.index import FileEntry, Place
+
+__all__ = ["FOLDER", "KEPT", "START_AFRESH", "Checkpoint", "Saved", "any_sealed", "newest", "write"]
 
 KEPT = 2
-VERSION = 3
+VERSION = 4
+#: in a run's folder
+FOLDER = "checkpoints"
+#: what to do where nothing can be gone on from
+START_AFRESH = "start afresh with --overwrite in place of --resume"
 _PREFIX = "iteration-"
 _TEMPORARY, _DAMAGED = ".tmp", ".damaged"
+_COMPLETE = re.compile(r"iteration-[0-9]{8,}")
+_LEFT_OVER = re.compile(r"iteration-[0-9]{8,}(\.tmp|\.damaged)")
+_OURS = re.compile(r"rank-[0-9]{4,}\.bin|index\.json")
+#: more than the index of a hundred thousand layers
+_LONGEST_INDEX = 1 << 28
 
 
 def write(
@@ -61,13 +78,13 @@ def write(
         as they are and what was written of this one is removed.
     """
     comm = waiter.comm
-    final = folder / "checkpoints" / f"{_PREFIX}{iteration:08d}"
+    final = folder / FOLDER / f"{_PREFIX}{iteration:08d}"
     temporary = final.with_name(final.name + _TEMPORARY)
     with waiter.patient():
         problem = None
         if comm.rank == 0:
             try:
-                shutil.rmtree(temporary, ignore_errors=True)
+                _remove(temporary)
                 temporary.mkdir(parents=True)
             except OSError as error:
                 problem = _reason(error, temporary)
@@ -76,7 +93,8 @@ def write(
         try:
             # a network file system may show the folder of rank 0 to other nodes late
             temporary.mkdir(parents=True, exist_ok=True)
-            entry = _write_rank(temporary / f"rank-{comm.rank:04d}.bin", arrays)
+            with waiter.limit(f"writing {temporary}"):
+                entry = _write_rank(temporary / f"rank-{comm.rank:04d}.bin", arrays)
         except OSError as error:
             problem = f"rank {comm.rank}: {_reason(error, temporary)}"
         except _NotFinite as error:
@@ -101,21 +119,33 @@ def write(
             if problem is None:
                 _tidy(folder)
             else:
-                shutil.rmtree(temporary, ignore_errors=True)
+                _remove(temporary)
         _agree(problem, waiter)
 
 
 class Saved(Mapping[str, np.ndarray]):
-    """A layer's arrays by name, read from the file when asked for."""
+    """A layer's arrays by name, read from the file when asked for.
 
-    def __init__(self, path: Path, places: dict[str, tuple[str, list[int], int]]) -> None:
+    Raises
+    ------
+    RunError
+        When what is read holds NaN or Inf, which is never saved.
+    """
+
+    def __init__(self, path: Path, places: dict[str, Place]) -> None:
         self._path, self._places = path, places
 
     def __getitem__(self, name: str) -> np.ndarray:
-        dtype, shape, offset = self._places[name]
-        count = int(np.prod(shape, dtype=np.int64))
-        found = np.fromfile(self._path, np.dtype(dtype), count, offset=offset)
-        return found.reshape(shape)
+        place = self._places[name]
+        dtype = np.dtype(place.dtype)
+        with open_regular(self._path) as file:
+            file.seek(place.offset)
+            found = np.fromfile(file, dtype, place.nbytes // dtype.itemsize)
+        if dtype.kind == "f" and not np.isfinite(found.sum(dtype=np.float64)):
+            raise RunError(
+                f"{self._path} holds NaN or Inf in {name} of layer {place.position}; {START_AFRESH}"
+            )
+        return found.reshape(place.shape)
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
@@ -126,9 +156,14 @@ class Saved(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def form(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Type and shape of an array, without reading it."""
+        place = self._places[name]
+        return place.dtype, tuple(place.shape)
+
 
 class Checkpoint:
-    """A verified checkpoint.
+    """A checkpoint whose index is sound; its files are not read yet.
 
     Attributes
     ----------
@@ -138,35 +173,58 @@ class Checkpoint:
         As given to :func:`write`.
     layers
         Arrays by layer position and name.
+
+    Raises
+    ------
+    OSError, ValueError
+        When it is damaged.
+    InputError
+        When it is of another version.
     """
 
     def __init__(self, path: Path) -> None:
-        index = _unsealed(path / "index.json")
+        from pdadmm.runtime.index import checked
+
+        body = _unsealed(path / "index.json")
+        version = body.get("version") if isinstance(body, dict) else None
+        if type(version) is int and version != VERSION:
+            raise InputError(
+                f"{path / 'index.json'} has checkpoint version {version}, this version reads {VERSION}; "
+                "resume with the version that wrote it"
+            )
+        index = checked(body)
+        if path.name != f"{_PREFIX}{index.iteration:08d}":
+            raise ValueError(f"it is of iteration {index.iteration}")
         self.path = path
-        self.iteration: int = index["iteration"]
-        self.state: Record = index["state"]
-        self._files: list[Record] = index["files"]
+        self.iteration = index.iteration
+        self.state: Record = index.state
+        self._files: list[FileEntry] = index.files
         self.layers: dict[int, Saved] = {}
-        for entry in self._files:
-            places: dict[int, dict[str, tuple[str, list[int], int]]] = {}
-            for position, name, dtype, shape, offset in entry["arrays"]:
-                places.setdefault(position, {})[name] = (dtype, shape, offset)
+        for file in index.files:
+            places: dict[int, dict[str, Place]] = {}
+            for place in file.arrays:
+                places.setdefault(place.position, {})[place.name] = place
             for position, names in places.items():
-                self.layers[position] = Saved(path / entry["name"], names)
+                self.layers[position] = Saved(path / file.name, names)
 
     def verify(self, part: int = 0, parts: int = 1) -> str | None:
         """Check every `parts`-th file, beginning with number `part`; what is wrong, or None."""
         for entry in self._files[part::parts]:
-            path = self.path / entry["name"]
+            path = self.path / entry.name
             try:
-                if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+                if path.stat().st_size != entry.bytes or _sha256(path) != entry.sha256:
                     return f"{path} fails its checksum"
             except OSError as error:
                 return f"{path}: {error.strerror}"
         return None
 
 
-def newest(folder: Path, waiter: Waiter, warn: Callable[[str], None]) -> Checkpoint:
+def newest(
+    folder: Path,
+    waiter: Waiter,
+    warn: Callable[[str], None],
+    fits: Callable[[Checkpoint], None] | None = None,
+) -> Checkpoint:
     """The newest checkpoint that is intact on all ranks; collective.
 
     Every rank checks some of the files, whichever layers it will own. Damaged checkpoints that are
@@ -176,11 +234,14 @@ def newest(folder: Path, waiter: Waiter, warn: Callable[[str], None]) -> Checkpo
     ----------
     warn
         Called on rank 0 with a line about every damaged checkpoint that is passed over.
+    fits
+        Called with a checkpoint before its files are read; raises ValueError when its state or its arrays
+        are not what the run would have saved, which is damage too, and InputError when it is of another run.
 
     Raises
     ------
     InputError
-        When there is none.
+        When there is none, or it is of another version or another run.
     """
     comm = waiter.comm
     candidates = waiter.broadcast([str(p) for p in _complete(folder)] if comm.rank == 0 else None)
@@ -188,16 +249,24 @@ def newest(folder: Path, waiter: Waiter, warn: Callable[[str], None]) -> Checkpo
     with waiter.patient():
         for name in candidates:
             path = Path(name)
-            problem, checkpoint = None, None
+            found: str | InputError | None
             try:
-                checkpoint = Checkpoint(path)
-                problem = checkpoint.verify(comm.rank, comm.size)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                problem = f"{path / 'index.json'} is damaged ({error})"
-            problems = waiter.gather(problem)
+                with waiter.limit(f"reading {path}"):
+                    checkpoint = Checkpoint(path)
+                    if fits is not None:
+                        fits(checkpoint)
+                    found = checkpoint.verify(comm.rank, comm.size)
+            except InputError as error:
+                found = error
+            except OSError as error:
+                found = f"{error.filename or path}: {error.strerror}"
+            except ValueError as error:
+                found = f"{path / 'index.json'} is damaged ({repr(str(error))[1:-1]})"
+            problems = waiter.gather(found)
             problem = waiter.broadcast(next((p for p in problems if p), None) if problems else None)
+            if isinstance(problem, InputError):
+                raise problem
             if problem is None:
-                assert checkpoint is not None
                 if comm.rank == 0:
                     for other in damaged:
                         _set_aside(other)
@@ -205,19 +274,18 @@ def newest(folder: Path, waiter: Waiter, warn: Callable[[str], None]) -> Checkpo
             damaged.append(path)
             if comm.rank == 0:
                 warn(f"{problem}; going back to the checkpoint before")
-    raise InputError(f"there is no intact checkpoint in {folder / 'checkpoints'}; start without --resume")
+    raise InputError(f"there is no intact checkpoint in {folder / FOLDER}; {START_AFRESH}")
 
 
-def put_aside(folder: Path) -> Path | None:
-    """Move the checkpoints of an earlier run out of the way of a fresh one; where they are now."""
-    source = folder / "checkpoints"
-    if not _complete(folder):
-        shutil.rmtree(source, ignore_errors=True)
-        return None
-    target = source.with_name("checkpoints.old")
-    shutil.rmtree(target, ignore_errors=True)
-    source.rename(target)
-    return target
+def any_sealed(folder: Path) -> bool:
+    """Whether a run has left a checkpoint here that it finished writing."""
+    for path in _complete(folder):
+        try:
+            _unsealed(path / "index.json")
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
 
 
 class _NotFinite(Exception):
@@ -226,21 +294,37 @@ class _NotFinite(Exception):
 
 def _complete(folder: Path) -> list[Path]:
     """Folders of finished checkpoints, newest first."""
-    found = [p for p in (folder / "checkpoints").glob(f"{_PREFIX}*") if not p.suffix and p.is_dir()]
-    return sorted(found, reverse=True)
+    found = [p for p in _entries(folder / FOLDER) if _COMPLETE.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name[len(_PREFIX) :]), reverse=True)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where there is none."""
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _tidy(folder: Path) -> None:
     """Drop all but the newest checkpoints, and what crashes and damage left behind."""
-    leftovers = [p for s in (_TEMPORARY, _DAMAGED) for p in (folder / "checkpoints").glob(f"{_PREFIX}*{s}")]
+    leftovers = [p for p in _entries(folder / FOLDER) if _LEFT_OVER.fullmatch(p.name)]
     for old in [*_complete(folder)[KEPT:], *leftovers]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint's files, and its folder unless something else is in it, or it is a link."""
+    if checkpoint.is_symlink() or not checkpoint.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        for path in checkpoint.iterdir():
+            if _OURS.fullmatch(path.name):
+                path.unlink()
+        checkpoint.rmdir()
 
 
 def _set_aside(path: Path) -> None:
     target = path.with_name(path.name + _DAMAGED)
-    shutil.rmtree(target, ignore_errors=True)
-    path.rename(target)
+    _remove(target)
+    path.rename(free_name(target) if os.path.lexists(target) else target)
 
 
 def _replace(temporary: Path, final: Path) -> None:
@@ -276,7 +360,7 @@ def _write_rank(path: Path, arrays: Mapping[int, Mapping[str, Array]]) -> Record
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -288,17 +372,16 @@ def _sealed(body: Record) -> bytes:
     return hashlib.sha256(text).hexdigest().encode() + b"\n" + text + b"\n"
 
 
-def _unsealed(path: Path) -> Record:
-    seal, _, text = path.read_bytes().partition(b"\n")
+def _unsealed(path: Path) -> object:
+    """The JSON value of a sealed file; OSError or ValueError when it is damaged."""
+    with open_regular(path) as file:
+        seal, _, text = file.read(_LONGEST_INDEX).partition(b"\n")
     if not text.endswith(b"\n") or hashlib.sha256(text[:-1]).hexdigest().encode() != seal:
         raise ValueError("checksum")
-    body = json.loads(text)
-    if body["version"] != VERSION:
-        raise InputError(
-            f"{path} has checkpoint version {body['version']}, this version reads {VERSION}; "
-            "resume with the version that wrote it"
-        )
-    return dict(body)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -211,7 +211,8 @@ def make_transport(
         device = connect(waiter, stages)
 
         def end(problem: str) -> None:
-            print(f"pdadmm: {waiter.where}: NCCL: {problem}", file=sys.stderr, flush=True)
+            if waiter.where.claim():
+                print(f"pdadmm: {waiter.where}: NCCL: {problem}", file=sys.stderr, flush=True)
             end_all(waiter.comm, 1)
 
         return NCCLTransport(device, backend, Watch(device.problem, end))

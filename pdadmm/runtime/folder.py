@@ -1,60 +1,375 @@
-"""The folder of a run's results."""
+"""The folder of a run's results: whose it is, one run at a time in it, and nothing in it is ever lost.
+
+A folder is a run's when it holds ``run.lock``, whose first line says so, or a checkpoint that a run finished
+writing. The file stays; the lock on it is the kernel's, and ends with the process of rank 0 however that
+ends. Only a run's folder is gone on in or moved aside; a folder with anything else in it is not touched.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import enum
+import errno
+import fcntl
+import itertools
+import os
+import platform
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
+from pdadmm.files import free_name
+from pdadmm.files.given import open_regular
+from pdadmm.runtime.checkpoint import FOLDER, START_AFRESH, any_sealed
 from pdadmm.runtime.launch import agree
 from pdadmm.runtime.sections import Output
 
-__all__ = ["run_folder"]
+__all__ = ["LOCK", "RESULTS", "RunFolder", "run_folder"]
+
+LOCK = "run.lock"
+#: what a run begins with
+_BEGUN = ("config.toml", "metrics.jsonl")
+#: what a run leaves at its end
+RESULTS = ("summary.json", "model.h5", "profile.json", "trace.json")
+_FIRST_LINE = b"a run of pdadmm\n"
+_SECOND_LINE = "This file marks its folder, and is locked while the run goes on.\n"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class _Held(enum.Enum):
+    """What is in a folder, which need not exist."""
+
+    NOTHING, RUN, OTHERS = range(3)
+
+
+class RunFolder:
+    """A folder that this run alone writes to.
+
+    Parameters
+    ----------
+    path
+        Of the folder.
+    claim
+        Rank 0's hold on it; None on the others.
+    """
+
+    def __init__(self, path: Path, claim: _Claim | None) -> None:
+        self.path = path
+        self._claim = claim
+
+    def move_aside(self) -> Path | None:
+        """Make room for a fresh run, as --overwrite asks for; where the old run is now, if there was one.
+
+        On rank 0, when nothing else can be wrong with the fresh run any more.
+
+        Raises
+        ------
+        InputError
+        """
+        assert self._claim is not None
+        return self._claim.move_aside()
+
+    def begin(self) -> None:
+        """From now on what is in the folder stays, however the run ends."""
+        if self._claim is not None:
+            self._claim.begun = True
+
+    def drop_results(self) -> None:
+        """Delete what an earlier part of the run left at its end; on rank 0."""
+        for name in RESULTS:
+            (self.path / name).unlink(missing_ok=True)
+        for name in (*RESULTS, *_BEGUN):
+            for temporary in self.path.glob(f".{name}.*.tmp"):  # of a part that was killed
+                temporary.unlink()
 
 
 @contextlib.contextmanager
-def run_folder(waiter: Waiter, output: Output, dataset: str) -> Iterator[Path]:
-    """The folder that the options name, or one named after data set and time; collective.
+def run_folder(
+    waiter: Waiter, output: Output, dataset: str, warn: Callable[[str], None]
+) -> Iterator[RunFolder]:
+    """The folder that the options name, or a new one named after data set and time; collective.
 
-    It can be written to and stands in the options of all ranks. When the block, in which a run gets ready,
-    ends with bad input, folders that were made for it are removed.
+    It is this run's alone until the block ends, and stands in the options of all ranks. When the block ends
+    with an error before :meth:`RunFolder.begin`, everything is as it was.
+
+    Parameters
+    ----------
+    warn
+        Called on rank 0 with what is not as it should be.
 
     Raises
     ------
     InputError
-        On all ranks.
+        On all ranks: when it holds other files or another run, or cannot be written to.
     """
-    made: list[Path] = []
-
-    def prepare() -> str | None:
-        if waiter.comm.rank:
-            return None
-        out = output.out or f"runs/{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-        made.extend(_make(out))
-        return out
-
-    output.out = waiter.broadcast(agree(waiter, prepare))
+    claim = agree(waiter, lambda: None if waiter.comm.rank else _claim(output, dataset, warn))
+    output.out = waiter.broadcast(str(claim.path) if claim is not None else None)
     try:
-        yield Path(output.out)
-    except InputError:
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
-        raise
+        yield RunFolder(Path(output.out), claim)
+    finally:
+        if claim is not None:
+            if not claim.begun:
+                claim.undo()
+            claim.release()
 
 
-def _make(out: str) -> list[Path]:
-    """Make a folder and see that it can be written to; returns the folders made, deepest first."""
-    folder = Path(out)
+def _claim(output: Output, dataset: str, warn: Callable[[str], None]) -> _Claim:
     try:
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        if not output.out:
+            folder, made = _new_folder(dataset)
+            return _Claim(folder, made, _Held.NOTHING, warn)
+        folder = Path(output.out)
+        held = _look(folder)
+        _refuse(folder, held, output)
+        made = _make(folder) if held is _Held.NOTHING else []
+        claim = _Claim(folder, made, held, warn)
+        try:
+            if _look(folder) is not held:
+                raise InputError(f"another run has just started in --out {folder}; choose another folder")
+            _require_writable(folder / FOLDER)
+        except BaseException:
+            claim.undo()
+            claim.release()
+            raise
     except OSError as error:
-        raise InputError(f"cannot write to --out {out}: {error.strerror}; choose another folder") from None
+        where = output.out or "runs/"
+        raise InputError(f"cannot write to --out {where}: {error.strerror}; choose another folder") from None
+    return claim
+
+
+def _refuse(folder: Path, held: _Held, output: Output) -> None:
+    """Refuse a folder that the options do not allow to write to."""
+    if held is _Held.OTHERS:
+        raise InputError(f"--out {folder} holds files that are not a run's; choose another folder")
+    if held is _Held.NOTHING and output.resume:
+        raise InputError(f"there is no intact checkpoint in {folder / FOLDER}; {START_AFRESH}")
+    if held is _Held.RUN and not output.resume and not output.overwrite:
+        _Lock.taken(folder)
+        kind = "a finished" if (folder / "summary.json").exists() else "an interrupted"
+        raise InputError(
+            f"--out {folder} holds {kind} run; go on with --resume, move it aside with --overwrite, "
+            "or choose another folder"
+        )
+
+
+def _look(folder: Path) -> _Held:
+    """What is in a folder.
+
+    An empty folder that ``checkpoints`` links to, perhaps on a larger disk, is made for the run.
+    """
+    if not folder.exists():
+        return _Held.NOTHING
+    names = {path.name for path in folder.iterdir()}
+    first_line = _first_line(folder / LOCK) if LOCK in names else b""
+    if first_line not in (b"", _FIRST_LINE):
+        return _Held.OTHERS
+    others = names - {LOCK}
+    if not others or (others == {FOLDER} and (folder / FOLDER).is_symlink() and _is_empty(folder / FOLDER)):
+        return _Held.NOTHING
+    return _Held.RUN if first_line or any_sealed(folder) else _Held.OTHERS
+
+
+def _first_line(path: Path) -> bytes | None:
+    """Of a lock file: empty where its writer, or the machine, stopped before it was on the disk."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(_FIRST_LINE))
+    except OSError:
+        return None
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _require_writable(checkpoints: Path) -> None:
+    """A link to nowhere, a file or a folder of others would only show when the first one is saved."""
+    if not os.path.lexists(checkpoints):
+        return
+    if not checkpoints.is_dir():
+        raise InputError(f"{checkpoints} is no folder; move it away, or make the folder that it links to")
+    if not os.access(checkpoints, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {checkpoints}; choose another --out")
+
+
+def _new_folder(dataset: str) -> tuple[Path, list[Path]]:
+    """A folder that nobody has, and the folders made, deepest first."""
+    first = Path(f"runs/{dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    made = _make(first.parent)
+    for number in itertools.count():
+        folder = first.with_name(f"{first.name}-{number}") if number else first
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        made.insert(0, folder)
+        break
+    return folder, made
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder; returns the folders made, deepest first."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     return made
+
+
+class _Claim:
+    """Rank 0's hold on a folder.
+
+    Parameters
+    ----------
+    path
+        Of the folder.
+    made
+        Folders made for it, deepest first.
+    held
+        What was in it.
+    warn
+        Called when the file system has no locks.
+    """
+
+    def __init__(self, path: Path, made: list[Path], held: _Held, warn: Callable[[str], None]) -> None:
+        self.path = path
+        self.begun = False
+        self._made, self._held, self._warn = made, held, warn
+        self._moved: tuple[Path, Path] | None = None
+        try:
+            self._lock = _Lock(path, warn)
+        except BaseException:
+            self._unmake()
+            raise
+
+    def move_aside(self) -> Path | None:
+        if self._held is _Held.NOTHING:
+            return None
+        folder = self.path.resolve()  # what a link leads to moves, so that the new run is in its place too
+        if Path.cwd().is_relative_to(folder):
+            raise InputError(f"--overwrite cannot move {folder} aside from inside; start in another folder")
+        old = free_name(folder)
+        before = self._lock
+        try:
+            before.forget()
+            folder.rename(old)
+            self._moved = folder, old
+            folder.mkdir()
+            self._lock = _Lock(folder, self._warn)
+        except OSError as error:
+            raise InputError(
+                f"--overwrite cannot move {folder} aside ({error.strerror}); choose another --out"
+            ) from None
+        before.release()
+        self._held = _Held.NOTHING
+        return old
+
+    def undo(self) -> None:
+        """Leave the place as it was; only before the run has begun."""
+        if self._held is _Held.NOTHING:
+            for name in _BEGUN:
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink()
+        with contextlib.suppress(OSError):
+            self._lock.forget()
+        if self._moved is not None:
+            folder, old = self._moved
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            with contextlib.suppress(OSError):
+                old.rename(folder)
+        self._unmake()
+
+    def _unmake(self) -> None:
+        with contextlib.suppress(OSError):
+            for path in self._made:
+                path.rmdir()
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+class _Lock:
+    """The lock file of a folder, made where it is not there.
+
+    Raises
+    ------
+    InputError
+        When another run holds it.
+    OSError
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+        self._path = folder / LOCK
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self._new = not os.path.lexists(self._path)
+        self._descriptor = os.open(self._path, flags, 0o644)
+        try:
+            self._take(folder, warn)
+        except BaseException:
+            self.release()
+            raise
+
+    @staticmethod
+    def taken(folder: Path) -> None:
+        """Refuse a folder whose lock another run holds."""
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                _flock(descriptor, folder)
+            finally:
+                os.close(descriptor)
+
+    def _take(self, folder: Path, warn: Callable[[str], None]) -> None:
+        if not _flock(self._descriptor, folder):
+            warn(f"{folder} is on a file system without locks; start no second run in it")
+        mine = os.fstat(self._descriptor)
+        if not stat.S_ISREG(mine.st_mode) or not self._in_place(mine):
+            raise InputError(f"--out {folder} is in use by another run; choose another folder")
+        text = _FIRST_LINE + f"{_SECOND_LINE}process {os.getpid()} on {platform.node()}\n".encode()
+        self._before = os.pread(self._descriptor, 500, 0)
+        try:
+            self._write(text)
+        except OSError:
+            self.forget()
+            raise
+
+    def _write(self, text: bytes) -> None:
+        os.pwrite(self._descriptor, text, 0)
+        os.ftruncate(self._descriptor, len(text))
+
+    def _in_place(self, mine: os.stat_result) -> bool:
+        """Whether the file is still there by its name: the run before may have moved or deleted it."""
+        try:
+            return os.path.samestat(mine, os.lstat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def forget(self) -> None:
+        """Leave the file as it was; it goes if it was made for this run."""
+        if self._new:
+            self._path.unlink(missing_ok=True)
+        else:
+            self._write(self._before)
+
+    def release(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _flock(descriptor: int, folder: Path) -> bool:
+    """Take a lock without waiting; False where the file system has none."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        holder = os.pread(descriptor, 500, 0).decode(errors="replace").rpartition("process ")[2].strip()
+        raise InputError(
+            f"--out {folder} is in use by another run, process {holder}; wait for it or choose another folder"
+        ) from None
+    return True

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pdadmm.comm.waiter import Waiter, end_all
+from pdadmm.comm.start import leave, start_mpi
+from pdadmm.comm.waiter import PATIENT, Waiter, end_all
 from pdadmm.comm.where import Where
-from pdadmm.errors import InputError, RunError
+from pdadmm.errors import InputError, RunError, one_line
+from pdadmm.process import heed
 
 __all__ = ["agree", "main_under_mpi"]
 
@@ -38,8 +42,11 @@ def main_under_mpi(command: Callable[[Waiter, list[str]], None], arguments: list
 
 
 def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], where: Where) -> int:
+    timeout = _timeout(arguments)
     try:
-        from mpi4py import MPI
+        MPI = start_mpi(where, PATIENT * timeout)
+    except InputError as error:
+        return leave(where, error)
     except (ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         print(
@@ -49,7 +56,8 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
     comm = MPI.COMM_WORLD
     rank = comm.rank
     where.set_rank(rank)
-    waiter = Waiter(comm, where=where)
+    waiter = Waiter(comm, timeout, where)
+    heed(signal.SIGINT, signal.default_int_handler)
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a crash in compiled code shows where Python was
     try:
@@ -62,23 +70,37 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
         return int(stop.code or 0)
     except InputError as error:
         if rank == 0:
-            print(f"pdadmm: {error}", file=sys.stderr, flush=True)
+            print(f"pdadmm: {one_line(error)}", file=sys.stderr, flush=True)
         waiter.barrier()
         return 2
     except BaseException as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
-        where.claim()
-        if isinstance(error, RunError) and error.everywhere:
+        everywhere = isinstance(error, RunError) and error.everywhere
+        speaks = where.claim(speaks=not everywhere or rank == 0)
+        if everywhere:
             if rank == 0:
                 _say(where, error)
             # the others would end rank 0 before it has spoken
             waiter.timeout = _LAST_WORDS
             with contextlib.suppress(RunError):
                 waiter.barrier()
-        elif code == 1:
+        elif code == 1 and speaks:
             _say(where, error)
         end_all(comm, code)
     return 1
+
+
+def _timeout(arguments: Sequence[str]) -> float:
+    """--timeout of the command line, which counts before the ranks can read their options together."""
+    value = ""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, equals, given = argument.partition("=")
+        if name == "--timeout":
+            value = given if equals else following
+    try:
+        return max(0.0, float(value))
+    except ValueError:  # none, or bad input, which parsing says
+        return 0.0
 
 
 def _say(where: Where, error: BaseException) -> None:
@@ -91,7 +113,7 @@ def _say(where: Where, error: BaseException) -> None:
     elif not isinstance(error, RunError):
         print("".join(traceback.format_exception(error)), file=sys.stderr)
         reason = f"{type(error).__name__}: {reason}"
-    print(f"pdadmm: {where}: {' '.join(reason.split())}", file=sys.stderr, flush=True)
+    print(f"pdadmm: {where}: {one_line(' '.join(reason.split()))}", file=sys.stderr, flush=True)
 
 
 def agree(waiter: Waiter, work: Callable[[], Result]) -> Result:

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import reprlib
 import sys
 import types
 import typing
@@ -35,6 +37,7 @@ import tomli_w
 
 from pdadmm.errors import InputError
 from pdadmm.files import Record
+from pdadmm.files.given import read_file
 from pdadmm.runtime.parser import Parser
 
 if sys.version_info >= (3, 11):
@@ -45,9 +48,51 @@ else:  # pragma: no cover
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Options", "at_least", "fill", "not_negative", "option", "positional", "to_toml"]
+__all__ = [
+    "COUNT",
+    "FINITE",
+    "POSITIVE",
+    "SECONDS",
+    "Options",
+    "Range",
+    "check_ranges",
+    "fill",
+    "option",
+    "positional",
+    "to_toml",
+]
 
 Value = TypeVar("Value")
+
+_FILE_BYTES = (
+    1 << 16
+)  #: of a TOML file; one of this program has two thousand, and larger ones may take minutes
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Values that a number may have: from `least` to `most`, which it may not reach where `below` says so."""
+
+    least: float
+    most: float
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most and not (self.below and value == self.most)
+
+    def __str__(self) -> str:
+        if self.below:
+            return f"at least {self.least:g} and below {self.most:g}"
+        return f"from {_shown(self.least)} to {_shown(self.most)}"
+
+
+#: of iterations
+COUNT = Range(1, 10**9)
+#: single precision has numbers up to 3.4e38 and, but for rounding, down to 1.2e-38
+FINITE = Range(-1e38, 1e38)
+POSITIVE = Range(1e-37, 1e38)
+#: some thirty years; what sleeps and waits takes no more
+SECONDS = Range(0, 1e9)
 
 
 def option(
@@ -56,6 +101,8 @@ def option(
     choices: Sequence[Value] | None = None,
     metavar: str | None = None,
     parse: Callable[[str], Value] | None = None,
+    within: Range | None = None,
+    kept: bool = True,
 ) -> Value:
     """Field of a section: a switch where it is a bool, else an option with a value.
 
@@ -67,15 +114,26 @@ def option(
         Its help.
     parse
         Makes the value of what stands on the command line; None: the field's type does.
+    within
+        Of a number, or of every number of a list: see :func:`check_ranges`.
+    kept
+        False: of this start alone, neither written to a file nor taken from one.
     """
-    metadata = {"help": text, "choices": choices, "metavar": metavar, "parse": parse}
+    metadata = {
+        "help": text,
+        "choices": choices,
+        "metavar": metavar,
+        "parse": parse,
+        "within": within,
+        "kept": kept,
+    }
     if isinstance(default, list):
         return cast(Value, dataclasses.field(default_factory=default.copy, metadata=metadata))
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def positional(metavar: str, text: str) -> str:
-    """Field of the tree itself: an argument that may be left out, and is then empty."""
+    """Field of the tree itself: the path of a file, an argument that may be left out and is then empty."""
     return dataclasses.field(default="", metadata={"help": text, "metavar": metavar})
 
 
@@ -108,9 +166,11 @@ class Options:
             allow_abbrev=False,
         )
         for name, f in self._positionals.items():
-            parser.add_argument(name, nargs="?", metavar=f.metadata["metavar"], help=f.metadata["help"])
+            parser.add_argument(
+                name, nargs="?", type=_text, metavar=f.metadata["metavar"], help=f.metadata["help"]
+            )
         parser.add_argument(
-            "--config", metavar="FILE.toml", help="options from a file; the command line wins"
+            "--config", type=_text, metavar="FILE.toml", help="options from a file; the command line wins"
         )
         groups = {section: parser.add_argument_group(section) for section in self._sections}
         for (section, _), known in self._options.items():
@@ -120,21 +180,26 @@ class Options:
     def load(self, path: str) -> Record:
         """Values of a TOML file, in the shape of the tree.
 
+        A relative path is of the working folder; where it leads to nothing there, of the folder of the file.
+        Options of a single start, such as --out, are named in a warning and left out.
+
         Raises
         ------
         InputError
             When the file is missing, is no TOML, or has a table, key or value that is not an option.
         """
         try:
-            found = tomllib.loads(Path(path).read_text())
+            found = tomllib.loads(read_file(path, _FILE_BYTES).decode())
         except OSError as error:
             raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except RecursionError:
+            raise InputError(f"{path} is not valid TOML: its arrays or tables are nested too deep") from None
+        except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits
             raise InputError(f"{path} is not valid TOML: {error}") from None
         values: Record = {}
         for section, table in found.items():
             if section in self._positionals:
-                values[section] = _coerced(table, str, f"{section} in {path}")
+                values[section] = _found(str(_coerced(table, str, f"{section} in {path}")), Path(path).parent)
                 continue
             if section not in self._sections or not isinstance(table, dict):
                 sections = ", ".join(self._sections)
@@ -142,8 +207,13 @@ class Options:
             for key, value in table.items():
                 if (section, key) not in self._options:
                     raise InputError(f"{path} has an unknown option '{key}' in [{section}]")
-                checked = self._options[section, key].checked(value, f"{key} in [{section}] of {path}")
-                values.setdefault(section, {})[key] = checked
+                known, where = self._options[section, key], f"{key} in [{section}] of {path}"
+                checked = known.checked(value, where)
+                if known.kept:
+                    values.setdefault(section, {})[key] = checked
+                else:
+                    line = f"pdadmm: warning: {where} is ignored; it is an option of the command line alone"
+                    print(line, file=sys.stderr, flush=True)
         return values
 
     def read(self, arguments: Sequence[str]) -> Record:
@@ -186,37 +256,40 @@ def fill(tree: DataclassInstance, values: Record) -> None:
 
 
 def to_toml(tree: DataclassInstance) -> str:
-    """The whole tree as TOML; values that are unset are left out."""
-    values = dataclasses.asdict(tree)
-    for section in values.values():
-        if isinstance(section, dict):
-            for key, value in list(section.items()):
-                del section[key]
-                if value is not None:
-                    section[_told(key)] = value
+    """The whole tree as TOML, from which another start in any folder is the same.
+
+    Values that are unset and options of this start alone are left out; paths are absolute.
+    """
+    values: Record = {}
+    for f in dataclasses.fields(tree):
+        value = getattr(tree, f.name)
+        if dataclasses.is_dataclass(value):
+            kept = {o.name: getattr(value, o.name) for o in dataclasses.fields(value) if o.metadata["kept"]}
+            values[f.name] = {_told(name): v for name, v in kept.items() if v is not None}
+        else:
+            values[f.name] = os.path.abspath(value) if value else value
     return tomli_w.dumps(values)
 
 
-def at_least(name: str, value: int, least: int) -> None:
-    """Refuse a whole number that is too small.
+def check_ranges(tree: DataclassInstance) -> None:
+    """Refuse numbers that are out of the ranges of their options.
 
     Raises
     ------
     InputError
     """
-    if value < least:
-        raise InputError(f"--{name} is {value}; it must be at least {least}")
-
-
-def not_negative(name: str, value: float) -> None:
-    """Refuse a number that is negative or not finite.
-
-    Raises
-    ------
-    InputError
-    """
-    if not 0 <= value < float("inf"):
-        raise InputError(f"--{name} is {value:g}; it must not be negative")
+    for section in (getattr(tree, f.name) for f in dataclasses.fields(tree)):
+        if not dataclasses.is_dataclass(section):
+            continue
+        for f in dataclasses.fields(section):
+            within: Range | None = f.metadata["within"]
+            value = getattr(section, f.name)
+            if within is None or value is None:
+                continue
+            for number in value if isinstance(value, list) else [value]:
+                if number not in within:
+                    name = _told(f.name).replace("_", "-")
+                    raise InputError(f"--{name} is {_shown(number)}; it must be {within}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +303,7 @@ class _Option:
     choices: Sequence[object] | None
     metavar: str | None
     parse: Callable[[str], object] | None
+    kept: bool
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         name = "--" + self.name.replace("_", "-")
@@ -238,16 +312,15 @@ class _Option:
             group.add_argument(name, action=switch, help=self.text)
             return
         text = f"{self.text} (default: {self.default})" if self.default else self.text
-        group.add_argument(
-            name, type=self.parse or self.kind, choices=self.choices, metavar=self.metavar, help=text
-        )
+        kind = self.parse or (_text if self.kind is str else self.kind)
+        group.add_argument(name, type=kind, choices=self.choices, metavar=self.metavar, help=text)
 
     def checked(self, value: object, where: str) -> object:
         """A TOML value as one of the option."""
         value = _coerced(value, self.kind, where)
         if self.choices and value not in self.choices:
             names = ", ".join(map(str, self.choices))
-            raise InputError(f"{where} must be one of {names}, not '{value}'")
+            raise InputError(f"{where} must be one of {names}, not {_shown(value)}")
         return value
 
 
@@ -268,6 +341,7 @@ def _of(section: type[DataclassInstance]) -> list[_Option]:
             f.metadata["choices"],
             f.metadata["metavar"],
             f.metadata["parse"],
+            f.metadata["kept"],
         )
         for f in dataclasses.fields(section)
     ]
@@ -282,12 +356,52 @@ def _plain(hint: object) -> type:
     return kind
 
 
+def _found(path: str, folder: Path) -> str:
+    """A path of a TOML file in a folder, as one of the working folder."""
+    beside = folder / path
+    return str(beside) if path and not os.path.exists(path) and beside.exists() else path
+
+
 def _coerced(value: object, kind: type, where: str) -> object:
     """A TOML value as one of its type."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise InputError(f"{where} is {_shown(value)}, which is too large") from None
     whole = isinstance(value, list) and all(type(v) is int for v in value)
     if type(value) is not kind or (kind is list and not whole):
         wanted = "list of integers" if kind is list else kind.__name__
-        raise InputError(f"{where} must be a {wanted}, not {value!r}")
+        raise InputError(f"{where} must be a {wanted}, not {_shown(value)}")
+    if isinstance(value, str):
+        try:
+            _text(value)
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"{where}: {error}") from None
     return value
+
+
+def _text(text: str) -> str:
+    """A text that can name a file and stand in a TOML file.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8; rename the file") from None
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a NUL character")
+    return text
+
+
+def _shown(value: object) -> str:
+    """A value in few characters, however large it is."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes out no number of more than 4300 digits
+        return "a number of thousands of digits"

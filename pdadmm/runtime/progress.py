@@ -27,7 +27,7 @@ class Progress:
         console = Console(stderr=True)
         self._lines = enabled and not console.is_terminal
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -7,9 +7,12 @@ from typing import ClassVar
 
 from pdadmm.arrays.backend import PRECISIONS
 from pdadmm.errors import InputError
-from pdadmm.runtime.options import at_least, not_negative, option
+from pdadmm.runtime.options import COUNT, SECONDS, Range, option
 
-__all__ = ["Output", "Run", "check"]
+__all__ = ["MOST_THREADS", "Output", "Run", "check"]
+
+#: of a rank
+MOST_THREADS = 1024
 
 
 @dataclass
@@ -32,8 +35,11 @@ class Run:
         0,
         "threads of a rank; default: OMP_NUM_THREADS, or the node's cores over its ranks, "
         "fewer for small products",
+        within=Range(0, MOST_THREADS),
     )
-    timeout: float = option(0.0, "seconds without a sign of a neighbour after which the run ends; 0: never")
+    timeout: float = option(
+        0.0, "seconds without a sign of a neighbour after which the run ends; 0: never", within=SECONDS
+    )
 
 
 @dataclass
@@ -42,12 +48,17 @@ class Output:
 
     resumed: ClassVar[tuple[str, ...]] = ("eval_every", "checkpoint_every", "checkpoint_seconds")
 
-    out: str = option("", "folder of the results; default: runs/DATASET-DATE-TIME", metavar="DIR")
-    eval_every: int = option(10, "iterations between evaluations")
-    checkpoint_every: int = option(0, "iterations between checkpoints; 0: none", metavar="N")
-    checkpoint_seconds: float = option(0.0, "seconds between checkpoints; 0: none")
-    max_seconds: float = option(0.0, "seconds after which the run saves a checkpoint and stops; 0: never")
-    resume: bool = option(False, "go on from the newest intact checkpoint in --out")
+    out: str = option("", "folder of the results; default: runs/DATASET-DATE-TIME", metavar="DIR", kept=False)
+    eval_every: int = option(10, "iterations between evaluations", within=COUNT)
+    checkpoint_every: int = option(
+        0, "iterations between checkpoints; 0: none", metavar="N", within=Range(0, COUNT.most)
+    )
+    checkpoint_seconds: float = option(0.0, "seconds between checkpoints; 0: none", within=SECONDS)
+    max_seconds: float = option(
+        0.0, "seconds after which the run saves a checkpoint and stops; 0: never", within=SECONDS
+    )
+    resume: bool = option(False, "go on from the newest intact checkpoint in --out", kept=False)
+    overwrite: bool = option(False, "move the run that is in --out aside and start afresh", kept=False)
     trace: bool = option(False, "write a timeline for Perfetto or Chrome, trace.json in --out")
     measure_links: bool = option(
         False, "measure latency and bandwidth between neighbours first; the profile compares with them"
@@ -62,11 +73,11 @@ def check(run: Run, output: Output) -> None:
     ------
     InputError
     """
-    at_least("eval-every", output.eval_every, 1)
-    at_least("checkpoint-every", output.checkpoint_every, 0)
-    at_least("threads", run.threads, 0)
-    not_negative("checkpoint-seconds", output.checkpoint_seconds)
-    not_negative("max-seconds", output.max_seconds)
-    not_negative("timeout", run.timeout)
     if output.resume and not output.out:
         raise InputError("--resume needs --out DIR, the folder of the run to go on with")
+    if output.overwrite and not output.out:
+        raise InputError("--overwrite needs --out DIR, the folder of the run to move aside")
+    if output.overwrite and output.resume:
+        raise InputError(
+            "--resume goes on with the run in --out, --overwrite moves it aside; give one of them"
+        )

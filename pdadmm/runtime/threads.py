@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from threadpoolctl import threadpool_limits
 
 from pdadmm.comm.waiter import ranks_on_node, usable_cores
-from pdadmm.runtime.sections import Run
+from pdadmm.runtime.sections import MOST_THREADS, Run
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -28,8 +28,8 @@ def set_threads(run: Run, comm: Intracomm, product: float = math.inf) -> int:
     """
     from_environment = os.environ.get("OMP_NUM_THREADS") or os.environ.get("OPENBLAS_NUM_THREADS")
     threads = run.threads
-    if not threads and from_environment and from_environment.isdigit():
-        threads = int(from_environment)
+    if not threads and from_environment and from_environment.isdecimal():
+        threads = min(int(from_environment[:9]), MOST_THREADS)
     share = max(1, usable_cores() // ranks_on_node(comm))
     threads = threads or int(min(share, max(1, product // WORK_OF_A_THREAD)))
     threadpool_limits(threads)

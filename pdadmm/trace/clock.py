@@ -3,16 +3,18 @@
 The clock attributes all the time between two laps to the phase named at the second, so that the
 phases of a rank add up to the wall time of its iterations by construction. A lap costs a clock read
 and an addition; nothing is ever synchronised for it. On a GPU the times are those of CUDA events
-(:mod:`pdadmm.trace.device_clock`).
+(:mod:`pdadmm.trace.device_clock`). What is kept is bounded, however many iterations there are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Protocol
+
+from pdadmm.trace.tally import Spread, Tally
 
 __all__ = ["PHASES", "WARM_UP", "Clock", "Message", "Step"]
 
@@ -30,6 +32,10 @@ _EACH, _EVERY = 20, 8
 #: messages of a stage whose times are kept without a timeline; enough for steady means
 _MESSAGES_KEPT = 1000
 
+#: laps and messages of all ranks together that a timeline shows of a stage, about, and those of a layer
+#: in an iteration
+_SHOWN, _SHOWN_A_LAYER = 250_000, 20
+
 #: ``(kind, channel, sequence, start, end, counted)``: kind ``sent`` or ``received``; name of the
 #: channel, the same at both ends; nanoseconds; whether it happened within an iteration after the warm-up
 Message = tuple[str, str, int, int, int, bool]
@@ -43,7 +49,7 @@ class Profiler(Protocol):
     def RangePop(self) -> None: ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class Step:
     """A stretch of computing in an iteration, and the wait or send that ends it.
 
@@ -55,23 +61,9 @@ class Step:
     layer: int
     phase: str  #: wait, send, or other where the part ends
     channel: str  #: name of the message; empty where none is concerned
-    #: of every counted iteration, nanoseconds: computing, of these in updates, and the wait or send
-    times: list[tuple[int, int, int]] = field(default_factory=list)
-
-    @property
-    def compute(self) -> list[float]:
-        """Seconds of computing in every counted iteration."""
-        return [times[0] * 1e-9 for times in self.times]
-
-    @property
-    def updates(self) -> list[float]:
-        """Of these, seconds in the phase `updates`."""
-        return [times[1] * 1e-9 for times in self.times]
-
-    @property
-    def seconds(self) -> list[float]:
-        """Seconds of the wait or send itself."""
-        return [times[2] * 1e-9 for times in self.times]
+    compute: Spread = Spread()  #: computing in a counted iteration
+    updates: Spread = Spread()  #: of this in the phase `updates`
+    seconds: Spread = Spread()  #: the wait or send itself
 
 
 class Clock:
@@ -85,21 +77,22 @@ class Clock:
 
     Attributes
     ----------
-    iteration_seconds
-        Of every counted iteration.
     events
         ``(name, layer, start, end)`` in nanoseconds of :func:`time.perf_counter_ns`; None unless
         traced. Layer 0 is the rank as a whole.
     messages
         Of the current stage.
     walls
-        Of every counted iteration, seconds as a single measurement from its begin to its end,
+        Of every counted iteration, nanoseconds as a single measurement from its begin to its end,
         where only this clock can tell them; empty on the host, where the caller can.
+    past, shown
+        By stage that ended: messages for the timeline, and how many iterations it shows of how many.
     """
 
     def __init__(self, traced: bool = False) -> None:
         self.events: list[tuple[str, int, int, int]] | None = [] if traced else None
         self.past: list[list[Message]] = []
+        self.shown: list[tuple[int, int]] = []
         self._nvtx = _nvtx() if traced else None
         self._in_range = False
         self._counting = False
@@ -112,24 +105,29 @@ class Clock:
         """Whether a timeline is kept."""
         return self.events is not None
 
-    def begin_stage(self) -> None:
-        """Forget the phases of the stage before."""
+    def begin_stage(self, depth: int = 1) -> None:
+        """Forget the phases of the stage before; `depth` is the number of layers of all ranks."""
         self._rows: dict[int, dict[str, int]] = {}
         self._row_of = 0
         self._row: dict[str, int] = {}
-        self.iteration_seconds: list[float] = []
-        self.walls: list[float] = []
+        self.walls = Tally(1)
         self.messages: list[Message] = []
-        self._steps: list[Step] = []
-        self._place = 0
+        self._iterations = Tally(1)
+        self._places: list[tuple[str, int, str, str]] = []  # what the times of steps are about
+        self._steps: Tally | None = None
+        self._times: list[int] = []  # of the iteration under way: computing, of this in updates, wait or send
         self._computed = self._updating = 0
         self._part = ("", 0)
         self._about = ""  # which message
+        self._begun = 0
+        self._shown_at_most = max(1, _SHOWN // (_SHOWN_A_LAYER * max(depth, 1)))
+        self._showing = self.traced
 
     def end_stage(self) -> None:
         """Complete the accounts of the stage, and keep its messages for the timeline."""
         if self.traced:
             self.past.append(self.messages)
+            self.shown.append((min(self._begun, self._shown_at_most), self._begun))
 
     @property
     def seconds(self) -> dict[int, dict[str, float]]:
@@ -139,10 +137,22 @@ class Clock:
         }
 
     @property
+    def iterations(self) -> int:
+        """Counted ones."""
+        return self._iterations.rows
+
+    @property
+    def iteration_seconds(self) -> Spread:
+        """Of the counted iterations."""
+        return self._iterations.spreads[0]
+
+    @property
     def steps(self) -> list[Step]:
-        """The iteration cut at its waits and sends; only those that every counted iteration had."""
-        times = len(self.iteration_seconds)
-        return [step for step in self._steps if len(step.times) == times]
+        """The iteration cut at its waits and sends."""
+        if self._steps is None:
+            return []
+        spreads = self._steps.spreads
+        return [Step(*place, *spreads[3 * i : 3 * i + 3]) for i, place in enumerate(self._places)]
 
     # every time may be given (`now`, in ns) by who knows it better than this process's clock
 
@@ -150,15 +160,17 @@ class Clock:
         """Whether an iteration, counted from 0 in its stage, is accounted for; the same on all ranks."""
         if iteration < WARM_UP:
             return False
-        return iteration < _EACH or iteration % _EVERY == 0 or self.traced
+        return iteration < _EACH or iteration % _EVERY == 0 or self.events is not None
 
     def begin_iteration(self, iteration: int, now: int = 0) -> None:
         """Start the first lap of an iteration, counted from 0 in its stage."""
         self._counting = self.counts(iteration)
-        self._noting = self._counting or self.traced
+        self._begun += 1
+        self._showing = self.events is not None and self._begun <= self._shown_at_most
+        self._noting = self._counting or self._showing
         # q leaves in the iteration before the one that takes it
         self._sending = self._noting or self.counts(iteration + 1)
-        self._place = 0
+        self._times = []
         self._computed = self._updating = 0
         self._part = ("", 0)
         self._about = ""
@@ -200,16 +212,14 @@ class Clock:
                 self._step(phase, took)
             else:
                 self._computed += took
-        if self.events is not None:
+        if self._showing and self.events is not None:
             self.events.append((phase, layer, self._last, now))
         self._last = now
 
     def _step(self, phase: str, took: int) -> None:
-        place = self._place
-        self._place = place + 1
-        if place == len(self._steps):
-            self._steps.append(Step(*self._part, phase, self._about))
-        self._steps[place].times.append((self._computed, self._updating, took))
+        if self._steps is None:
+            self._places.append((*self._part, phase, self._about))
+        self._times += (self._computed, self._updating, took)
         self._computed = self._updating = 0
         self._about = ""
 
@@ -220,9 +230,13 @@ class Clock:
         if not self._noting:
             self._last = now or perf_counter_ns()
         if self._counting:
-            self.iteration_seconds.append((self._last - self._iteration_start) * 1e-9)
+            self._iterations.add([self._last - self._iteration_start])
             self._about = ""  # of a send after the last lap
             self._step("other", 0)
+            if self._steps is None:
+                self._steps = Tally(len(self._times))
+            if len(self._times) == self._steps.width:
+                self._steps.add(self._times)
         self._counting = False
         self._noting = self._sending = True  # what lies between iterations
 
@@ -231,7 +245,7 @@ class Clock:
         if not (self._sending if kind == "sent" else self._noting):
             return
         self._about = name
-        if self.events is not None or len(self.messages) < _MESSAGES_KEPT:
+        if self._showing or len(self.messages) < _MESSAGES_KEPT:
             end = now or perf_counter_ns()
             self.messages.append((kind, name, sequence, start, end, self._counting))
 
@@ -240,7 +254,7 @@ class Clock:
         """Show work between iterations on the timeline."""
         start = perf_counter_ns()
         yield
-        if self.events is not None:
+        if self._showing and self.events is not None:
             self.events.append((name, 0, start, perf_counter_ns()))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pdadmm
@@ -35,11 +35,11 @@ class Accounts:
         self.start = start
         self.stages: list[Record] = []
         self.messages: list[list[Message]] = []
-        self._wall: list[float] = []
+        self._wall = 0.0
 
     def iterated(self, seconds: float) -> None:
         """Add the wall time of an iteration that the clock counts, measured outside of it, on the host."""
-        self._wall.append(seconds)
+        self._wall += seconds
 
     def end_stage(
         self,
@@ -65,15 +65,15 @@ class Accounts:
         """
         clock = self.clock
         clock.end_stage()
-        counted = len(clock.iteration_seconds)
-        walls = clock.walls or self._wall
+        counted = clock.iterations
+        wall = 1e-9 * clock.walls.sums[0] if clock.walls.rows else self._wall
         self.stages.append(
             {
                 "depth": depth,
                 "layers": list(layers),
                 "iterations": counted,
-                "iteration_seconds": _spread(clock.iteration_seconds),
-                "wall_seconds": sum(walls[-counted:]) if counted else 0.0,
+                "iteration_seconds": asdict(clock.iteration_seconds),
+                "wall_seconds": wall if counted else 0.0,
                 "phases": {str(layer): phases for layer, phases in clock.seconds.items()},
                 "steps": [
                     {
@@ -82,9 +82,9 @@ class Accounts:
                         "phase": step.phase,
                         "channel": step.channel,
                         **facts.get(step.channel, {}),
-                        "compute": _spread(step.compute),
-                        "updates": _spread(step.updates),
-                        "seconds": _spread(step.seconds),
+                        "compute": asdict(step.compute),
+                        "updates": asdict(step.updates),
+                        "seconds": asdict(step.seconds),
                     }
                     for step in clock.steps
                 ],
@@ -95,18 +95,7 @@ class Accounts:
             }
         )
         self.messages.append(clock.messages)
-        self._wall = []
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    if not values:
-        return {"mean": 0.0, "median": 0.0, "least": 0.0, "most": 0.0}
-    return {
-        "mean": statistics.fmean(values),
-        "median": statistics.median(values),
-        "least": min(values),
-        "most": max(values),
-    }
+        self._wall = 0.0
 
 
 def _link(end: Outgoing | Incoming, float32_bytes: int) -> Record:
@@ -158,6 +147,7 @@ def write_profile(
         "messages": accounts.messages,
         "events": clock.events,
         "traced_messages": clock.past,
+        "shown": clock.shown,
     }
     ranks = waiter.gather(mine)
     if ranks is None:
@@ -170,7 +160,7 @@ def write_profile(
             for link in stage["links"]:
                 if link["kind"] == "received":
                     link.update(per_link.get(link["name"], {}))
-        for name in ("messages", "events", "traced_messages"):
+        for name in ("messages", "events", "traced_messages", "shown"):
             del rank[name]
     write_json(
         folder / "profile.json",

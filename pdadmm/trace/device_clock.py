@@ -29,6 +29,9 @@ class TimedEvent(Event, Protocol):
     def record(self, stream: Stream) -> None: ...
 
 
+#: iterations that are kept for a device which does not catch up, at most
+_UNALIGNED = 256
+
 #: what was noted: the method that makes it up, its arguments, and whether it takes an event's time
 _Note = tuple[Callable[..., None], tuple[str | int, ...], bool]
 
@@ -51,8 +54,8 @@ class DeviceClock(Clock):
         self._pool: list[TimedEvent] = []
         super().__init__(traced)
 
-    def begin_stage(self) -> None:
-        super().begin_stage()
+    def begin_stage(self, depth: int = 1) -> None:
+        super().begin_stage(depth)
         self._inside = False  # an iteration
         #: of the iteration under way: notes, and events with the host's time when they were recorded
         self._notes: list[_Note] = []
@@ -120,8 +123,8 @@ class DeviceClock(Clock):
     def _settle(self) -> bool:
         """Read the times of the iterations that the device has passed, and replay them.
 
-        In a stage the first ones are kept until the device has caught up once: its time is not known
-        before.
+        In a stage the first ones are kept until the device has caught up once, since its time is not known
+        before, but no more than _UNALIGNED: then the least that it can be is taken.
 
         Returns
         -------
@@ -132,12 +135,12 @@ class DeviceClock(Clock):
         while self._given and self._given[0][1][-1][0].done:
             notes, marks = self._given.popleft()
             if next(self.counts(int(given[0])) for call, given, _ in notes if call is Clock.begin_iteration):
-                self.walls.append(1e-3 * self._cuda.get_elapsed_time(marks[0][0], marks[-1][0]))
+                self.walls.add([round(1e6 * self._cuda.get_elapsed_time(marks[0][0], marks[-1][0]))])
             self._passed.append((notes, [self._read(event, given) for event, given in marks]))
         if len(self._given) == before:
             return False
         caught_up = not self._given
-        if caught_up or self._aligned:
+        if caught_up or self._aligned or len(self._passed) >= _UNALIGNED:
             self._replay()
         if caught_up:  # what comes now is not before what was replayed
             if self._before is not None:
@@ -183,5 +186,5 @@ class DeviceClock(Clock):
 
     def _span(self, name: str, start: int, end: int) -> None:
         """What the host timed begins after the iteration before, within the error of the offset."""
-        assert self.events is not None
-        self.events.append((name, 0, max(start, self._last), max(end, self._last)))
+        if self._showing and self.events is not None:
+            self.events.append((name, 0, max(start, self._last), max(end, self._last)))

@@ -2,7 +2,8 @@
 
 A process is a rank, with two tracks: compute (phases of the layers, evaluations, checkpoints) and
 communication (sends, waits for messages). An arrow leads from every send to its receive. All times
-are of rank 0's clock, in microseconds since the first event.
+are of rank 0's clock, in microseconds since the first event. Of a long stage the first iterations are
+shown; ``otherData`` says how many.
 
 Format: "Trace Event Format", Google, the JSON object form.
 """
@@ -27,8 +28,8 @@ def timeline(ranks: list[Record]) -> Record:
     Parameters
     ----------
     ranks
-        What every rank kept: ``rank``, ``host``, ``clock``, ``events`` and ``traced_messages`` (see
-        :class:`pdadmm.trace.clock.Clock`).
+        What every rank kept: ``rank``, ``host``, ``clock``, ``events``, ``traced_messages`` and
+        ``shown`` (see :class:`pdadmm.trace.clock.Clock`).
     """
     to_zero = [alignment(rank) for rank in ranks]
     first = min(
@@ -58,7 +59,14 @@ def timeline(ranks: list[Record]) -> Record:
     for identifier, pair in enumerate(arrows.values()):
         if len(pair) == 2:  # the last messages of a run that was stopped may have no receive
             events += _arrow(identifier, *pair["sent"], *pair["received"])
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    return {"displayTimeUnit": "ms", "otherData": {"stages": _shown(ranks)}, "traceEvents": events}
+
+
+def _shown(ranks: list[Record]) -> list[Record]:
+    """By stage, how many iterations the timeline shows, from the first one, and how many there were."""
+    by_stage = zip(*(rank["shown"] for rank in ranks), strict=True)
+    # a rank that has no layer in a stage has no iterations
+    return [{"shown": max(s for s, _ in stage), "iterations": max(n for _, n in stage)} for stage in by_stage]
 
 
 def _names(rank: int, host: str) -> list[Record]:
@@ -96,7 +104,8 @@ def _arrow(identifier: int, sender: int, left: float, receiver: int, taken: floa
 def write_timeline(path: Path, ranks: list[Record]) -> None:
     """Write the timeline of all ranks, a line an event."""
     found = timeline(ranks)
+    events = found.pop("traceEvents")
     with replacing(path) as temporary, temporary.open("w") as file:
-        file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
-        file.write(",\n".join(json.dumps(event) for event in found["traceEvents"]))
+        file.write(json.dumps(found)[:-1] + ', "traceEvents": [\n')
+        file.write(",\n".join(json.dumps(event) for event in events))
         file.write("\n]}\n")

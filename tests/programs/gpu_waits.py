@@ -56,8 +56,8 @@ if __name__ == "__main__":
     waits[0] += cupy.counts["waits"] - before
     stage.finish()
     transport.close()
-    counted = len(clock.iteration_seconds)
+    counted = clock.iterations
     phases = sum(sum(row.values()) for row in clock.seconds.values())
-    share = phases / sum(clock.walls[-counted:])
+    share = phases / (1e-9 * clock.walls.sums[0])
     sys.stdout.write(f"{sum(waits[:-1])} {waits[-1]} {counted} {share}\n")
     sys.stdout.flush()

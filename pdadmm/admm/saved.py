@@ -1,0 +1,170 @@
+"""What a checkpoint of this method must hold to be gone on from: its state, and every layer's arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from pdadmm.admm.growth import stage_positions
+from pdadmm.admm.options import Config
+from pdadmm.codec import make_codec
+from pdadmm.errors import InputError
+from pdadmm.files import Record
+from pdadmm.runtime.checkpoint import START_AFRESH
+from pdadmm.runtime.index import Sha256, Whole
+
+if TYPE_CHECKING:
+    from pdadmm.runtime.checkpoint import Checkpoint
+
+__all__ = ["Going", "State", "check", "expected", "state_of"]
+
+Positive = Annotated[float, Meta(gt=0, le=1e300)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
+Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Evaluated(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of an evaluated iteration, what the summary may need."""
+
+    iteration: Whole
+    train_accuracy: Share
+    val_accuracy: Share
+    test_accuracy: Share
+    objective: Finite
+    primal_residual: NotNegative
+
+
+class Mark(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where metrics.jsonl ended."""
+
+    bytes: Whole
+    sha256: Sha256
+
+
+class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What is the same on all ranks."""
+
+    stage: Whole  #: from 0
+    stage_iteration: Annotated[int, Meta(ge=1, lt=1 << 62)]
+    iteration: Whole  #: over all stages
+    nu: Positive
+    rho: Positive
+    losses: Annotated[list[Finite], Meta(max_length=3)]
+    smallest_change: Annotated[float, Meta(ge=0)]  #: infinite before the first evaluation
+    last: Evaluated | None
+    best: Evaluated | None
+    metrics: Mark | None
+    data: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]  #: content hash of the features
+    seconds_iterations: NotNegative
+    seconds_evaluation: NotNegative
+    seconds_exposed: NotNegative
+    seconds_checkpoints: NotNegative
+    fingerprint: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Going:
+    """The run that is to go on."""
+
+    config: Config
+    widths: list[int]  #: n_0, ..., n_L
+    nodes: int  #: that train
+    in_row_space: bool  #: whether layer 1 is kept there
+    content: str  #: hash of the data
+    fingerprint: Record  #: what must be as it was
+
+
+def state_of(checkpoint: Checkpoint) -> State:
+    """The state of a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        Says what is wrong with it, and where.
+    """
+    return msgspec.convert(checkpoint.state, State)
+
+
+def check(checkpoint: Checkpoint, going: Going) -> None:
+    """Refuse a checkpoint that a run cannot go on from.
+
+    Raises
+    ------
+    InputError
+        When it was made with other options or on other data.
+    ValueError
+        When no run can have saved it.
+    """
+    state = state_of(checkpoint)
+    for name, value in going.fingerprint.items():
+        before = state.fingerprint.get(name)
+        if before != value:
+            raise InputError(
+                f"--resume: the checkpoint was made with {name} = {repr(str(before)[:200])[1:-1]}, "
+                f"not {value}; give the options it was started with, or none but --resume and --out"
+            )
+    if state.data and going.content and state.data != going.content:
+        raise InputError(
+            f"--resume: {going.config.features or 'the embedded graph'} holds other data than the "
+            f"checkpoint was made with; give the file it was started with, or {START_AFRESH}"
+        )
+    stages, iterations = going.config.training.stages, going.config.training.iterations
+    done = state.stage * iterations + state.stage_iteration
+    if state.stage >= len(stages) or state.stage_iteration > iterations or done >= iterations * len(stages):
+        raise ValueError(
+            f"iteration {state.stage_iteration} of stage {state.stage + 1}, which the run has not"
+        )
+    if not state.iteration == checkpoint.iteration == done:
+        raise ValueError(f"iteration {state.iteration} is not iteration {done}")
+    wanted = expected(going, stages[state.stage])
+    found = {p: {name: saved.form(name) for name in saved} for p, saved in checkpoint.layers.items()}
+    if found != wanted:
+        raise ValueError(f"the arrays are not those of a stage of {stages[state.stage]} layers")
+    _check_small(checkpoint, state.stage_iteration)
+
+
+def expected(going: Going, depth: int) -> dict[int, dict[str, tuple[str, tuple[int, ...]]]]:
+    """Type and shape of every array of a stage, by layer position and name."""
+    messages, widths, nodes = going.config.messages, going.widths, going.nodes
+    layers = len(widths) - 1
+    codec = make_codec(messages.codec, messages.bits, (0.0, 1.0))
+    positions = stage_positions(depth, layers)
+    found: dict[int, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    for place, position in enumerate(positions):
+        n_in, n_out = widths[position - 1], widths[position]
+        weights = {"W": ("<f4", (n_out, n_in)), "b": ("<f4", (n_out,))}
+        arrays = found[position] = {**weights, "z": ("<f4", (nodes, n_out)), "M": ("<f4", (nodes, n_out))}
+        if position == 1 and going.in_row_space:
+            arrays.update({"rows/coefficients": ("<f4", (nodes, n_out)), "rows/scale": ("<f8", (1,))})
+        if going.config.training.momentum and position != layers:
+            arrays.update({f"{name}/step": form for name, form in weights.items()})
+        if place > 0:
+            arrays["below/counts"] = ("<i8", (2,))
+            if not codec.lossless:
+                arrays["below/p"] = ("<f4", (nodes, n_in))
+        if place + 1 < len(positions):
+            arrays["above/counts"] = ("<i8", (2,))
+            names = ["q", "p_hat", "u", *([] if codec.lossless else ["q_hat"])]
+            arrays.update({f"above/{name}": ("<f4", (nodes, n_out)) for name in names})
+            if codec.span is not None:
+                arrays["above/grid"] = ("<f8", (2,))
+    return found
+
+
+def _check_small(checkpoint: Checkpoint, stage_iteration: int) -> None:
+    """Refuse counts and grids that no stage has after so many iterations."""
+    for position, saved in checkpoint.layers.items():
+        for name in {"below/counts", "above/counts"} & set(saved):
+            messages, nbytes = saved[name].tolist()
+            if messages != stage_iteration or nbytes < 0:
+                raise ValueError(
+                    f"layer {position} has sent {messages} messages in {stage_iteration} iterations"
+                )
+        if "above/grid" in saved:
+            low, high = saved["above/grid"].tolist()
+            if not low < high:
+                raise ValueError(f"the grid of layer {position} is empty")

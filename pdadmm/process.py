@@ -1,0 +1,83 @@
+"""What a process sees to before it loads what takes long: its streams never fail, its signals end it quietly.
+
+For the ``__main__`` of a command, before anything else. Only the standard library's quick modules are loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["begin", "heed", "quit_with"]
+
+#: seconds that a reader who is behind may keep a writer waiting, where its pipe does not block
+_SLOW_READER = 1.0
+#: signals that end a process from its first line on
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+def begin() -> None:
+    """Make the streams safe, and let SIGINT and SIGTERM end the process quietly until :func:`heed`."""
+    _fill_closed()
+    sys.stdout, sys.stderr = _steady(sys.stdout, 1), _steady(sys.stderr, 2)
+    for number in _ENDING:
+        # a signal that whoever started this process ignores (nohup) stays ignored
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, quit_with)
+
+
+def quit_with(number: int, frame: FrameType | None = None) -> None:
+    """Signal handler: end at once with the signal's exit code, while there is nothing to tidy up.
+
+    An exception could come up within an import and be made another one, or be swallowed.
+    """
+    os._exit(128 + number)
+
+
+def heed(number: int, handler: Callable[[int, FrameType | None], object]) -> None:
+    """Give a signal that :func:`quit_with` has handled until now to another handler."""
+    if signal.getsignal(number) is quit_with:
+        signal.signal(number, handler)
+
+
+def _fill_closed() -> None:
+    """Open /dev/null for a standard stream that is closed: a file opened later would take its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
+class _Steady(io.FileIO):
+    """A stream whose writes never fail: what a full disk or a closed pipe does not take is lost."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Write or lose bytes; returns how many."""
+        with contextlib.suppress(OSError):
+            done = super().write(data)
+            if done is None:  # a pipe that does not block is full
+                select.select([], [self], [], _SLOW_READER)
+                done = super().write(data)
+            if done is not None:
+                return done
+        return memoryview(data).nbytes
+
+
+def _steady(stream: TextIO | None, number: int) -> TextIO:
+    """A text stream like `stream`, on descriptor `number`, which cannot fail; None: it was closed."""
+    encoding = "utf-8" if stream is None else stream.encoding
+    by_line = number == 2 or os.isatty(number)
+    raw = io.BufferedWriter(_Steady(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=by_line)
