@@ -76,6 +76,7 @@ def read_planetoid(files: Mapping[str, Path], name: str) -> Graph:
         test=as_ids(test, str(files["test.index"])),
         num_classes=int(y.shape[1]),
         origin=str(files["x"].parent / f"ind.{name}"),
+        unlabelled=np.setdiff1d(np.arange(known, n), test),
     )
 
 
