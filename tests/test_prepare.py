@@ -247,12 +247,12 @@ def test_failure_to_write_while_ranks_are_at_work_does_not_hang(tmp_path: Path, 
     """The writing rank fails while blocks are on their way to it."""
     done = run_script(
         "import sys; from pdadmm.inputs import augment, write as f; from pdadmm.prepare import main\n"
-        "augment._PANEL_BYTES = 1; augment._BLOCK_BYTES = 1 << 17; write, left = f._write_at, [4000]\n"
+        "augment._PANEL_BYTES = 1; augment._BLOCK_BYTES = 1 << 17; write, left = f.write_at, [4000]\n"
         "def failing(*args):\n"
         "    left[0] -= 1\n"
         f"    if left[0] < 0: raise {error}\n"
         "    write(*args)\n"
-        "f._write_at = failing\n"
+        "f.write_at = failing\n"
         "sys.exit(main('synthetic --nodes all --out f.h5'.split()))\n",
         tmp_path,
         ranks=3,
@@ -274,7 +274,7 @@ def test_a_signal_that_compiled_code_swallows_ends_the_command_all_the_same(
     """HDF5 calls back into Python, and makes another error of what a signal's handler raises there."""
     done = run_script(
         "import os, signal, sys; from pdadmm import prepare; from pdadmm.inputs import write as f\n"
-        "signal.signal(signal.SIGTERM, prepare._terminated); create = f._create\n"
+        "signal.signal(signal.SIGTERM, prepare.terminated); create = f._create\n"
         "def interrupted(*args):\n"
         "    try: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"    except BaseException: {what}\n"

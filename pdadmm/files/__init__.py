@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-__all__ = ["Record", "replacing", "scratch", "write_json", "write_text"]
+__all__ = ["Record", "replacing", "reserve", "scratch", "write_at", "write_json", "write_text"]
 
 #: what JSON and TOML call an object or a table
 Record: TypeAlias = dict[str, Any]
+
+_WRITE_BYTES = 1 << 30  # in one call; Linux ends at 2 GiB
 
 
 @contextmanager
@@ -45,3 +48,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write JSON as a whole."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def reserve(path: Path, size: int) -> None:
+    """Take disk space for a file, or raise OSError."""
+    with path.open("ab") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
+                raise
+
+
+def write_at(descriptor: int, content: memoryview, offset: int) -> None:
+    """Write bytes at a place in a file."""
+    while content:
+        written = os.pwrite(descriptor, content[:_WRITE_BYTES], offset)
+        content, offset = content[written:], offset + written

@@ -5,7 +5,6 @@ The format of the file is in docs/data.md.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 from collections.abc import Iterable
@@ -16,14 +15,12 @@ import numpy as np
 
 from pdadmm.datasets.graph import Graph
 from pdadmm.errors import InputError
-from pdadmm.files import Record, replacing
-from pdadmm.inputs import Floats
+from pdadmm.files import Record, replacing, reserve, write_at
 from pdadmm.inputs.augment import Augmentation, Piece, Plan
 from pdadmm.inputs.feature_file import SCHEMA, SCHEMA_VERSION, FeatureArrays
 
 __all__ = ["in_memory", "write_features"]
 
-_WRITE_BYTES = 1 << 30  # in one call; Linux ends at 2 GiB
 _SLACK_BYTES = 1 << 20  # more than the metadata of a file take
 
 
@@ -118,25 +115,15 @@ def write_features(
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             # A full disk shows here, and as an error of the system: HDF5 does not survive it.
-            _reserve(temporary, 4 * math.prod(work.shape) + 16 * work.node_id.size + _SLACK_BYTES)
+            reserve(temporary, 4 * math.prod(work.shape) + 16 * work.node_id.size + _SLACK_BYTES)
             attrs = _attributes(work, seed, title, licence, citation, dataset)
             offset = _create(temporary, attrs, work)
-            _reserve(temporary, offset + 4 * math.prod(work.shape))
+            reserve(temporary, offset + 4 * math.prod(work.shape))
             with temporary.open("r+b", buffering=0) as file:
                 _write_panels(file.fileno(), offset, work.plan, work.pieces() if pieces is None else pieces)
     except OSError as exc:
         reason = os.strerror(exc.errno) if exc.errno else str(exc).splitlines()[0]
         raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Take disk space for a file, or raise OSError."""
-    with path.open("ab") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
-                raise
 
 
 def _create(path: Path, attrs: Record, work: Augmentation) -> int:
@@ -153,14 +140,6 @@ def _create(path: Path, attrs: Record, work: Augmentation) -> int:
         return int(h5py.h5d.create(file.id, b"x", h5py.h5t.IEEE_F32LE, space, plist).get_offset())
 
 
-def _write_at(descriptor: int, values: Floats, offset: int) -> None:
-    """Write a contiguous array at a place in a file."""
-    content = values.data.cast("B")
-    while content:
-        written = os.pwrite(descriptor, content[:_WRITE_BYTES], offset)
-        content, offset = content[written:], offset + written
-
-
 def _write_panels(descriptor: int, offset: int, plan: Plan, pieces: Iterable[Piece]) -> None:
     """Write the values of /x, row-major from `offset` on.
 
@@ -171,12 +150,12 @@ def _write_panels(descriptor: int, offset: int, plan: Plan, pieces: Iterable[Pie
 
     def flush() -> None:
         if start == 0 and filled == plan.features == plan.panel:
-            _write_at(descriptor, panel.reshape(-1), offset)
+            write_at(descriptor, panel.reshape(-1).data.cast("B"), offset)
             return
         segments = panel.reshape(-1, plan.panel)  # row-major: a hop of a row each
         for number in range(plan.rows * (plan.hops + 1)):
             place = offset + 4 * (number * plan.features + start)
-            _write_at(descriptor, segments[number, : filled - start], place)
+            write_at(descriptor, segments[number, : filled - start].data.cast("B"), place)
 
     for hop, column, values in pieces:
         if column >= start + plan.panel:
