@@ -251,6 +251,10 @@ def _checked_attributes(file: h5py.File, where: str) -> Record:
         if not isinstance(value, kind):
             raise InputError(f"{where}: attribute {name} is {value!r}, not of type {kind.__name__}")
         attrs[name] = value
+        if name == "schema" and value == "pdadmm-graph":
+            raise InputError(
+                f"{where}: a graph file, not a feature file; make one with python -m pdadmm.prepare"
+            )
         if name == "schema" and value != SCHEMA:
             raise InputError(f"{where}: schema {value!r}, not {SCHEMA!r}; prepare the data set")
         if name == "schema_version" and value != SCHEMA_VERSION:

@@ -1,0 +1,171 @@
+"""HDF5 files from elsewhere, of which nothing is believed and only what lies in the file itself is read.
+
+HDF5 can do more than the files of this program need, and each of it would let a small file fill the memory
+or others stand in for it: chunks and filters, by which kilobytes unfold to gigabytes; links to and raw data
+in other files; virtual data sets, which are zeros where their sources are missing.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import h5py
+import numpy as np
+
+from pdadmm.errors import InputError
+from pdadmm.files.given import file_size
+
+__all__ = ["PlainFile"]
+
+_TEXT_BYTES = 1 << 16  #: of an attribute; the header of an object holds no more
+
+_SIMPLE = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID)
+
+#: what h5py raises on damaged files
+_DAMAGE = (OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError)
+
+
+class PlainFile:
+    """An HDF5 file, open for reading: attributes of one value, and contiguous arrays within the file.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    missing
+        What to do when there is none.
+    remedy
+        What to do when it is not as it should be.
+
+    Raises
+    ------
+    InputError
+        When it is missing, not to be read, no file, no HDF5, or truncated.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], missing: str, remedy: str) -> None:
+        self.where, self._remedy = str(path), remedy
+        try:
+            self._size = file_size(path)
+        except OSError as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise InputError(f"{self.where}: {reason}; {missing}") from None
+        try:
+            self._file = h5py.File(path, "r")
+        except _DAMAGE as error:
+            raise self.wrong(_reason(error)) from None
+        self._claimed = 0  # bytes of all arrays asked for
+        with self.reading():
+            if self._file.userblock_size:
+                raise self.wrong("HDF5 behind a user block, of which no offset is right")
+
+    def wrong(self, reason: str) -> InputError:
+        """The error that says what is wrong with the file."""
+        return InputError(f"{self.where}: {reason}; {self._remedy}")
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within it an error of HDF5 is an :class:`InputError`, and any error closes the file."""
+        try:
+            yield
+        except _DAMAGE as error:
+            self.close()
+            raise self.wrong(f"damaged ({_reason(error)})") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def attribute(self, name: str) -> str | int | float | None:
+        """A number or a text at the root; None when there is none.
+
+        Raises
+        ------
+        InputError
+            When it is anything else.
+        """
+        if name not in self._file.attrs:
+            return None
+        found = self._file.attrs.get_id(name)
+        simple = isinstance(found.get_type(), _SIMPLE)
+        alone = found.get_space().get_simple_extent_type() == h5py.h5s.SCALAR
+        if not simple or not alone or found.get_storage_size() > _TEXT_BYTES:
+            raise self.wrong(f"attribute {name} is neither a number nor a short text")
+        value = self._file.attrs[name]
+        value = value.item() if isinstance(value, np.generic) else value
+        if isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        if not isinstance(value, (str, int, float)) or len(str(value)) > _TEXT_BYTES:
+            raise self.wrong(f"attribute {name} is neither a number nor a short text")
+        return value
+
+    def names(self) -> list[str]:
+        """What stands at the root."""
+        return list(self._file)
+
+    def array(self, name: str) -> h5py.Dataset:
+        """An array by its path, found to lie in this file from its first byte to its last.
+
+        Raises
+        ------
+        InputError
+            When there is none, or it is stored in another way.
+        """
+        place: h5py.h5g.GroupID | h5py.h5d.DatasetID = self._file.id
+        for part in name.encode().split(b"/"):
+            if not isinstance(place, h5py.h5g.GroupID) or not place.links.exists(part):
+                raise self.wrong(f"lacks /{name}")
+            if place.links.get_info(part).type != h5py.h5l.TYPE_HARD:
+                raise self.wrong(f"/{name} is a link to another place, which is not followed")
+            place = h5py.h5o.open(place, part)
+        if not isinstance(place, h5py.h5d.DatasetID):
+            raise self.wrong(f"/{name} is no array")
+        plan = place.get_create_plist()
+        if plan.get_layout() != h5py.h5d.CONTIGUOUS:
+            raise self.wrong(f"/{name} is chunked, virtual or compact, not contiguous (h5repack -l CONTI)")
+        if plan.get_external_count():
+            raise self.wrong(f"/{name} has its values in another file, which is not read")
+        found = h5py.Dataset(place)
+        if found.shape is None:
+            raise self.wrong(f"/{name} is empty")
+        size = math.prod(found.shape) * found.dtype.itemsize
+        offset = place.get_offset()
+        self._claimed += size
+        if size and (
+            offset is None
+            or place.get_storage_size() != size
+            or offset + size > self._size
+            or self._claimed > self._size
+        ):
+            raise self.wrong(f"/{name}, {found.dtype} {found.shape}, is larger than the file has room for")
+        return found
+
+    def close(self) -> None:
+        """Close the file; reading its arrays is then an error."""
+        self._file.close()
+
+    def __enter__(self) -> PlainFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _reason(error: BaseException) -> str:
+    """What is wrong with a file in a few words."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EACCES:
+        return "cannot be read (permission denied)"
+    if number == errno.EAGAIN:
+        return "another program is writing it"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    if "truncated" in str(error):
+        return "truncated"
+    return "not a readable HDF5 file"

@@ -1,0 +1,1 @@
+"""Distributed full-graph training of graph networks, with messages of few bits."""
