@@ -11,6 +11,8 @@ same step, made for many nodes at once.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
@@ -18,14 +20,15 @@ from scipy.sparse.csgraph import breadth_first_order
 
 from pdadmm.inputs import Ids
 
-__all__ = ["cut_into_blocks", "most_nodes"]
+__all__ = ["balanced", "cut_into_blocks", "most_nodes"]
 
 _BALANCE = 1.03
-_COARSEST = 40  # nodes a part of the smallest graph, and
-_COARSEST_NODES = 400  # of that graph in any case
+_COARSEST = (10, 40, 20)  # nodes a part of the smallest graph, in turn: communities want few, others many
+_FEWEST_PARTS = 6  # that many parts are reckoned with then
 _SHRINKS = 0.9  # a graph that keeps more of its nodes is the smallest
-_STARTS = 8  # breadth-first orders that are tried; hierarchies, too,
-_ENTRIES = 2_000_000  # where they hold no more entries together
+_STARTS = 8  # breadth-first orders that are tried
+_HIERARCHIES = (2, 6)  # least and most that are tried,
+_ENTRIES = 2_000_000  # of no more entries together if there are more than the least
 _JOINING = 6  # sweeps that make clusters
 _PATIENCE = 5  # sweeps of boundaries have to make
 _WORTH = 0.999  # the cut smaller by this factor, or are the last
@@ -57,13 +60,28 @@ def cut_into_blocks(adjacency: sp.csr_matrix, parts: int, seed: int) -> npt.NDAr
     """
     rng = np.random.default_rng(seed)
     graph = _Level(adjacency.astype(np.float64), np.ones(adjacency.shape[0], dtype=np.int64))
-    times = min(max(_ENTRIES // max(adjacency.nnz, 1), 1), _STARTS)  # small graphs are soon cut
-    return min((_cut_once(graph, parts, rng) for _ in range(times)), key=graph.cut).astype(np.int32)
+    times = int(np.clip(_ENTRIES // max(adjacency.nnz, 1), *_HIERARCHIES))
+    sizes = (nodes * max(parts, _FEWEST_PARTS) for nodes in itertools.cycle(_COARSEST))
+    tried = [_cut_by_levels(graph, parts, size, rng) for size in itertools.islice(sizes, times)]
+    return min(tried, key=graph.cut).astype(np.int32)
 
 
-def _cut_once(level: _Level, parts: int, rng: np.random.Generator) -> Ids:
+def balanced(
+    adjacency: sp.csr_matrix, part: npt.NDArray[np.int32], parts: int, seed: int
+) -> npt.NDArray[np.int32]:
+    """Parts of at most `most_nodes` nodes: those too large give away nodes that lose the fewest edges."""
+    held, most = np.bincount(part, minlength=parts), most_nodes(part.size, parts)
+    if int(held.max()) <= most:
+        return part
+    moved = part.astype(np.int64)
+    graph = _Level(adjacency.astype(np.float64), np.ones(part.size, dtype=np.int64))
+    graph.balance(moved, held, most, np.random.default_rng(seed))
+    return moved.astype(np.int32)
+
+
+def _cut_by_levels(level: _Level, parts: int, smallest: int, rng: np.random.Generator) -> Ids:
+    """Coarsen a graph to about `smallest` nodes, cut that, and refine on the way back."""
     levels: list[tuple[_Level, Ids]] = []
-    smallest = max(_COARSEST * parts, _COARSEST_NODES)
     while level.nodes > smallest:
         cluster = level.clusters(-(-level.total // smallest), rng)
         coarse = level.contracted(cluster)
@@ -144,7 +162,7 @@ class _Level:
         most = max(most_nodes(self.total, parts), self.total // parts + int(self.weight.max()) - 1)
         part = part.copy()
         held = np.bincount(part, self.weight, parts).astype(np.int64)
-        self._balance(part, held, most, rng)
+        self.balance(part, held, most, rng)
         best, least, cuts = part.copy(), self.cut(part), [np.inf] * _PATIENCE
         while least < cuts[-_PATIENCE] * _WORTH:
             cuts.append(least)
@@ -156,6 +174,23 @@ class _Level:
             if (cut := self.cut(part)) < least:
                 best, least = part.copy(), cut
         return best
+
+    def balance(self, part: Ids, held: Ids, most: int, rng: np.random.Generator) -> None:
+        """Move nodes out of parts of more than `most`, those first that lose the fewest edges.
+
+        Changes `part` and the weights of parts, `held`; ends, too, when no node fits anywhere else.
+        """
+        while (held > most).any():
+            rows = np.flatnonzero(held[part] > most)
+            target, gain = self._best(rows, part, held, most, rng)
+            lonely = np.isinf(gain)
+            target[lonely] = int(held.argmin())
+            order = np.argsort(-gain, kind="stable")
+            leaves = order[_fits(part[rows[order]], self.weight[rows[order]], held - most, reach=True)]
+            wanted = np.zeros(rows.size, dtype=bool)
+            wanted[leaves] = True
+            if not self._move(rows, target, gain, wanted, part, held, most):
+                break
 
     def _across(self, part: Ids) -> Flags:
         """Which entries of the graph join two parts."""
@@ -214,20 +249,6 @@ class _Level:
         np.add.at(held, goal, self.weight[moved])
         label[moved] = goal
         return int(moved.size)
-
-    def _balance(self, part: Ids, held: Ids, most: int, rng: np.random.Generator) -> None:
-        """Move nodes out of parts that are too large, those first that lose the fewest edges."""
-        while (held > most).any():
-            rows = np.flatnonzero(held[part] > most)
-            target, gain = self._best(rows, part, held, most, rng)
-            lonely = np.isinf(gain)
-            target[lonely] = int(held.argmin())
-            order = np.argsort(-gain, kind="stable")
-            leaves = order[_fits(part[rows[order]], self.weight[rows[order]], held - most, reach=True)]
-            wanted = np.zeros(rows.size, dtype=bool)
-            wanted[leaves] = True
-            if not self._move(rows, target, gain, wanted, part, held, most):
-                break
 
 
 def _fits(group: Ids, weight: Ids, room: Ids, reach: bool = False) -> Flags:

@@ -357,16 +357,18 @@ class GraphArrays(GraphSource):
         for array in (graph.adjacency.indptr, graph.adjacency.indices):
             for start in range(0, array.size, _BLOCK_ROWS):
                 digest.update(array[start : start + _BLOCK_ROWS].astype("<i8").data)
+        places, columns = hashlib.sha256(), hashlib.sha256()  # of CSR features, whose blocks interleave
         step = max(1, _BLOCK_BYTES // (4 * graph.num_features))
         for start in range(0, graph.num_nodes, step):
             rows = self._stored(graph.features[start : start + step])
             if self.sparse:
-                digest.update(rows.indptr.astype("<i8").data)
-                digest.update(rows.indices.astype("<i8").data)
+                places.update(np.diff(rows.indptr).astype("<i8").data)
+                columns.update(rows.indices.astype("<i8").data)
                 rows = rows.data
             digest.update(np.ascontiguousarray(rows, "<f4").data)
         digest.update(np.ascontiguousarray(graph.labels).data)
         digest.update(self._split.data)
+        digest.update(places.digest() + columns.digest())
         return digest.hexdigest()
 
 
@@ -449,6 +451,28 @@ class GraphFile(GraphSource):
         self._demand(indices != rows, "/indices holds a self-loop")
         return indptr, indices
 
+    def check_symmetry(self) -> None:
+        """Read all neighbours, block by block, and refuse an adjacency that is not symmetric.
+
+        Every edge adds a hash of its ends in one direction and takes it away in the other.
+
+        Raises
+        ------
+        InputError
+        """
+        total = 0
+        step = max(1, _BLOCK_BYTES * self.num_nodes // (32 * self.num_edges + 8 * self.num_nodes))
+        for first in range(0, self.num_nodes, step):
+            last = min(first + step, self.num_nodes)
+            indptr, columns = self.adjacency(first, last)
+            rows = np.repeat(np.arange(first, last), np.diff(indptr))
+            low, high = (ends(rows, columns).astype(np.uint64) for ends in (np.minimum, np.maximum))
+            mixed = _mix(_mix(low) + high)
+            up = rows < columns
+            total += int(mixed[up].sum(dtype=np.uint64)) - int(mixed[~up].sum(dtype=np.uint64))
+        if total % 2**64:
+            raise self._file.wrong("/indices is not symmetric")
+
     def _features(self, first: int, last: int) -> Matrix:
         if not self.sparse:
             return self._rows("x", first, last)
@@ -484,6 +508,14 @@ class GraphFile(GraphSource):
     def close(self) -> None:
         """Close the file; reading again is then an error."""
         self._file.close()
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A hash of every value, the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def index_type(nodes: int) -> type[np.int32] | type[np.int64]:
