@@ -35,7 +35,7 @@ $(VENV)/.installed: $(SOURCES) | check-tools
 	touch $@
 
 $(VENV)/.installed-test: $(SOURCES) | check-tools
-	$(call install,mpich$(comma)test$(comma)lint)
+	$(call install,mpich$(comma)gnn$(comma)test$(comma)lint)
 	touch $@ $(VENV)/.installed
 
 comma := ,

@@ -130,6 +130,7 @@ NASTY = "a\nb\x1b[31m\u202e.h5"
         ("run", "--codec", NASTY),
         ("run", f"--{NASTY}"),
         ("prepare", NASTY),
+        ("gnn.prepare", "--parts", "2", NASTY),
         ("profile", NASTY),
         ("bench", NASTY),
         ("bench", "kernels", "--nodes", "0"),

@@ -309,7 +309,7 @@ def test_truncated_gzip_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("class_map.json", json.dumps({str(i): [0, 1] for i in range(12)}), "several labels"),
+        ("class_map.json", json.dumps({str(i): [0, 2] for i in range(12)}), "a matrix of 0 and 1"),
         ("class_map.json", json.dumps({str(i): 0 for i in range(11)}), "other nodes"),
         ("class_map.json", "{", "damaged JSON"),
         ("role.json", json.dumps({"tr": [0], "va": [1]}), "lacks one of the lists"),

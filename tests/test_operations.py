@@ -208,7 +208,7 @@ def test_a_closed_stderr_ends_no_rank_and_no_preparation(small: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("program", ["run", "prepare"])
+@pytest.mark.parametrize("program", ["run", "prepare", "gnn.prepare"])
 def test_a_signal_while_a_command_starts_ends_it_quietly(
     small: Path, tmp_path: Path, program: str, number: int
 ) -> None:
@@ -217,7 +217,11 @@ def test_a_signal_while_a_command_starts_ends_it_quietly(
         "import sys, pdadmm.process as p; p.begin(); print(flush=True)\n"
         f"import pdadmm.{program} as m; sys.exit(m.main())"
     )
-    given = ["synthetic", "--hops", "3", "--out"] if program == "prepare" else [small, *OPTIONS, "--out"]
+    given = {
+        "run": [small, *OPTIONS, "--out"],
+        "prepare": ["synthetic", "--hops", "3", "--out"],
+        "gnn.prepare": ["synthetic", "--parts", "2", "--out"],
+    }[program]
     env = {**os.environ, "PYTHONPATH": SOURCE, "OPENBLAS_NUM_THREADS": "1"}
     for step in range(8):
         folder = tmp_path / str(step)

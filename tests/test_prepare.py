@@ -274,7 +274,7 @@ def test_a_signal_that_compiled_code_swallows_ends_the_command_all_the_same(
     """HDF5 calls back into Python, and makes another error of what a signal's handler raises there."""
     done = run_script(
         "import os, signal, sys; from pdadmm import prepare; from pdadmm.inputs import write as f\n"
-        "signal.signal(signal.SIGTERM, prepare._terminated); create = f._create\n"
+        "prepare.begin(); create = f._create\n"
         "def interrupted(*args):\n"
         "    try: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"    except BaseException: {what}\n"

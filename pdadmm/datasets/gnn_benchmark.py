@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import InputError
-from .graph import Graph, Matrix, as_csr, as_features, as_ids, as_labels, clean_adjacency, csr_from_parts
+from .graph import (
+    Graph,
+    Matrix,
+    as_csr,
+    as_features,
+    as_ids,
+    as_label_matrix,
+    as_labels,
+    clean_adjacency,
+    csr_from_parts,
+    is_directed,
+)
 from .npy import load_npz
-from .splits import draw_split
+from .splits import draw_fractions, draw_split
 
 __all__ = ["read_gnn_benchmark"]
 
@@ -18,8 +31,9 @@ def read_gnn_benchmark(path: Path, name: str, seed: int) -> Graph:
     """Read a graph from an .npz.
 
     Keys: `adj_data adj_indices adj_indptr adj_shape` (CSR adjacency); the features as
-    `attr_data attr_indices attr_indptr attr_shape` (CSR) or `attr_matrix` (dense); `labels` (N,);
-    optionally `train_idx val_idx test_idx` (node ids), else a split is drawn from the seed.
+    `attr_data attr_indices attr_indptr attr_shape` (CSR) or `attr_matrix` (dense); `labels` (N,), or
+    (N, C) of 0 and 1 where a node has several; optionally `train_idx val_idx test_idx` (node ids), else a
+    split is drawn from the seed.
 
     Raises
     ------
@@ -42,7 +56,8 @@ def read_gnn_benchmark(path: Path, name: str, seed: int) -> Graph:
         features: Matrix = as_features(arrays["attr_matrix"], f"{where} (attr_matrix)")
     else:
         features = as_csr(csr_from_parts([arrays[k] for k in attribute_keys], f"{where} (attr_*)"))
-    labels = as_labels(arrays["labels"], f"{where} (labels)")
+    several = arrays["labels"].ndim == 2 and 1 not in arrays["labels"].shape
+    labels: np.ndarray = (as_label_matrix if several else as_labels)(arrays["labels"], f"{where} (labels)")
     given = [k for k in _SPLIT_KEYS if k in arrays]
     if given and len(given) < 3:
         raise InputError(
@@ -50,9 +65,11 @@ def read_gnn_benchmark(path: Path, name: str, seed: int) -> Graph:
         )
     if given:
         train, val, test = (as_ids(arrays[k], f"{where} ({k})") for k in _SPLIT_KEYS)
+    elif several:
+        train, val, test = draw_fractions(np.arange(len(labels)), seed, where)
     else:
         train, val, test = draw_split(labels, seed, where)
-    num_classes = int(labels.max()) + 1 if labels.size else 0
-    return Graph(
-        name, clean_adjacency(adjacency, where), features, labels, train, val, test, num_classes, where
-    )
+    num_classes = labels.shape[1] if several else int(labels.max()) + 1 if labels.size else 0
+    cleaned = clean_adjacency(adjacency, where)
+    directed = is_directed(adjacency, cleaned)
+    return Graph(name, cleaned, features, labels, train, val, test, num_classes, where, directed)

@@ -18,10 +18,12 @@ __all__ = [
     "as_csr",
     "as_features",
     "as_ids",
+    "as_label_matrix",
     "as_labels",
     "class_sizes",
     "clean_adjacency",
     "csr_from_parts",
+    "is_directed",
 ]
 
 SPLITS = ("train", "val", "test")
@@ -43,29 +45,36 @@ class Graph:
     adjacency : scipy.sparse.csr_matrix (N, N) float32, or None
         Symmetric, entries 1, no self-loops; None where the samples have no graph (MNIST).
     features : scipy.sparse.csr_matrix (N, F) or ndarray (N, F), float32
-    labels : ndarray (N,) int64
+    labels : ndarray (N,) int64, or (N, C) uint8
+        One class a node; or zeros and ones where a node has several, or none.
     train, val, test : ndarray int64
         Disjoint node ids.
     num_classes : int
     origin : str
         The file or folder that messages name.
+    directed : bool
+        Whether the edges had directions, which are dropped.
+    unlabelled : ndarray int64
+        Ids of nodes whose label is not known and stands as 0; they are in no split.
 
     Raises
     ------
     InputError
-        From the constructor: sizes that disagree, labels that are not 0 to C-1 without gaps, NaN or Inf
-        features, an empty split, ids out of range, a node that is in two splits.
+        From the constructor: sizes that disagree, labels that are not 0 to C-1 without gaps (or a matrix
+        of 0 and 1), NaN or Inf features, an empty split, ids out of range, a node that is in two splits.
     """
 
     name: str
     adjacency: Matrix
     features: Matrix
-    labels: npt.NDArray[np.int64]
+    labels: np.ndarray
     train: npt.NDArray[np.int64]
     val: npt.NDArray[np.int64]
     test: npt.NDArray[np.int64]
     num_classes: int
     origin: str = field(default="", compare=False)
+    directed: bool = False
+    unlabelled: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
         self.origin = self.origin or self.name
@@ -81,6 +90,11 @@ class Graph:
         """Number of features F of a node, before any hop is added."""
         return int(self.features.shape[1])
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether a node may have several classes."""
+        return self.labels.ndim == 2
+
     def split(self, name: str) -> npt.NDArray[np.int64]:
         """Node ids of `train`, `val` or `test`, int64."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
@@ -88,15 +102,16 @@ class Graph:
     @property
     def untrained(self) -> list[int]:
         """Classes without a training node."""
-        counts = np.bincount(self.labels[self.train], minlength=self.num_classes)
+        labels = self.labels[self.train]
+        counts = labels.sum(axis=0) if self.multilabel else np.bincount(labels, minlength=self.num_classes)
         return [int(c) for c in np.flatnonzero(counts == 0)]
 
     def _check(self) -> None:
         n, where = self.num_nodes, self.origin
         if n == 0 or self.num_features == 0:
             raise InputError(f"{where}: the feature matrix is empty ({n} x {self.num_features})")
-        if self.labels.shape != (n,):
-            raise InputError(f"{where}: {self.labels.size} labels for {n} feature rows; they must agree")
+        if self.labels.shape != ((n, self.num_classes) if self.multilabel else (n,)):
+            raise InputError(f"{where}: {len(self.labels)} labels for {n} feature rows; they must agree")
         if self.adjacency is not None and self.adjacency.shape != (n, n):
             rows, columns = self.adjacency.shape
             raise InputError(
@@ -105,7 +120,11 @@ class Graph:
         values = self.features.data if sp.issparse(self.features) else self.features
         if not np.isfinite(values).all():
             raise InputError(f"{where}: features hold NaN or Inf; replace them before preparing")
-        found = class_sizes(self.labels, where, self.num_classes).size
+        if self.multilabel:
+            as_label_matrix(self.labels, where)
+            found = self.num_classes
+        else:
+            found = class_sizes(self.labels, where, self.num_classes).size
         if self.num_classes < 2:
             raise InputError(f"{where}: {self.num_classes} class in the labels; at least 2 are needed")
         if found > self.num_classes:
@@ -211,6 +230,22 @@ def clean_adjacency(adjacency: Matrix, where: str) -> Matrix:
     return clean
 
 
+def is_directed(adjacency: Matrix, cleaned: Matrix) -> bool:
+    """Whether an adjacency matrix has an edge in one direction only.
+
+    Parameters
+    ----------
+    adjacency, cleaned : scipy sparse (N, N)
+        Before and after `clean_adjacency`.
+    """
+    edges = adjacency.tocoo()
+    keep = (edges.data != 0) & (edges.row != edges.col)
+    ones = np.ones(int(keep.sum()), dtype=bool)
+    given = sp.csr_matrix((ones, (edges.row[keep], edges.col[keep])), shape=cleaned.shape)
+    given.sum_duplicates()
+    return bool(given.nnz < cleaned.nnz)
+
+
 def as_csr(matrix: Matrix) -> Matrix:
     """Sparse features as float32 CSR with duplicates summed and indices sorted."""
     with np.errstate(over="ignore"):  # an overflow to Inf is reported with the other bad values
@@ -240,6 +275,14 @@ def as_labels(values: object, where: str) -> npt.NDArray[np.int64]:
         raise InputError(f"{where}: a label is not a whole number; every node needs one integer label")
     with np.errstate(invalid="ignore"):  # a float beyond int64 becomes a label that is out of range
         return array.astype(np.int64)
+
+
+def as_label_matrix(values: object, where: str) -> npt.NDArray[np.uint8]:
+    """Labels (N, C) of nodes with several classes each as uint8, or InputError when they are not 0 and 1."""
+    array = np.asarray(values)
+    if array.ndim != 2 or array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+        raise InputError(f"{where}: labels are {array.dtype} {array.shape}; a matrix of 0 and 1 is needed")
+    return array.astype(np.uint8)
 
 
 def as_ids(values: object, where: str) -> npt.NDArray[np.int64]:

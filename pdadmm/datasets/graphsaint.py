@@ -10,7 +10,16 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import InputError
-from .graph import Graph, as_features, as_ids, as_labels, clean_adjacency, csr_from_parts
+from .graph import (
+    Graph,
+    as_features,
+    as_ids,
+    as_label_matrix,
+    as_labels,
+    clean_adjacency,
+    csr_from_parts,
+    is_directed,
+)
 from .npy import load_npy, load_npz
 from .raw import read_whole
 
@@ -22,7 +31,7 @@ T = TypeVar("T")
 def read_graphsaint(files: Mapping[str, Path], name: str) -> Graph:
     """Read adj_full.npz (SciPy CSR), feats.npy, class_map.json and role.json (keys tr, va, te).
 
-    Only data sets with one label a node are taken (Flickr, Reddit).
+    A node has one label (Flickr, Reddit) or a list of zeros and ones, one for every class (Yelp).
 
     Parameters
     ----------
@@ -31,7 +40,7 @@ def read_graphsaint(files: Mapping[str, Path], name: str) -> Graph:
     Raises
     ------
     InputError
-        For damaged files, several labels a node, and anything `Graph` refuses.
+        For damaged files and anything `Graph` refuses.
     """
     path = files["adj_full.npz"]
     keys = ("data", "indices", "indptr", "shape")
@@ -39,7 +48,8 @@ def read_graphsaint(files: Mapping[str, Path], name: str) -> Graph:
     missing = [k for k in keys if k not in arrays]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}, so it is no SciPy CSR matrix; fetch it again")
-    adjacency = clean_adjacency(csr_from_parts([arrays[k] for k in keys], str(path)), str(path))
+    published = csr_from_parts([arrays[k] for k in keys], str(path))
+    adjacency = clean_adjacency(published, str(path))
 
     path = files["feats.npy"]
     features = as_features(load_npy(path), str(path))
@@ -47,14 +57,12 @@ def read_graphsaint(files: Mapping[str, Path], name: str) -> Graph:
     path = files["class_map.json"]
     class_map = _json(path, dict)
     n = features.shape[0]
-    labels = np.full(n, -1, dtype=np.int64)
+    several = any(isinstance(label, list) for label in class_map.values())
     try:
         nodes = as_ids([int(k) for k in class_map], str(path))
-        if any(isinstance(v, list) for v in class_map.values()):
-            raise InputError(f"{path}: several labels a node; only data with one label a node can be used")
         if nodes.size != n or (nodes != np.arange(n)).any():
             raise InputError(f"{path}: labels are for other nodes than 0 to {n - 1}; fetch it again")
-        labels = as_labels([class_map[str(i)] for i in range(n)], str(path))
+        labels = (as_label_matrix if several else as_labels)([class_map[str(i)] for i in range(n)], str(path))
     except (ValueError, TypeError, KeyError, OverflowError):
         raise InputError(f"{path}: not a mapping from node to class; fetch it again") from None
 
@@ -74,8 +82,9 @@ def read_graphsaint(files: Mapping[str, Path], name: str) -> Graph:
         train=train,
         val=val,
         test=test,
-        num_classes=int(labels.max()) + 1 if labels.size else 0,
+        num_classes=labels.shape[1] if several else int(labels.max()) + 1 if labels.size else 0,
         origin=str(path.parent),
+        directed=is_directed(published, adjacency),
     )
 
 

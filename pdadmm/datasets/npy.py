@@ -66,8 +66,14 @@ def load_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: {reason} or not an .npz archive; save or fetch it again")
 
 
-def load_npy(path: Path) -> np.ndarray:
+def load_npy(path: Path, remedy: str = "fetch it again") -> np.ndarray:
     """Read an .npy; never unpickles.
+
+    Parameters
+    ----------
+    path : Path
+    remedy : str
+        What to do when it is not as it should be.
 
     Raises
     ------
@@ -79,9 +85,9 @@ def load_npy(path: Path) -> np.ndarray:
         try:
             return _read_array(file, size, _Room(size, lambda: ValueError("truncated")))
         except _Pickled:
-            raise InputError(f"{path}: holds pickled objects, which are not read; fetch it again") from None
+            raise InputError(f"{path}: holds pickled objects, which are not read; {remedy}") from None
         except _DAMAGE:
-            raise InputError(f"{path}: damaged or not a .npy array; fetch it again") from None
+            raise InputError(f"{path}: damaged or not a .npy array; {remedy}") from None
 
 
 class _Room:

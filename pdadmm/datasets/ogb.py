@@ -13,7 +13,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ..errors import InputError
-from .graph import Graph, as_ids, as_labels, clean_adjacency
+from .graph import Graph, as_ids, as_labels, clean_adjacency, is_directed
 from .raw import allowance, open_regular, too_much
 
 __all__ = ["read_ogb"]
@@ -47,13 +47,14 @@ def read_ogb(files: Mapping[str, Path], name: str) -> Graph:
         raise InputError(f"{files['raw/edge.csv.gz']}: node {bad} is out of range 0 to {n - 1}")
     ones = np.ones(edges.shape[0], dtype=np.float32)
     adjacency = sp.coo_matrix((ones, (edges[:, 0], edges[:, 1])), shape=(n, n))
+    cleaned = clean_adjacency(adjacency, str(files["raw/edge.csv.gz"]))
     split = {}
     for part in ("train", "valid", "test"):
         path = files[f"split/time/{part}.csv.gz"]
         split[part] = as_ids(_csv(path, np.int64).ravel(), str(path))
     return Graph(
         name=name,
-        adjacency=clean_adjacency(adjacency, str(files["raw/edge.csv.gz"])),
+        adjacency=cleaned,
         features=features,
         labels=labels,
         train=split["train"],
@@ -61,6 +62,7 @@ def read_ogb(files: Mapping[str, Path], name: str) -> Graph:
         test=split["test"],
         num_classes=int(labels.max()) + 1 if labels.size else 0,
         origin=str(files["raw/node-feat.csv.gz"].parent.parent),
+        directed=is_directed(adjacency, cleaned),
     )
 
 

@@ -74,7 +74,8 @@ def read_planetoid(files: Mapping[str, Path], name: str) -> Graph:
     labels[test] = _classes(ty)
     unused = np.ones(n, dtype=bool)
     unused[np.concatenate([train[:n], val, test])] = False
-    labels[unused & (labels < 0)] = 0
+    unlabelled = np.flatnonzero(unused & (labels < 0))
+    labels[unlabelled] = 0
     return Graph(
         name=name,
         adjacency=adjacency,
@@ -85,6 +86,7 @@ def read_planetoid(files: Mapping[str, Path], name: str) -> Graph:
         test=as_ids(test, str(files["test.index"])),
         num_classes=int(y.shape[1]),
         origin=str(files["x"].parent / f"ind.{name}"),
+        unlabelled=unlabelled,
     )
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
 from .graph import class_sizes
 
-__all__ = ["draw_split"]
+__all__ = ["FRACTIONS", "draw_fractions", "draw_split"]
 
 Ids = npt.NDArray[np.int64]
+
+#: of the nodes, for training, validation and test
+FRACTIONS = (0.6, 0.2, 0.2)
 
 
 def draw_split(
@@ -60,3 +65,39 @@ def draw_split(
     ids = train, rest[test : test + val], rest[:test]
     a, b, c = (np.sort(i).astype(np.int64) for i in ids)
     return a, b, c
+
+
+def draw_fractions(
+    nodes: Ids, seed: int, where: str, fractions: Sequence[float] = FRACTIONS
+) -> tuple[Ids, Ids, Ids]:
+    """Shuffle nodes with the seed and cut them by fractions.
+
+    Parameters
+    ----------
+    nodes : ndarray (n,) int64
+        Those with a label.
+    seed : int
+    where : str
+        What messages name.
+    fractions : three floats
+        For training, validation and test; positive, with the sum 1.
+
+    Returns
+    -------
+    train, val, test : ndarray int64
+        Sorted and disjoint; together all nodes.
+
+    Raises
+    ------
+    InputError
+        When the fractions are others or leave a split empty.
+    """
+    shown = ",".join(f"{f:g}" for f in fractions)
+    if len(fractions) != 3 or not all(f > 0 for f in fractions) or not abs(sum(fractions) - 1) <= 1e-6:
+        raise InputError(f"--fractions {shown}: give three positive numbers with the sum 1, as .6,.2,.2")
+    order = np.random.default_rng(seed).permutation(nodes)
+    ends = [round(fractions[0] * order.size), round((fractions[0] + fractions[1]) * order.size)]
+    train, val, test = (np.sort(ids).astype(np.int64) for ids in np.split(order, ends))
+    if min(train.size, val.size, test.size) == 0:
+        raise InputError(f"{where}: {order.size} nodes are too few for --fractions {shown}; a split is empty")
+    return train, val, test

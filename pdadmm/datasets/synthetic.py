@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from ..errors import InputError
 from .graph import Graph, clean_adjacency
 from .raw import physical_memory
-from .splits import draw_split
+from .splits import Ids, draw_split
 
 __all__ = ["synthetic_graph"]
+
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+_LOCAL = 0.9  # share of the edges drawn inside a community, where there are any
 
 
 def synthetic_graph(
@@ -23,6 +29,7 @@ def synthetic_graph(
     words: float = 18.0,
     topic: float = 0.28,
     train_per_class: int = 20,
+    communities: int = 0,
     seed: int = 0,
 ) -> Graph:
     """Draw a graph whose edges and features both say something about the classes, neither all.
@@ -30,6 +37,9 @@ def synthetic_graph(
     A contextual stochastic block model (Deshpande et al., NeurIPS 2018) with bag-of-words features
     in place of Gaussian ones. The defaults resemble Cora: with 20 training
     nodes a class, multinomial logistic regression reaches about .55 on H alone and .87 on four hops.
+
+    With communities it is a planted partition besides, so that it can be cut well at any size: every
+    community has nodes of all classes, and most edges stay in theirs.
 
     Parameters
     ----------
@@ -45,6 +55,9 @@ def synthetic_graph(
         vocabulary common to all, with Zipf-like frequencies.
     train_per_class : int
         Training nodes a class; validation and test get 1000 each, fewer on small graphs.
+    communities : int
+        Number of communities; .9 of the edges are drawn inside one, the others without regard to them.
+        0 for none.
     seed : int
         The same seed gives the same graph and the same split.
 
@@ -75,6 +88,11 @@ def synthetic_graph(
         raise InputError(
             f"synthetic: {nodes} nodes of degree {degree}, {features} features: more than fits into memory"
         )
+    if communities < 0 or nodes < 2 * classes * communities:
+        raise InputError(
+            f"synthetic: {communities} communities of {nodes} nodes; give 0 or more, with 2 nodes of each of "
+            f"the {classes} classes in every one"
+        )
     if seed < 0:
         raise InputError(f"seed {seed} is negative; give 0 or more")
     rng = np.random.default_rng([seed, 0x5B])  # not the stream that draws the split
@@ -94,8 +112,16 @@ def synthetic_graph(
         first[c] + (draw * counts[c]).astype(np.int64),
         (first[c] + counts[c] + (draw * (nodes - counts[c])).astype(np.int64)) % nodes,
     )
+    target = by_class[position]
+    if communities:
+        local = np.flatnonzero(rng.random(edges) < _LOCAL)
+        community = np.empty(nodes, dtype=np.int64)
+        community[by_class] = (np.arange(nodes) - np.repeat(first, counts)) % communities
+        target[local] = _inside_communities(
+            community * classes + labels, source[local], classes, inside[local], draw[local]
+        )
     ones = np.ones(edges, dtype=np.float32)
-    adjacency = sp.coo_matrix((ones, (source, by_class[position])), shape=(nodes, nodes))
+    adjacency = sp.coo_matrix((ones, (source, target)), shape=(nodes, nodes))
 
     lengths = 1 + rng.poisson(max(words - 1, 0), nodes)
     owner = np.repeat(np.arange(nodes), lengths)
@@ -116,3 +142,32 @@ def synthetic_graph(
     bag.data[:] = 1.0
     train, val, test = draw_split(labels, seed, "synthetic", per_class=train_per_class)
     return Graph("synthetic", clean_adjacency(adjacency, "synthetic"), bag, labels, train, val, test, classes)
+
+
+def _inside_communities(cell: Ids, source: Ids, classes: int, inside: Flags, draw: Floats) -> Ids:
+    """The other ends of edges that stay in a community.
+
+    Parameters
+    ----------
+    cell : ndarray (N,) int64
+        Community times number of classes plus class, of every node.
+    source : ndarray (E,) int64
+        The node at one end.
+    inside : ndarray (E,) bool
+        Whether the other is of the same class.
+    draw : ndarray (E,) float64
+        Uniform in [0, 1).
+    """
+    # Nodes sorted by community and class: cells are ranges, and so are communities.
+    by_cell = np.argsort(cell, kind="stable")
+    counts = np.bincount(cell)
+    first = np.cumsum(counts) - counts
+    own = cell[source]
+    start = first[own // classes * classes]
+    size = counts.reshape(-1, classes).sum(axis=1)[own // classes]
+    place = np.where(
+        inside,
+        first[own] + (draw * counts[own]).astype(np.int64),
+        start + (first[own] - start + counts[own] + (draw * (size - counts[own])).astype(np.int64)) % size,
+    )
+    return by_cell[place]

@@ -135,7 +135,7 @@ class PlainFile:
         size = math.prod(found.shape) * found.dtype.itemsize
         offset = place.get_offset()
         self._claimed += size
-        if (
+        if size and (
             offset is None
             or place.get_storage_size() != size
             or offset + size > self._size

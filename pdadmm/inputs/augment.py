@@ -17,7 +17,7 @@ from pdadmm.datasets.graph import SPLITS, Graph, Matrix
 from pdadmm.errors import InputError
 from pdadmm.inputs import Floats, Ids
 
-__all__ = ["Augmentation", "ColumnBlocks", "Hops", "Piece", "Plan", "normalised_adjacency"]
+__all__ = ["Augmentation", "ColumnBlocks", "Hops", "Piece", "Plan", "normalise_rows", "normalised_adjacency"]
 
 FEATURE_NORMS = ("none", "row")
 
@@ -52,7 +52,7 @@ def normalised_adjacency(adjacency: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix((weights, looped.indices, looped.indptr), shape=looped.shape)
 
 
-def _normalise_rows(features: Matrix, feature_norm: str) -> Matrix:
+def normalise_rows(features: Matrix, feature_norm: str) -> Matrix:
     """Divide every row by its L1 norm (`row`) or leave the features alone (`none`)."""
     if feature_norm == "none":
         return features
@@ -149,6 +149,11 @@ class Augmentation:
             raise InputError(f"hops {hops} is negative; give 0 or more")
         if nodes not in ("split", "all"):
             raise InputError(f"nodes {nodes!r} is unknown; choose split or all")
+        if graph.multilabel:
+            raise InputError(
+                f"{graph.origin}: several labels a node, which python -m pdadmm.gnn.prepare takes; "
+                "feature files hold one"
+            )
         if graph.adjacency is None:
             hops = 0  # samples without a graph have themselves for a neighbourhood
         self.graph, self.hops, self.feature_norm, self.nodes = graph, hops, feature_norm, nodes
@@ -160,7 +165,7 @@ class Augmentation:
             order = np.concatenate([order, np.flatnonzero(rest)])
         self.node_id: Ids = order.astype(np.int64)
         self.plan = Plan(graph.num_nodes, graph.num_features, self.node_id.size, hops)
-        self.columns = ColumnBlocks(_normalise_rows(graph.features, feature_norm))
+        self.columns = ColumnBlocks(normalise_rows(graph.features, feature_norm))
         self.kernel = Hops(normalised_adjacency(graph.adjacency) if hops else None, self.node_id, hops)
 
     @property

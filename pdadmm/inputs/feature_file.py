@@ -25,10 +25,11 @@ from pdadmm.inputs import Floats, Ids
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "X_SHA256", "FeatureArrays", "FeatureFile", "Features"]
+__all__ = ["KIND", "SCHEMA", "SCHEMA_VERSION", "X_SHA256", "FeatureArrays", "FeatureFile", "Features"]
 
 SCHEMA = "pdadmm-features"
 SCHEMA_VERSION = 1
+KIND = "feature file"  # what messages call it
 #: optional attribute: SHA-256 of the values of /x
 X_SHA256 = "x_sha256"
 _HASHED_BYTES = 1 << 20  # at once
@@ -274,6 +275,10 @@ def _checked_attributes(file: PlainFile) -> Record:
         if not isinstance(value, kind):
             raise file.wrong(f"attribute {name} is {value!r}, not of type {kind.__name__}")
         attrs[name] = value
+        if name == "schema" and value == "pdadmm-graph":
+            raise InputError(
+                f"{file.where}: a graph file, not a feature file; make one with python -m pdadmm.prepare"
+            )
         if name == "schema" and value != SCHEMA:
             raise file.wrong(f"schema {value!r}, not {SCHEMA!r}")
         if name == "schema_version" and value != SCHEMA_VERSION:

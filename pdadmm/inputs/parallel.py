@@ -138,11 +138,13 @@ def _wait_for_rank_0(number: int, frame: FrameType | None) -> None:
     signal.alarm(_TIDYING)
 
 
-def run_shared(run: Callable[[Share], int], srun_tasks: int) -> int:
+def run_shared(program: str, run: Callable[[Share], int], srun_tasks: int) -> int:
     """Start MPI; on rank 0 call `run` with a function that shares an augmentation; serve elsewhere.
 
     Parameters
     ----------
+    program : str
+        What messages call it.
     run : callable
         Takes the sharing function, does everything else and returns the exit code.
     srun_tasks : int
@@ -156,16 +158,16 @@ def run_shared(run: Callable[[Share], int], srun_tasks: int) -> int:
     where = Where()
     where.watch()
     try:
-        return _run_under_mpi(run, srun_tasks, where)
+        return _run_under_mpi(program, run, srun_tasks, where)
     finally:
         where.close()
 
 
-def _run_under_mpi(run: Callable[[Share], int], srun_tasks: int, where: Where) -> int:
+def _run_under_mpi(program: str, run: Callable[[Share], int], srun_tasks: int, where: Where) -> int:
     try:
         MPI = start_mpi(where, 0.0)
     except InputError as error:
-        return leave(where, error, "pdadmm.prepare")
+        return leave(where, error, program)
     except (ImportError, RuntimeError):  # no mpi4py, or no MPI library: rank 0 does the work alone
         numbers = (os.environ.get(name) for name in ("PMI_RANK", "PMIX_RANK", "SLURM_PROCID"))
         own = next((number for number in numbers if number is not None), "0")
@@ -174,7 +176,7 @@ def _run_under_mpi(run: Callable[[Share], int], srun_tasks: int, where: Where) -
     if comm.size == 1 and srun_tasks > 1:
         if os.environ.get("SLURM_PROCID", "0") == "0":
             print(
-                f"pdadmm.prepare: srun started {srun_tasks} separate MPI worlds of one rank; give srun the "
+                f"{program}: srun started {srun_tasks} separate MPI worlds of one rank; give srun the "
                 "--mpi that matches the MPI library (srun --mpi=list), or use mpirun",
                 file=sys.stderr,
                 flush=True,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,19 +15,17 @@ import h5py
 import numpy as np
 
 from pdadmm.datasets.graph import Graph
-from pdadmm.datasets.raw import open_regular
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record, replacing, reserve, write_at
 from pdadmm.files.names import safe_name
+from pdadmm.files.target import target_of
 from pdadmm.inputs.augment import Augmentation, Piece, Plan
-from pdadmm.inputs.feature_file import SCHEMA, SCHEMA_VERSION, X_SHA256, FeatureArrays
+from pdadmm.inputs.feature_file import KIND, SCHEMA, SCHEMA_VERSION, X_SHA256, FeatureArrays
 
-__all__ = ["in_memory", "target_of", "write_features"]
+__all__ = ["in_memory", "write_features"]
 
 _HASHED_BYTES = 1 << 20  # at once
 _SLACK_BYTES = 1 << 20  # more than the metadata of a file take
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-_HEAD_BYTES = 1 << 16  # of a feature file, which hold its attributes
 
 
 def _attributes(
@@ -39,7 +36,7 @@ def _attributes(
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "dataset": safe_name(dataset or graph.name),
-        "title": title or graph.name,
+        "title": title or one_line(graph.name),
         "licence": licence or "unknown",
         "citation": citation,
         "hops": work.hops,
@@ -86,42 +83,6 @@ def in_memory(
     return FeatureArrays(attrs, x, work.labels, work.node_id)
 
 
-def target_of(path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Path:
-    """The file that writing to `path` makes or replaces, behind symbolic links; only looks at it.
-
-    Parameters
-    ----------
-    path : str or Path
-    source : str or Path, optional
-        A file that is read, and so must not be replaced.
-
-    Raises
-    ------
-    InputError
-        When something else is there than a feature file, which may be damaged.
-    """
-    target = Path(os.path.realpath(path))
-    try:
-        mode = target.stat().st_mode
-        if source is not None and os.path.exists(source) and os.path.samefile(target, source):
-            raise InputError(f"{path}: is the file to read; name another one with --out")
-    except FileNotFoundError:
-        return target
-    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
-        reason = exc.strerror if isinstance(exc, OSError) else exc
-        raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise InputError(f"{path}: cannot be written (it is {kind}); name a file with --out")
-    with open_regular(target) as file:
-        head = file.read(_HEAD_BYTES)
-    if not head.startswith(_HDF5) or SCHEMA.encode() not in head:
-        raise InputError(
-            f"{path}: exists and is no feature file, so it stays; remove it, or name another one with --out"
-        )
-    return target
-
-
 def write_features(
     path: str | os.PathLike[str],
     work: Augmentation,
@@ -152,7 +113,7 @@ def write_features(
     InputError
         When the file cannot be written, or something else is in its place.
     """
-    target = target_of(path)
+    target = target_of(path, SCHEMA, KIND)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:

@@ -1,0 +1,57 @@
+"""The place of a file that a command makes: nothing else is replaced by it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from pdadmm.errors import InputError
+from pdadmm.files.given import open_regular
+
+__all__ = ["target_of"]
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_HEAD_BYTES = 1 << 16  # of a file, which hold its attributes
+
+
+def target_of(
+    path: str | os.PathLike[str], schema: str, kind: str, source: str | os.PathLike[str] | None = None
+) -> Path:
+    """The file that writing to `path` makes or replaces, behind symbolic links; only looks at it.
+
+    Parameters
+    ----------
+    path : str or Path
+    schema : str
+        Of the files that may be replaced.
+    kind : str
+        What those are called.
+    source : str or Path, optional
+        A file that is read, and so must not be replaced.
+
+    Raises
+    ------
+    InputError
+        When something else is there than a file of that schema, which may be damaged.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        mode = target.stat().st_mode
+        if source is not None and os.path.exists(source) and os.path.samefile(target, source):
+            raise InputError(f"{path}: is the file to read; name another one with --out")
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            raise InputError(f"{path}: cannot be written (it is {what}); name a file with --out")
+        with open_regular(target) as file:
+            head = file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        return target
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
+    if not head.startswith(_HDF5) or schema.encode() not in head:
+        raise InputError(
+            f"{path}: exists and is no {kind}, so it stays; remove it, or name another one with --out"
+        )
+    return target

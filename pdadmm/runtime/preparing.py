@@ -1,0 +1,221 @@
+"""What the commands that make files for training share: the options of data, progress, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from pdadmm.errors import InputError, one_line
+from pdadmm.files.target import target_of
+from pdadmm.process import heed
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from pdadmm.datasets import Dataset, Graph
+    from pdadmm.inputs.parallel import Share
+
+__all__ = [
+    "Reporter",
+    "add_data_options",
+    "answer",
+    "choose_target",
+    "listen",
+    "load_graph",
+    "on_first_rank",
+    "warn",
+]
+
+_LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
+_SYNTHETIC = {
+    "nodes": (int, "number of nodes (2700)"),
+    "classes": (int, "number of classes (7)"),
+    "features": (int, "number of features (500)"),
+    "degree": (float, "mean degree (4)"),
+    "homophily": (float, "share of edges inside a class (0.75)"),
+    "communities": (int, "number of communities that most edges stay in (none)"),
+    "train_per_class": (int, "training nodes a class (20)"),
+}
+
+#: exit code of a signal that came; compiled code may swallow what the handler raises, or make another
+#: error of it
+_told_to_end: list[int] = []
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    _told_to_end.append(128 + number)
+    raise SystemExit(128 + number)
+
+
+def listen() -> None:
+    """From here on SIGINT and SIGTERM raise SystemExit, so that temporary files are removed.
+
+    For the start of the work: what takes long to import has been, since an exception that comes up in there
+    may be swallowed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        heed(number, _terminated)
+
+
+class Reporter:
+    """Progress bars on a terminal's stderr; silent elsewhere.
+
+    Called with what is done, how much of it and of how much, it raises SystemExit when a signal has come that
+    compiled code swallowed.
+    """
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._progress = Progress(console=Console(stderr=True), transient=True)
+            self._progress.start()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if _told_to_end:
+            raise SystemExit(_told_to_end[0])
+        if self._progress is None:
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total or None)
+        self._progress.update(self._tasks[what], completed=done, total=total or None)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def add_data_options(parser: argparse.ArgumentParser, out: str, seed: str) -> None:
+    """Add the options that say what to read and where to write.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+    out : str
+        The default of --out, as its help says it.
+    seed : str
+        What the seed draws.
+    """
+    parser.add_argument(
+        "name", metavar="NAME|FILE.npz", help="data set, or a graph in the gnn-benchmark keys"
+    )
+    parser.add_argument("--raw", metavar="DIR", help="folder of the raw files (data/raw/NAME, downloaded)")
+    parser.add_argument("--out", metavar="FILE.h5", help=f"what to write ({out})")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
+    parser.add_argument("--feature-norm", choices=("none", "row"), help="row: divide by the L1 norm first")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare checksums")
+    group = parser.add_argument_group("synthetic graph")
+    for name, (kind, text) in _SYNTHETIC.items():
+        group.add_argument(f"--synthetic-{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+
+
+def choose_target(options: argparse.Namespace, ending: str, schema: str, kind: str) -> Path:
+    """The file to write, looked at before any work: --out, or the data set's name in the folder data.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+    ending : str
+        Of the name where there is no --out.
+    schema, kind : str
+        What may be replaced, as in `target_of`.
+
+    Raises
+    ------
+    InputError
+        When there is no such data set, or something else is in the file's place.
+    """
+    from pdadmm.datasets import REGISTRY, called
+
+    out = Path(options.out if options.out is not None else f"data/{called(options.name)}{ending}")
+    target_of(out, schema, kind, options.name if options.name not in REGISTRY else None)
+    return out
+
+
+def load_graph(options: argparse.Namespace, report: Reporter) -> tuple[Graph, str, Dataset | None]:
+    """Read the graph that the options name.
+
+    Returns
+    -------
+    graph : Graph
+    norm : str
+        Feature norm: what the options say, or the data set's own.
+    entry : Dataset or None
+        Of the registry.
+    """
+    from pdadmm.datasets import REGISTRY, load
+
+    synthetic = {
+        name: value for name in _SYNTHETIC if (value := getattr(options, f"synthetic_{name}")) is not None
+    }
+    graph = load(
+        options.name,
+        raw=options.raw,
+        seed=options.seed,
+        verify=not options.no_verify,
+        progress=report,
+        synthetic=synthetic,
+    )
+    entry = REGISTRY.get(options.name)
+    return graph, options.feature_norm or (entry.feature_norm if entry else "none"), entry
+
+
+def warn(program: str, graph: Graph, *, directions: bool = False) -> None:
+    """Say on stderr what may not be meant: classes without a training node, and edges with directions."""
+    warnings = []
+    if directions and graph.directed:
+        warnings.append(f"{graph.origin}: edges have directions; each is taken both ways")
+    if graph.untrained:
+        some = ", ".join(str(c) for c in graph.untrained[:10])
+        warnings.append(f"no training node of class {some}")
+    for warning in warnings:
+        print(f"{program}: warning: {one_line(warning)}", file=sys.stderr, flush=True)
+
+
+def answer(program: str, work: Callable[[Reporter], None]) -> int:
+    """Do the work in one process; print what is wrong; return the exit code."""
+    report = Reporter()
+    try:
+        work(report)
+    except SystemExit as exc:  # --help, or a signal
+        return exc.code if isinstance(exc.code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception as exc:
+        if _told_to_end:
+            return _told_to_end[0]
+        if isinstance(exc, MemoryError):
+            exc = InputError("not enough memory for these data; take a machine with more, or fewer data")
+        if not isinstance(exc, InputError):
+            raise
+        report.close()
+        print(f"{program}: {one_line(exc)}", file=sys.stderr, flush=True)
+        return 2
+    finally:
+        report.close()
+    return 0
+
+
+def on_first_rank(program: str, run: Callable[[Share], int]) -> int:
+    """Call `run`, under mpirun on rank 0 alone; return its exit code.
+
+    What it is called with shares an augmentation among the ranks.
+    """
+    srun_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1") or "1")
+    if not any(name in os.environ for name in _LAUNCHED) and srun_tasks <= 1:
+        return run(lambda work: work.pieces())
+
+    from pdadmm.inputs.parallel import run_shared
+
+    return run_shared(program, run, srun_tasks)
