@@ -39,7 +39,7 @@ class CountingComm(MPI.Intracomm):
 
 
 if __name__ == "__main__":
-    launch.Waiter = lambda comm, *rest: Waiter(CountingComm(comm), *rest)  # type: ignore[assignment, misc]
+    launch.Waiter = lambda comm, **options: Waiter(CountingComm(comm), **options)  # type: ignore[assignment, misc]
     code = main(sys.argv[1:])
     everyone = MPI.COMM_WORLD.gather(sent)
     if everyone is not None:

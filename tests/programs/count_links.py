@@ -42,7 +42,7 @@ class CountingComm(MPI.Intracomm):
 
 
 if __name__ == "__main__":
-    launch.Waiter = lambda comm, *rest: Waiter(CountingComm(comm), *rest)  # type: ignore[assignment, misc]
+    launch.Waiter = lambda comm, **options: Waiter(CountingComm(comm), **options)  # type: ignore[assignment, misc]
     code = main(sys.argv[1:])
     everyone = MPI.COMM_WORLD.gather([[*link, *counts] for link, counts in sent.items()])
     if everyone is not None:
