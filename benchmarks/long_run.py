@@ -4,8 +4,8 @@
         [--options "--trace ..."] [--out FILE.json]
 
 The program itself trains a small network on random features, where everything but computing counts
-most; between two of its iterations each rank reads its clocks and its resident memory, a thousand times
-in all. Right after that it iterates a network of its own, always from the same state of its accounts,
+most; between two of its iterations each rank reads its clocks and its resident memory, up to a thousand
+times in all. Right after that it iterates a network of its own, always from the same state of its accounts,
 which is a yardstick for how fast the machine is at that time, shared with others. Every tenth of the run
 gives medians of the wall time, the processor time, and the latter over that of the yardstick. The last
 tenth over the first, and the memory at the end over that after the first hundredth, are what should be 1.
@@ -40,6 +40,8 @@ from pdadmm.runtime.control import Control
 from pdadmm.runtime.launch import main_under_mpi
 
 PARTS, POINTS = 10, 1000
+#: iterations between two points, at least
+EVERY = 10
 #: of an iteration, medians of a part; the last one is a ratio
 TIMES = ("seconds", "processor_seconds", "relative")
 #: iterations of the yardstick at a time
@@ -90,7 +92,7 @@ class Watch(Control):
 
 def watch(arguments: list[str], iterations: int, out: Path) -> int:
     """Train with what `python -m pdadmm.run` takes, and leave this rank's points as `out`-RANK.json."""
-    Watch.every = max(1, iterations // POINTS)
+    Watch.every = max(EVERY, iterations // POINTS)
 
     def train(waiter: Waiter, given: list[str]) -> None:
         command.train(waiter, given)
@@ -163,6 +165,8 @@ def main() -> int:
     parser.add_argument("--watch", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("run", nargs="*", help=argparse.SUPPRESS)
     o = parser.parse_args()
+    if o.iterations < 10 * PARTS * EVERY:
+        parser.error(f"--iterations {o.iterations}: too few to compare; give {10 * PARTS * EVERY} or more")
     if o.watch:
         return watch(o.run, o.iterations, o.watch)
     results = []
