@@ -4,10 +4,11 @@
         [--options "--trace ..."] [--out FILE.json]
 
 The program itself trains a small network on random features, where everything but computing counts
-most; between two of its iterations each rank reads its clocks and its resident memory, a thousand times
-in all. Every tenth of the run gives the median of its times, of the processor too, and the least of the
-latter: the more of these three, the less other processes on the machine count. The last tenth over the
-first, and the memory at the end over that after the first hundredth, are what should be 1.
+most; between two of its iterations each rank reads its clocks and its resident memory, up to a thousand
+times in all. Right after that it iterates a network of its own, always from the same state of its accounts,
+which is a yardstick for how fast the machine is at that time, shared with others. Every tenth of the run
+gives medians of the wall time, the processor time, and the latter over that of the yardstick. The last
+tenth over the first, and the memory at the end over that after the first hundredth, are what should be 1.
 """
 
 from __future__ import annotations
@@ -21,22 +22,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
+import numpy as np
 from gpu_check import find_mpirun
 from networks import write_random_features
 
 from pdadmm.admm import command
+from pdadmm.admm.stage import Stage
+from pdadmm.bench.iteration import Variant, make_stage
 from pdadmm.comm.waiter import Waiter
 from pdadmm.files import write_json
 from pdadmm.runtime.control import Control
 from pdadmm.runtime.launch import main_under_mpi
 
 PARTS, POINTS = 10, 1000
-#: of an iteration, medians and the least of a part
-TIMES = ("seconds", "processor_seconds", "least_processor_seconds")
+#: iterations between two points, at least
+EVERY = 10
+#: of an iteration, medians of a part; the last one is a ratio
+TIMES = ("seconds", "processor_seconds", "relative")
+#: iterations of the yardstick at a time
+BESIDE = 20
 #: of the run, in which buffers are filled and libraries loaded
 BEGINNING = 0.01
 
@@ -58,17 +67,32 @@ class Watch(Control):
         verdict = super().after(iteration)
         if iteration % self.every == 0:
             now = time.perf_counter(), time.process_time()
+            beside = self._yardstick()
             if self._begun is not None:
                 wall, processor = ((b - a) / self.every for a, b in zip(self._begun, now, strict=True))
-                point = {"iteration": iteration, "seconds": wall, "processor_seconds": processor}
-                self.points.append({**point, "resident_bytes": resident()})
+                times = dict(zip(TIMES, (wall, processor, processor / beside), strict=True))
+                self.points.append({"iteration": iteration, **times, "resident_bytes": resident()})
             self._begun = time.perf_counter(), time.process_time()
         return verdict
+
+    @cached_property
+    def _stage(self) -> Stage:
+        return make_stage(
+            Variant("fused", "delta", 4, "gradient"), 300, 8, 4, 1, 40, np.random.default_rng(0)
+        )
+
+    def _yardstick(self) -> float:
+        """Processor seconds of an iteration of another network, as early in a stage each time."""
+        self._stage.clock.begin_stage()
+        start = time.process_time()
+        for iteration in range(BESIDE):
+            self._stage.iterate(iteration, False)
+        return (time.process_time() - start) / BESIDE
 
 
 def watch(arguments: list[str], iterations: int, out: Path) -> int:
     """Train with what `python -m pdadmm.run` takes, and leave this rank's points as `out`-RANK.json."""
-    Watch.every = max(1, iterations // POINTS)
+    Watch.every = max(EVERY, iterations // POINTS)
 
     def train(waiter: Waiter, given: list[str]) -> None:
         command.train(waiter, given)
@@ -84,10 +108,8 @@ def in_parts(points: list[dict[str, float]], iterations: int) -> dict[str, Any]:
     for part in range(PARTS):
         first, last = part * iterations // PARTS, (part + 1) * iterations // PARTS
         mine = [point for point in points if first < point["iteration"] <= last]
-        times = {name: [point[name] for point in mine] for name in ("seconds", "processor_seconds")}
-        found = {name: statistics.median(values) for name, values in times.items()}
-        found["least_processor_seconds"] = min(times["processor_seconds"])
-        parts.append({"iterations": last, **found, "resident_bytes": mine[-1]["resident_bytes"]})
+        times = {name: statistics.median(point[name] for point in mine) for name in TIMES}
+        parts.append({"iterations": last, **times, "resident_bytes": mine[-1]["resident_bytes"]})
     begun = next(p for p in points if p["iteration"] >= BEGINNING * iterations)["resident_bytes"]
     growth = {f"growth_of_{name}": parts[-1][name] / parts[0][name] - 1 for name in TIMES}
     memory = points[-1]["resident_bytes"] / begun - 1
@@ -117,9 +139,12 @@ def measure(o: argparse.Namespace, ranks: int) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """A line a part, and what grew, of every rank."""
     for rank, found in enumerate(result["by_rank"]):
-        print(f"rank {rank} of {result['ranks']}: iterations; us an iteration, of the processor, least; MB")
+        print(
+            f"rank {rank} of {result['ranks']}: iterations; us an iteration, of the processor, relative; MB"
+        )
         for part in found["parts"]:
-            times = "".join(f"{1e6 * part[name]:10.1f}" for name in TIMES)
+            wall, processor, relative = (part[name] for name in TIMES)
+            times = f"{1e6 * wall:10.1f}{1e6 * processor:10.1f}{relative:8.3f}"
             print(f"  {part['iterations']:>9,}{times}{part['resident_bytes'] / 1e6:10.1f}")
         grown = [f"{found[f'growth_of_{name}']:+.1%}" for name in (*TIMES, "memory")]
         print(f"  grown by {', '.join(grown)}", flush=True)
@@ -140,6 +165,8 @@ def main() -> int:
     parser.add_argument("--watch", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("run", nargs="*", help=argparse.SUPPRESS)
     o = parser.parse_args()
+    if o.iterations < 10 * PARTS * EVERY:
+        parser.error(f"--iterations {o.iterations}: too few to compare; give {10 * PARTS * EVERY} or more")
     if o.watch:
         return watch(o.run, o.iterations, o.watch)
     results = []

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -339,6 +340,18 @@ def test_a_user_block_is_refused(small: Path, tmp_path: Path) -> None:
         for name in source:
             source.copy(name, file)
     refused(FeatureFile, tmp_path / "f.h5", "user block")
+
+
+@pytest.mark.parametrize(("number", "length"), [(0, 0), (0, 2**64 - 8), (1, 2**64 - 16), (1, 2**63)])
+@pytest.mark.parametrize("kind", ["features", "model"])
+def test_a_heap_through_which_hdf5_would_walk_for_ever_is_refused(
+    kind: str, number: int, length: int, small: Path, trained: Path, tmp_path: Path
+) -> None:
+    content = bytearray((small if kind == "features" else trained / "model.h5").read_bytes())
+    place = content.index(b"GCOL")
+    struct.pack_into("<H6xQ", content, place + 16, number, length)
+    (tmp_path / "f.h5").write_bytes(content)
+    refused(READERS[kind], tmp_path / "f.h5", "heap")
 
 
 def test_a_file_that_is_being_written_is_refused(small: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_too_little_shared_memory_is_one_line(small: Path, tmp_path: Path, progr
 
 ENDINGS = {
     "kill": ("faulty_rank.py kill 1 12", 9),
-    "diverge": ("faulty_rank.py diverge 0 3", 1),
+    "diverge": ("faulty_rank.py diverge -1 3", 1),
     "twice": ("faulty_rank.py term-twice 1 12", 143),
 }
 

@@ -68,7 +68,8 @@ def test_long_stages_are_sampled_alike_on_all_ranks(
         stage = rank["stages"][-1]
         assert stage["iterations"] == len(counted)
         total = sum(sum(phases.values()) for phases in stage["phases"].values())
-        assert total == pytest.approx(stage["wall_seconds"], rel=0.03, abs=2e-3)
+        assert total == pytest.approx(len(counted) * stage["iteration_seconds"]["mean"], rel=1e-9)
+        assert total <= stage["wall_seconds"] * (1 + 1e-9)  # measured around these iterations
         assert stage["steps"], "every counted iteration has the same steps"
         for link in stage["links"]:
             assert link["messages"] == 50

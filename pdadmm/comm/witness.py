@@ -424,7 +424,7 @@ class _Witness:
         ]
         size = int(next((os.environ[name] for name in _SIZE_VARIABLES if name in os.environ), "1"))
         missing = sorted(set(range(size)) - self._came)
-        one_node = os.environ.get("MPI_LOCALNRANKS") == os.environ.get("PMI_SIZE")
+        one_node = os.environ.get("MPI_LOCALNRANKS") == str(size)
         if not stopped and missing and one_node:
             stopped = [f"rank {', '.join(map(str, missing))} did not come: look for what keeps it"]
         return " and ".join(stopped) or "the file system or a process hangs or is slow: look at its host"

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import math
+import mmap
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -25,6 +27,10 @@ __all__ = ["PlainFile"]
 _TEXT_BYTES = 1 << 16  #: of an attribute; the header of an object holds no more
 
 _SIMPLE = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID)
+
+#: of a heap: its mark, its version and what is reserved
+_HEAP = b"GCOL\1\0\0\0"
+_SEARCHED = 32 << 20  #: bytes at each end of a file that are searched for heaps
 
 #: what h5py raises on damaged files
 _DAMAGE = (OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError)
@@ -56,6 +62,8 @@ class PlainFile:
             reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
             raise InputError(f"{self.where}: {reason}; {missing}") from None
         try:
+            if _endless(path, self._size):
+                raise self.wrong("damaged (a heap that does not end)")
             self._file = h5py.File(path, "r")
         except _DAMAGE as error:
             raise self.wrong(_reason(error)) from None
@@ -155,6 +163,41 @@ class PlainFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _endless(path: str | os.PathLike[str], size: int) -> bool:
+    """Whether HDF5 would walk for ever through a heap of texts in the file, at an object of no length.
+
+    The heaps are found by their mark, in a large file only near its two ends.
+    """
+    if not size:
+        return False
+    ends = [(0, size)] if size <= 2 * _SEARCHED else [(0, _SEARCHED), (size - _SEARCHED, size)]
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for first, last in ends:
+            place = content.find(_HEAP, first, last)
+            while place >= 0:
+                if not _ends(content, place):
+                    return True
+                place = content.find(_HEAP, place + 1, last)
+    return False
+
+
+def _ends(content: mmap.mmap, place: int) -> bool:
+    """Whether every object of the heap at a place leads on to the next."""
+    (size,) = struct.unpack_from("<Q", content, place + 8) if place + 16 <= len(content) else (0,)
+    end = place + size
+    if end > len(content):
+        return True  # which HDF5 finds itself
+    place += 16
+    while end - place >= 16:
+        number, length = struct.unpack_from("<H6xQ", content, place)
+        # what is free has its own head in its length
+        step = 16 + (length + 7) // 8 * 8 if number else length
+        if not 0 < step <= end - place:
+            return False
+        place += step
+    return True
 
 
 def _reason(error: BaseException) -> str:

@@ -56,7 +56,8 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
     comm = MPI.COMM_WORLD
     rank = comm.rank
     where.set_rank(rank)
-    waiter = Waiter(comm, timeout, where)
+    waiter = Waiter(comm, where=where)
+    waiter.timeout = timeout
     heed(signal.SIGINT, signal.default_int_handler)
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a crash in compiled code shows where Python was

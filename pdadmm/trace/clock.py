@@ -61,9 +61,9 @@ class Step:
     layer: int
     phase: str  #: wait, send, or other where the part ends
     channel: str  #: name of the message; empty where none is concerned
-    compute: Spread = Spread()  #: computing in a counted iteration
-    updates: Spread = Spread()  #: of this in the phase `updates`
-    seconds: Spread = Spread()  #: the wait or send itself
+    compute: Spread  #: computing in a counted iteration
+    updates: Spread  #: of this in the phase `updates`
+    seconds: Spread  #: the wait or send itself
 
 
 class Clock:
@@ -148,7 +148,7 @@ class Clock:
 
     @property
     def steps(self) -> list[Step]:
-        """The iteration cut at its waits and sends."""
+        """The iteration cut at its waits and sends, as the first counted one was."""
         if self._steps is None:
             return []
         spreads = self._steps.spreads
@@ -235,7 +235,7 @@ class Clock:
             self._step("other", 0)
             if self._steps is None:
                 self._steps = Tally(len(self._times))
-            if len(self._times) == self._steps.width:
+            if len(self._times) == self._steps.width:  # an iteration cut otherwise has no place there
                 self._steps.add(self._times)
         self._counting = False
         self._noting = self._sending = True  # what lies between iterations

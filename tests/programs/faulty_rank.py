@@ -1,4 +1,4 @@
-"""Runs pdadmm.run with a fault in one rank: faulty_rank.py KIND RANK ITERATION OPTIONS…
+"""Runs pdadmm.run with a fault in a rank (-1: in all): faulty_rank.py KIND RANK ITERATION OPTIONS…
 
 The time of the fault, seconds since the epoch, is left in the file that $FAULT_TIME names.
 """
@@ -70,7 +70,7 @@ if __name__ == "__main__":
     def iterate(self: Stage, *arguments: Any, **keywords: Any) -> Any:
         from mpi4py import MPI  # loaded by now, and not before the command forks its witness
 
-        if next(iterations) == at and MPI.COMM_WORLD.rank == victim:
+        if next(iterations) == at and victim in (-1, MPI.COMM_WORLD.rank):
             _fault(kind, self)
         return original(self, *arguments, **keywords)
 
