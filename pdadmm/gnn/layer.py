@@ -177,7 +177,7 @@ class _PartOfLayer:
         (3, n_out) float64: gradients of gamma, beta and b.
     """
 
-    def __init__(self, part: Part, shape: Shape, layer: int, dtype: type) -> None:
+    def __init__(self, part: Part, shape: Shape, layer: int, dtype: type, backward: bool) -> None:
         n, n_in, n_out = part.size, shape.widths[layer - 1], shape.widths[layer]
         turns, exact = shape.transforms_first(layer), layer == 1 and shape.exact_inputs
 
@@ -187,11 +187,11 @@ class _PartOfLayer:
         self.Z: Array = make(n, n_out)
         self.inverse: Array = np.ones(n, dtype)
         self.forward = make(part.extent, shape.sent(layer), not exact)
-        self.back = make(part.extent, shape.sent(layer), layer > 1)
+        self.back = make(part.extent, shape.sent(layer), backward and layer > 1)
         self.H = make(n, n_in, not exact) if turns or exact else self.forward[:n]
         self.A = make(n, n_in, not (turns or exact))
-        self.G = self.back[:n] if turns else make(n, n_out)
-        self.G_A = make(n, n_out, turns)
+        self.G = self.back[:n] if turns else make(n, n_out, backward)
+        self.G_A = make(n, n_out, backward and turns)
         self.sums = np.zeros((3, n_out))
         self.central = _Range(self, slice(0, part.central), part)
         self.marginal = _Range(self, slice(part.central, n), part)
@@ -214,6 +214,8 @@ class Network:
     weights, gradients
         By layer (from 1): parameters by name, and by part and layer their gradients, which a backward
         pass writes.
+    backward
+        Whether there is room for a backward pass.
     """
 
     def __init__(
@@ -227,13 +229,16 @@ class Network:
         passes: Passes,
         products: Products,
         dtype: type = np.float32,
+        backward: bool = True,
     ) -> None:
         self.shape, self.parts = shape, parts
         self._inputs, self._own = inputs, own_inputs
         self._weights, self._gradients = weights, gradients
         self._passes, self._products = passes, products
         self._at = {
-            layer: {number: _PartOfLayer(part, shape, layer, dtype) for number, part in parts.items()}
+            layer: {
+                number: _PartOfLayer(part, shape, layer, dtype, backward) for number, part in parts.items()
+            }
             for layer in range(1, shape.layers + 1)
         }
         if not shape.exact_inputs:

@@ -8,8 +8,9 @@ import numpy as np
 
 from pdadmm.comm.reduction import Reduction
 from pdadmm.comm.waiter import Waiter
-from pdadmm.gnn.equations import Moments, adam, xavier_uniform
+from pdadmm.gnn.equations import Moments, xavier_uniform
 from pdadmm.gnn.layer import Shape
+from pdadmm.gnn.passes.protocol import Passes
 
 __all__ = ["Parameters"]
 
@@ -27,6 +28,8 @@ class Parameters:
         Parts of every rank.
     waiter
         Of all ranks.
+    passes
+        That take the steps.
     seed
         Of the start.
 
@@ -41,8 +44,15 @@ class Parameters:
     """
 
     def __init__(
-        self, shape: Shape, mine: Sequence[int], owners: Sequence[range], waiter: Waiter, seed: int
+        self,
+        shape: Shape,
+        mine: Sequence[int],
+        owners: Sequence[range],
+        waiter: Waiter,
+        passes: Passes,
+        seed: int,
     ) -> None:
+        self._passes = passes
         self._shapes = {layer: shape.parameters(layer) for layer in range(1, shape.layers + 1)}
         sizes = {layer: _size(named) for layer, named in self._shapes.items()}
         self.vectors = {layer: np.zeros(size, np.float32) for layer, size in sizes.items()}
@@ -80,7 +90,10 @@ class Parameters:
         scale = np.float32(1 / examples)
         for layer in layers:
             gradient = self._reductions[layer].finish() * scale
-            adam(self.vectors[layer], gradient, self.moments[layer], self.step, rate, decay)
+            moments = self.moments[layer]
+            self._passes.adam(
+                self.vectors[layer], gradient, moments.first, moments.second, self.step, rate, decay
+            )
 
     def _start(self, seed: int) -> None:
         for layer, named in self.weights.items():

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
 
 from pdadmm.codec.rows import FLOAT32
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.transport import Transport
 from pdadmm.comm.waiter import Waiter
-from pdadmm.datasets.graph import Matrix
 from pdadmm.errors import RunError
 from pdadmm.files import Record
+from pdadmm.gnn import saved
 from pdadmm.gnn.assignment import Traces
 from pdadmm.gnn.halo import Exchange, Slot, Widths, uniform_widths
-from pdadmm.gnn.layer import Inputs, Network, Shape, slots_of
+from pdadmm.gnn.layer import Network, Shape, slots_of
 from pdadmm.gnn.measure import Targets, measure
 from pdadmm.gnn.optimiser import Parameters
 from pdadmm.gnn.options import Config
 from pdadmm.gnn.part import Part, parts_of_rank
 from pdadmm.gnn.passes.protocol import Drop, Passes
 from pdadmm.gnn.products import Products
+from pdadmm.gnn.reading import read_inputs
+from pdadmm.runtime import checkpoint
+from pdadmm.runtime.checkpoint import Checkpoint
+from pdadmm.runtime.control import CONTINUE, STOP, Control
 from pdadmm.runtime.devices import Choice, make_backend, make_transport
+from pdadmm.runtime.launch import agree
 
 if TYPE_CHECKING:
     from pdadmm.inputs.graph_file import GraphSource
 
 __all__ = ["Facts", "Trainer"]
 
-#: features are kept sparse where less of them are entries: a sparse product takes several times as long
-_SPARSE_BELOW = 0.15
 #: training loss over that of a uniform guess from which a run counts as diverging
 DIVERGED = 1e3
 
@@ -54,6 +57,7 @@ class Facts:
     edge_cut: int
     halo_rows: int
     sizes: dict[str, int]  #: nodes of each split
+    content: str  #: hash of the graph, whatever its parts; empty where none is noted
 
     @classmethod
     def of(cls, source: GraphSource) -> Facts:
@@ -70,6 +74,7 @@ class Facts:
             int(source.attrs["edge_cut"]),
             int(source.attrs["halo_rows"]),
             dict(source.sizes),
+            str(source.attrs.get("content", "")),
         )
 
 
@@ -97,6 +102,8 @@ class Trainer:
         That compute.
     choice
         Arrays and way of the messages.
+    control
+        Says when to save and to stop.
     progress
         Called with the record of every evaluation, on all ranks.
     """
@@ -110,6 +117,7 @@ class Trainer:
         passes: Passes,
         products: Products,
         choice: Choice,
+        control: Control | None = None,
         progress: Callable[[Record], None] | None = None,
     ) -> None:
         self.config, self.facts, self.waiter, self.choice = config, facts, waiter, choice
@@ -119,8 +127,8 @@ class Trainer:
         self.shape = shape_of(config, facts)
         self.parts = {number: Part.of(source, number, config.network.model) for number in owners[rank]}
         self.targets = {number: _targets(source, number, facts, part) for number, part in self.parts.items()}
-        self.parameters = Parameters(self.shape, owners[rank], owners, waiter, config.training.seed)
-        inputs, own = self._read(source)
+        self.parameters = Parameters(self.shape, owners[rank], owners, waiter, passes, config.training.seed)
+        inputs, own = read_inputs(source, self.parts, self.shape, passes)
         self.network = Network(
             self.shape,
             self.parts,
@@ -137,7 +145,9 @@ class Trainer:
         self.widths = self._start_widths()
         self.traces = Traces(self.parts, self._coded) if config.assigns else None
         self._progress = progress
-        self.records: list[Record] = []
+        self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
+        self.last: Record | None = None
+        self.best: Record | None = None
         self.epoch = 0
         self.assignments = 0
         self.message_bytes = 0
@@ -148,30 +158,6 @@ class Trainer:
         self.seconds_exposed = 0.0
         self.seconds_assignment = 0.0
         self.evaluation_bytes = 0
-
-    def _read(self, source: GraphSource) -> tuple[dict[int, Inputs], dict[int, Inputs]]:
-        """What the first layer multiplies, and GraphSAGE's own features, by part."""
-        inputs, own = {}, {}
-        for number, part in self.parts.items():
-            X = _thin(source.features_of(part.rows) if part.size else source.features(0, 0))
-            if self.shape.model == "sage" or not self.shape.exact_inputs:
-                own[number] = Inputs(X)
-            if not self.shape.exact_inputs:
-                inputs[number] = own[number]
-                continue
-            halo = source.features_of(part.halo)
-            whole = sp.vstack([X, halo]).tocsr() if sp.issparse(X) else np.concatenate([X, _dense(halo)])
-            inputs[number] = Inputs(_thin(self._aggregated(part, whole)))
-        return inputs, own if self.shape.model == "sage" else {}
-
-    def _aggregated(self, part: Part, X: Matrix) -> Matrix:
-        if sp.issparse(X):
-            matrix = part.forward
-            shape = matrix.rows, part.extent
-            return sp.csr_matrix((matrix.values, matrix.indices, matrix.indptr), shape=shape) @ X
-        A = np.empty((part.size, X.shape[1]), np.float32)
-        self.passes.aggregate(part.forward, np.ascontiguousarray(X), A)
-        return A
 
     def _start_widths(self) -> Widths:
         """Of the first epochs."""
@@ -186,12 +172,34 @@ class Trainer:
 
     # ---- the run ------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Train through all epochs; collective."""
+    def run(
+        self,
+        folder: Path | None = None,
+        resumed: Checkpoint | None = None,
+        mark: Callable[[], Record] | None = None,
+    ) -> bool:
+        """Train through all epochs; collective.
+
+        Parameters
+        ----------
+        folder
+            Where checkpoints go; None: nowhere.
+        resumed
+            Checkpoint to go on from.
+        mark
+            Where metrics.jsonl ends, for a checkpoint; called on rank 0.
+
+        Returns
+        -------
+        bool
+            Whether the run came to its end; False when it saved and stopped early.
+        """
         comm, r = self.waiter.comm, self.config.run
         self._progress_thread = None
         if r.overlap and comm.size > 1 and ProgressThread.available():
             self._progress_thread = ProgressThread(comm)
+        if resumed is not None:
+            self._restore(resumed)
         self.exchange = self._open(self.slots, self.widths)
         forward = [Slot(s.name, len(self.slots) + s.index, s.layer, s.cols) for s in self.slots if not s.back]
         self._exact = self._open(forward, uniform_widths(self.parts, forward, FLOAT32))
@@ -201,12 +209,91 @@ class Trainer:
             self.waiter.where.set_iteration(self.epoch, self.assignments)
             if self._assigns_before(self.epoch):
                 self._assign()
+            self.control.before()
             exposed, start = self.waiter.seconds, time.perf_counter()
             self._train()
             self.seconds_epochs += time.perf_counter() - start
             self.seconds_exposed += self.waiter.seconds - exposed
             if self.epoch % self.config.output.eval_every == 0 or self.epoch == epochs:
                 self._evaluate()
+            verdict = self.control.after(self.epoch)
+            if verdict != CONTINUE and self.epoch < epochs:
+                self._save(folder, mark)
+                if verdict == STOP:
+                    return False
+        return True
+
+    # ---- checkpoints --------------------------------------------------------------------------------
+
+    def fingerprint(self) -> Record:
+        """What must be the same for a checkpoint to be gone on from."""
+        c, f = self.config, self.facts
+        cut = {"parts": f.parts, "edge_cut": f.edge_cut, "halo_rows": f.halo_rows} if self._coded else {}
+        data = {"dataset": f.dataset, "widths": list(self.shape.widths), **cut}
+        return {**data, **asdict(c.network), **asdict(c.training), **asdict(c.messages)}
+
+    def fits(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that this run cannot go on from; see :func:`pdadmm.gnn.saved.check`."""
+        sizes = {layer: len(vector) for layer, vector in self.parameters.vectors.items()}
+        saved.check(checkpoint, self.fingerprint(), self.facts.content, sizes)
+
+    def _save(self, folder: Path | None, mark: Callable[[], Record] | None) -> None:
+        if folder is None:
+            return
+        w, size = self.waiter, self.waiter.comm.size
+        sums = w.sum(
+            np.array(
+                [
+                    self.message_bytes,
+                    self.seconds_exposed,
+                    *self.bits_sent.values(),
+                    *self.entries_sent.values(),
+                ]
+            )
+        ).tolist()
+        # of all ranks together, so that another number of them can go on
+        state = {
+            "epoch": self.epoch,
+            "step": self.parameters.step,
+            "assignments": self.assignments,
+            "message_bytes": int(sums[0]),
+            "bits_forward": sums[2],
+            "bits_backward": sums[3],
+            "entries_forward": sums[4],
+            "entries_backward": sums[5],
+            "best": self.best,
+            "metrics": mark() if mark is not None and w.comm.rank == 0 else None,
+            "data": self.facts.content,
+            "seconds_epochs": self.seconds_epochs,
+            "seconds_evaluation": self.seconds_evaluation,
+            "seconds_exposed": sums[1] / size,
+            "seconds_assignment": self.seconds_assignment,
+            "fingerprint": self.fingerprint(),
+        }
+        arrays = saved.arrays_of(
+            self.parameters, self.parts, self._coded, self.widths, self.traces, w.comm.rank
+        )
+        checkpoint.write(folder, self.epoch, state, arrays, w)
+        self.control.saved()
+
+    def _restore(self, resumed: Checkpoint) -> None:
+        state, rank = saved.state_of(resumed), self.waiter.comm.rank
+        self.widths = agree(
+            self.waiter,
+            lambda: saved.restore(
+                resumed, self.parameters, self.parts, self._coded, self.widths, self.traces
+            ),
+        )
+        self.epoch, self.assignments, self.best = state.epoch, state.assignments, state.best
+        self.parameters.step = state.step
+        if rank == 0:
+            self.message_bytes = state.message_bytes
+            self.bits_sent = {"forward": state.bits_forward, "backward": state.bits_backward}
+            self.entries_sent = {"forward": state.entries_forward, "backward": state.entries_backward}
+        self.seconds_epochs, self.seconds_evaluation = state.seconds_epochs, state.seconds_evaluation
+        self.seconds_exposed, self.seconds_assignment = state.seconds_exposed, state.seconds_assignment
+
+    # ---- an epoch -----------------------------------------------------------------------------------
 
     def _open(self, slots: list[Slot], widths: Widths) -> Exchange:
         comm = self.waiter.comm
@@ -288,7 +375,9 @@ class Trainer:
         self.evaluation_bytes = sum(end.channel.nbytes for end in self._exact.outgoing)
         self.seconds_evaluation += time.perf_counter() - start
         record: Record = {"epoch": self.epoch, **found, "seconds": self.seconds_epochs}
-        self.records.append(record)
+        self.last = record
+        if self.best is None or record["val_accuracy"] >= self.best["val_accuracy"]:
+            self.best = record
         bound = DIVERGED * (np.log(self.facts.classes) if not self.facts.multilabel else self.facts.classes)
         if not record["loss"] < bound:
             raise RunError(
@@ -309,8 +398,8 @@ class Trainer:
 
     def summary(self) -> Record:
         """Results of the whole run, the same on all ranks; collective."""
-        last = self.records[-1]
-        best = max(self.records, key=lambda r: (r["val_accuracy"], r["epoch"]))
+        last, best = self.last, self.best
+        assert last is not None and best is not None  # the last epoch is evaluated
         plain = sum(
             4 * width * len(rows)
             for width in self._plain_columns()
@@ -357,16 +446,3 @@ def _targets(source: GraphSource, number: int, facts: Facts, part: Part) -> Targ
     return Targets(
         np.asarray(source.labels(first, last))[order], np.asarray(source.split(first, last))[order]
     )
-
-
-def _thin(X: Matrix) -> Matrix:
-    """Sparse features where they are thin, an array where not."""
-    if not sp.issparse(X):
-        return X
-    filled = X.nnz / max(1, X.shape[0] * X.shape[1])
-    return X if filled < _SPARSE_BELOW else X.toarray()
-
-
-def _dense(X: Matrix) -> np.ndarray:
-    found: np.ndarray = X.toarray() if sp.issparse(X) else X
-    return found

@@ -1,0 +1,215 @@
+"""The command that trains a graph network: from a command line to the files of a run, on all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+import pdadmm
+from pdadmm.comm.waiter import Waiter
+from pdadmm.errors import InputError
+from pdadmm.files import Record, write_json, write_text
+from pdadmm.gnn.model_file import write_model
+from pdadmm.gnn.options import Config, parse
+from pdadmm.gnn.passes.select import make_passes
+from pdadmm.gnn.products import Products
+from pdadmm.gnn.report import final_table, show, summarise
+from pdadmm.gnn.trainer import Facts, Trainer
+from pdadmm.inputs.graph_file import GraphFile, GraphSource
+from pdadmm.runtime.checkpoint import Checkpoint, newest
+from pdadmm.runtime.control import STOPPED_EARLY, Control
+from pdadmm.runtime.devices import ON_CPUS, describe
+from pdadmm.runtime.folder import RunFolder, run_folder
+from pdadmm.runtime.launch import agree
+from pdadmm.runtime.metrics import Metrics
+from pdadmm.runtime.options import to_toml
+from pdadmm.runtime.progress import Progress
+from pdadmm.runtime.threads import set_threads
+
+__all__ = ["open_graph", "train"]
+
+
+def train(waiter: Waiter, arguments: list[str]) -> None:
+    """Train as a command line says; collective.
+
+    Raises
+    ------
+    InputError
+        On all ranks.
+    SystemExit
+        With code STOPPED_EARLY when the run was told to stop, or its time was over, and saved itself.
+    """
+    started = time.monotonic()
+    np.seterr(
+        all="ignore"
+    )  # overflow shows as NaN in a message or in the loss, which end the run with a reason
+    config, facts = _configure(waiter, arguments)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(run_folder(waiter, config.output, facts.dataset, _warn))
+        threads = set_threads(config.run, waiter.comm)
+        threadpool_limits(1)  # the products have threads of their own
+        metrics = Metrics(folder.path / "metrics.jsonl")
+        progress = _progress(config, waiter)
+        record = partial(_record, metrics, progress, config, waiter)
+        o = config.output
+        control = Control(
+            waiter, o.checkpoint_every, o.checkpoint_seconds, o.max_seconds, started, listen=True
+        )
+        with waiter.patient():
+            trainer = agree(waiter, lambda: _trainer(config, facts, waiter, threads, control, record))
+        resumed = newest(folder.path, waiter, _warn, trainer.fits) if o.resume else None
+        agree(waiter, lambda: _begin_files(folder, trainer, metrics, resumed))
+        _announce(trainer, threads)
+        with progress:
+            finished = trainer.run(folder.path, resumed, metrics.mark)
+        trainer.close()
+        if not finished:
+            _stop_early(folder.path, trainer)
+        _write_results(folder.path, trainer, threads, started)
+
+
+# ---- getting ready ----------------------------------------------------------------------------------
+
+
+def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
+    """Options and facts of the graph, read on rank 0, on all ranks."""
+
+    def check() -> tuple[Config, Facts] | None:
+        if waiter.comm.rank:
+            return None
+        config = parse(arguments)
+        _require_cpus(config)
+        with open_graph(config.graph, waiter.comm.size) as source:
+            facts = Facts.of(source)
+            if isinstance(source, GraphFile):
+                source.check_symmetry()
+        if facts.parts < waiter.comm.size:
+            raise InputError(
+                f"{facts.parts} parts cannot occupy {waiter.comm.size} ranks; start at most {facts.parts} "
+                f"ranks, or prepare the graph with --parts {waiter.comm.size}"
+            )
+        return config, facts
+
+    config, facts = waiter.broadcast(agree(waiter, check))
+    waiter.timeout = config.run.timeout
+    return config, facts
+
+
+def _require_cpus(config: Config) -> None:
+    """Graph networks have passes for CPUs."""
+    run = config.run
+    if run.backend == "cupy" or run.transport == "nccl" or run.cuda_aware_mpi:
+        raise InputError("graph networks are trained on CPUs; use --backend numpy and --transport mpi")
+    run.backend, run.transport = "numpy", "mpi"
+
+
+def open_graph(path: str, parts: int) -> GraphSource:
+    """The prepared file, or the embedded synthetic graph in `parts` when `path` is empty."""
+    if path:
+        return GraphFile(path)
+    from pdadmm.datasets.synthetic import synthetic_graph
+    from pdadmm.gnn.partition import cut
+
+    return cut(synthetic_graph(), parts)
+
+
+def _trainer(
+    config: Config,
+    facts: Facts,
+    waiter: Waiter,
+    threads: int,
+    control: Control,
+    record: partial[None],
+) -> Trainer:
+    passes = make_passes(config.run.kernels, threads)
+    with open_graph(config.graph, waiter.comm.size) as source:
+        return Trainer(config, facts, source, waiter, passes, Products(threads), ON_CPUS, control, record)
+
+
+def _progress(config: Config, waiter: Waiter) -> Progress:
+    enabled = waiter.comm.rank == 0 and not config.output.quiet
+    return Progress("training", config.training.epochs, enabled=enabled)
+
+
+def _record(metrics: Metrics, progress: Progress, config: Config, waiter: Waiter, values: Record) -> None:
+    """Show the record of an evaluation, and add it to metrics.jsonl."""
+    if waiter.comm.rank == 0:
+        metrics.add(values)
+    show(progress, values, config.training.epochs)
+
+
+def _begin_files(folder: RunFolder, trainer: Trainer, metrics: Metrics, resumed: Checkpoint | None) -> None:
+    """config.toml, and metrics.jsonl as it was at the checkpoint; on rank 0."""
+    if trainer.waiter.comm.rank:
+        return
+    path = folder.path
+    header = f"# pdadmm {pdadmm.__version__}, every option of the run in {path.resolve().name!r}\n"
+    try:
+        old = folder.move_aside() if resumed is None else None
+        if resumed is None:
+            metrics.begin()
+        else:
+            folder.drop_results()
+            if moved := metrics.go_back(resumed.state["metrics"]):
+                _warn(
+                    f"metrics.jsonl is not what the run had written; it is now {moved}, and a new one begins"
+                )
+        write_text(path / "config.toml", header + to_toml(trainer.config))
+    except OSError as error:
+        where = error.filename or path
+        raise InputError(f"{where} cannot be written ({error.strerror}); choose another --out") from None
+    except UnicodeEncodeError:
+        raise InputError("the path of the graph is not UTF-8, which config.toml needs; rename it") from None
+    folder.begin()
+    if old is not None:
+        _warn(f"--overwrite: the run that was in {path} is now in {old}")
+
+
+def _announce(trainer: Trainer, threads: int) -> None:
+    """Say what the run takes."""
+    comm = trainer.waiter.comm
+    if comm.rank == 0 and not trainer.config.output.quiet:
+        kernels = f"{trainer.passes.name} kernels"
+        line = describe(trainer.choice, trainer.config.run, comm.size, kernels, threads)
+        print(f"pdadmm: {line}, {trainer.facts.parts} parts", file=sys.stderr, flush=True)
+
+
+def _warn(line: str) -> None:
+    print(f"pdadmm: warning: {line}", file=sys.stderr, flush=True)
+
+
+# ---- what it leaves ---------------------------------------------------------------------------------
+
+
+def _stop_early(folder: Path, trainer: Trainer) -> None:
+    if trainer.waiter.comm.rank == 0:
+        print(
+            f"pdadmm: stopped after epoch {trainer.epoch} with a checkpoint; "
+            f"go on with --resume --out {folder}",
+            file=sys.stderr,
+        )
+    raise SystemExit(STOPPED_EARLY)
+
+
+def _write_results(folder: Path, trainer: Trainer, threads: int, started: float) -> None:
+    """Write model.h5 and summary.json, print the table; collective."""
+    summary = summarise(trainer, threads)
+    if trainer.waiter.comm.rank:
+        return
+    attributes = {
+        "dataset": trainer.facts.dataset,
+        "order": trainer.config.network.order,
+        "multilabel": int(trainer.facts.multilabel),
+        "test_accuracy": summary["test_accuracy"],
+    }
+    write_model(folder / "model.h5", trainer.shape, trainer.parameters.weights, attributes)
+    summary["seconds_total"] = time.monotonic() - started
+    write_json(folder / "summary.json", summary)
+    if not trainer.config.output.quiet:
+        final_table(summary, folder)

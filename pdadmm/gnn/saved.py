@@ -1,0 +1,196 @@
+"""What a checkpoint of a graph network must hold to be gone on from: its state, weights, traces and widths.
+
+The weights and Adam's moments are under the position of their layer, one vector each, written by rank 0. What
+a part keeps of the messages that come to it is under the number of layers, one, and the number of the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from pdadmm.codec.rows import FLOAT32, WIDTHS
+from pdadmm.errors import InputError
+from pdadmm.files import Record
+from pdadmm.gnn.assignment import Traces
+from pdadmm.gnn.halo import Slot, Widths
+from pdadmm.gnn.optimiser import Parameters
+from pdadmm.gnn.part import Part
+from pdadmm.runtime.checkpoint import START_AFRESH, Checkpoint
+from pdadmm.runtime.index import Sha256, Whole
+
+if TYPE_CHECKING:
+    from pdadmm.arrays import Array
+
+__all__ = ["State", "arrays_of", "check", "restore", "state_of"]
+
+NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
+
+
+class Mark(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where metrics.jsonl ended."""
+
+    bytes: Whole
+    sha256: Sha256
+
+
+class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What is the same on all ranks."""
+
+    epoch: Annotated[int, Meta(ge=1, lt=1 << 62)]
+    step: Whole
+    assignments: Whole
+    message_bytes: Whole
+    bits_forward: NotNegative
+    bits_backward: NotNegative
+    entries_forward: NotNegative
+    entries_backward: NotNegative
+    best: dict[str, Any] | None
+    metrics: Mark | None
+    data: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]  #: hash of the graph, whatever its parts
+    seconds_epochs: NotNegative
+    seconds_evaluation: NotNegative
+    seconds_exposed: NotNegative
+    seconds_assignment: NotNegative
+    fingerprint: dict[str, Any]
+
+
+def state_of(checkpoint: Checkpoint) -> State:
+    """The state of a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        Says what is wrong with it, and where.
+    """
+    return msgspec.convert(checkpoint.state, State)
+
+
+def check(checkpoint: Checkpoint, fingerprint: Record, content: str, layers: Mapping[int, int]) -> None:
+    """Refuse a checkpoint that a run cannot go on from.
+
+    Parameters
+    ----------
+    layers
+        Sizes of the layers' vectors.
+
+    Raises
+    ------
+    InputError
+        When it was made with other options or on another graph.
+    ValueError
+        When no run can have saved it.
+    """
+    state = state_of(checkpoint)
+    for name, value in fingerprint.items():
+        before = state.fingerprint.get(name)
+        if before != value:
+            raise InputError(
+                f"--resume: the checkpoint was made with {name} = {repr(str(before)[:200])[1:-1]}, "
+                f"not {value}; give the options it was started with, or none but --resume and --out"
+            )
+    if state.data and content and state.data != content:
+        raise InputError(
+            "--resume: the graph is another one than the checkpoint was made with; give the file it was "
+            f"started with, or {START_AFRESH}"
+        )
+    if state.epoch != checkpoint.iteration or state.step != state.epoch:
+        raise ValueError(f"{state.step} steps in {state.epoch} epochs at {checkpoint.iteration}")
+    for layer, size in layers.items():
+        saved = checkpoint.layers.get(layer)
+        wanted = dict.fromkeys(("vector", "first", "second"), ("<f4", (size,)))
+        if saved is None or {name: saved.form(name) for name in saved} != wanted:
+            raise ValueError(f"the arrays of layer {layer} are not its own")
+
+
+def arrays_of(
+    parameters: Parameters,
+    parts: Mapping[int, Part],
+    slots: Sequence[Slot],
+    widths: Widths,
+    traces: Traces | None,
+    rank: int,
+) -> dict[int, dict[str, Array]]:
+    """What this rank saves, by position and name."""
+    found: dict[int, dict[str, Array]] = {}
+    if rank == 0:
+        for layer, vector in parameters.vectors.items():
+            moments = parameters.moments[layer]
+            found[layer] = {"vector": vector, "first": moments.first, "second": moments.second}
+    layers = len(parameters.vectors)
+    if traces is None:
+        return found
+    for number, part in parts.items():
+        named = found.setdefault(layers + 1 + number, {})
+        for slot in slots:
+            named[f"{slot.name}/trace"] = traces.sums[slot.name, number]
+            for other in part.receives:
+                named[f"{slot.name}/bits/{other}"] = widths[slot.name, other, number]
+    return found
+
+
+def restore(
+    checkpoint: Checkpoint,
+    parameters: Parameters,
+    parts: Mapping[int, Part],
+    slots: Sequence[Slot],
+    widths: Widths,
+    traces: Traces | None,
+) -> Widths:
+    """Take weights, moments and traces from a checkpoint; returns the widths of this rank's messages.
+
+    Raises
+    ------
+    InputError
+        When it was saved with another partition, whose traces and widths are of other rows.
+    """
+    layers = len(parameters.vectors)
+    for layer, vector in parameters.vectors.items():
+        saved = checkpoint.layers[layer]
+        vector[:] = saved["vector"]
+        parameters.moments[layer].first[:], parameters.moments[layer].second[:] = (
+            saved["first"],
+            saved["second"],
+        )
+    if traces is None:
+        return widths
+    found = dict(widths)
+    for number, part in parts.items():
+        for slot in slots:
+            name = f"{slot.name}/trace"
+            traces.sums[slot.name, number][:] = _array(
+                checkpoint, layers + 1 + number, name, "<f8", len(part.halo)
+            )
+            for other, columns in part.receives.items():
+                bits = _bits(checkpoint, layers + 1 + number, slot, other, len(columns))
+                found[slot.name, other, number] = bits
+            for other, rows in part.sends.items():
+                found[slot.name, number, other] = _bits(
+                    checkpoint, layers + 1 + other, slot, number, len(rows)
+                )
+    return found
+
+
+def _bits(checkpoint: Checkpoint, position: int, slot: Slot, sender: int, count: int) -> np.ndarray:
+    bits = _array(checkpoint, position, f"{slot.name}/bits/{sender}", "|u1", count)
+    if not np.isin(bits, (*WIDTHS, FLOAT32)).all():
+        raise _another()
+    return bits
+
+
+def _array(checkpoint: Checkpoint, position: int, name: str, dtype: str, count: int) -> np.ndarray:
+    saved = checkpoint.layers.get(position)
+    if saved is None or name not in saved or saved.form(name) != (dtype, (count,)):
+        raise _another()
+    return saved[name]
+
+
+def _another() -> InputError:
+    return InputError(
+        "--resume: the checkpoint is of another partition of the graph, whose rows have other widths; give "
+        "the file that it was started with"
+    )
