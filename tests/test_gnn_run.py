@@ -1,0 +1,264 @@
+"""Training graph networks as users start it: the same bits anywhere, resuming, predicting, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support import Finished, find_mpirun, python, records_of, succeed, summary_of, without_times, words
+
+MPIRun = Callable[..., Finished]
+SMALL = "--hidden 16 --epochs 24 --eval-every 8 --reassign 9 --quiet"
+PREPARE = "--synthetic-nodes 400 --synthetic-features 40 --synthetic-train-per-class 8"
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small graph in four parts."""
+    path = tmp_path_factory.mktemp("graph") / "g.h5"
+    options = f"synthetic --parts 4 --partitioner blocks {PREPARE}"
+    succeed(python("-m", "pdadmm.gnn.prepare", *options.split(), "--out", path))
+    return path
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The parameters of a run's model, read without the package."""
+    found: dict[str, bytes] = {}
+    with h5py.File(folder / "model.h5") as file:
+        file.visititems(
+            lambda name, x: found.update({name: x[...].tobytes()}) if isinstance(x, h5py.Dataset) else None
+        )
+    return found
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    return [without_times(record) for record in records_of(folder)]
+
+
+SCHEMES = [
+    "--messages lean",
+    "--messages lean --model sage --bits 1",
+    "--messages adaqp --bits 4",
+    "--messages float32 --model sage",
+    "--messages lean --forward float32 --bits 2 --order adaqp",
+]
+
+
+@pytest.mark.parametrize("options", SCHEMES)
+def test_the_same_bits_on_any_ranks_and_threads(
+    mpirun: MPIRun, graph: Path, tmp_path: Path, options: str
+) -> None:
+    found = []
+    for name, ranks, more in (
+        ("one", 1, "--threads 3"),
+        ("two", 2, "--no-overlap"),
+        ("three", 3, ""),
+        ("four", 4, "--threads 2"),
+    ):
+        folder = tmp_path / name
+        arguments = words(f"{SMALL} {options} {more}")
+        succeed(mpirun(ranks, "-m", "pdadmm.gnn.run", graph, *arguments, "--out", folder))
+        found.append((weights(folder), records(folder), summary_of(folder)["bytes_per_epoch"]))
+    assert found[0] == found[1] == found[2] == found[3]
+    assert len(found[0][1]) == 3
+
+
+def test_reference_passes_train_to_the_same_accuracy(mpirun: MPIRun, graph: Path, tmp_path: Path) -> None:
+    losses = []
+    for kernels in ("fused", "reference"):
+        options = words(f"{SMALL} --messages float32 --kernels {kernels}")
+        succeed(mpirun(1, "-m", "pdadmm.gnn.run", graph, *options, "--out", tmp_path / kernels))
+        losses.append(records_of(tmp_path / kernels)[0]["loss"])
+        assert summary_of(tmp_path / kernels)["kernels"] == kernels
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_parts_change_rounding_only_in_float32(tmp_path: Path) -> None:
+    losses = []
+    for parts in (1, 2, 4, 8):
+        path = tmp_path / f"{parts}.h5"
+        succeed(python("-m", "pdadmm.gnn.prepare", "synthetic", "--parts", str(parts), "--out", path))
+        folder = tmp_path / str(parts)
+        arguments = words("--epochs 100 --messages float32 --quiet")
+        succeed(python("-m", "pdadmm.gnn.run", path, *arguments, "--out", folder))
+        losses.append(records_of(folder)[-1]["loss"])
+    assert losses[1:] == pytest.approx([losses[0]] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", ["--messages lean", "--messages float32 --model sage"])
+def test_a_killed_run_goes_on_bit_for_bit_on_other_ranks(
+    mpirun: MPIRun, graph: Path, tmp_path: Path, options: str
+) -> None:
+    arguments = words(f"{SMALL} {options} --checkpoint-every 1")
+    succeed(mpirun(2, "-m", "pdadmm.gnn.run", graph, *arguments, "--out", tmp_path / "whole"))
+    program = find_mpirun()
+    assert program is not None
+    for number, ranks in enumerate((4, 1, 3)):
+        folder = tmp_path / f"killed{number}"
+        command = [
+            program,
+            "-n",
+            "2",
+            sys.executable,
+            "-m",
+            "pdadmm.gnn.run",
+            graph,
+            *arguments,
+            "--out",
+            folder,
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        run = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+        wanted = folder / "checkpoints"
+        end = time.monotonic() + 60
+        while not any(int(p.name[-2:]) > 3 * number for p in wanted.glob("iteration-????????")):
+            assert time.monotonic() < end and run.poll() is None, "the run ended before it was killed"
+            time.sleep(0.002)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        end = time.monotonic() + 60
+        while True:  # ranks that lost their launcher may hold the folder for a moment
+            again = mpirun(ranks, "-m", "pdadmm.gnn.run", "--resume", "--quiet", "--out", folder)
+            if again.code == 0 or "in use" not in again.err or time.monotonic() > end:
+                break
+            time.sleep(0.1)
+        succeed(again)
+        assert weights(folder) == weights(tmp_path / "whole")
+        assert records(folder) == records(tmp_path / "whole")
+        before, after = summary_of(tmp_path / "whole"), summary_of(folder)
+        for name in ("bytes_per_epoch", "mean_bits_forward", "mean_bits_backward", "best_val_accuracy"):
+            assert after[name] == pytest.approx(before[name]), name
+
+
+def test_float32_goes_on_with_other_parts(mpirun: MPIRun, tmp_path: Path) -> None:
+    paths = []
+    for parts in (2, 3):
+        paths.append(tmp_path / f"{parts}.h5")
+        options = f"synthetic --parts {parts} {PREPARE}"
+        succeed(python("-m", "pdadmm.gnn.prepare", *options.split(), "--out", paths[-1]))
+    folder = tmp_path / "run"
+    short = words("--hidden 16 --messages float32 --epochs 20 --quiet")
+    stopped = mpirun(2, "-m", "pdadmm.gnn.run", paths[0], *short, "--checkpoint-every", "5", "--out", folder)
+    succeed(stopped)
+    (folder / "summary.json").unlink()
+    again = mpirun(3, "-m", "pdadmm.gnn.run", paths[1], "--resume", "--quiet", "--out", folder)
+    succeed(again)
+    assert summary_of(folder)["parts"] == 3
+    lean = words("--hidden 16 --epochs 20 --quiet --checkpoint-every 5")
+    succeed(mpirun(2, "-m", "pdadmm.gnn.run", paths[0], *lean, "--out", tmp_path / "lean"))
+    refused = mpirun(3, "-m", "pdadmm.gnn.run", paths[1], "--resume", "--out", tmp_path / "lean")
+    assert refused.code == 2 and "parts = 2, not 3" in refused.err
+
+
+def test_predictions_are_those_of_the_run_on_any_ranks(mpirun: MPIRun, graph: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    succeed(mpirun(2, "-m", "pdadmm.gnn.run", graph, *words(f"{SMALL} --model sage"), "--out", run))
+    found = []
+    for ranks in (1, 3):
+        out = tmp_path / f"p{ranks}.h5"
+        said = succeed(mpirun(ranks, "-m", "pdadmm.gnn.predict", run, graph, "--out", out)).out
+        accuracy = float(re.findall(r"test (\d\.\d+)", said)[0])
+        assert accuracy == pytest.approx(summary_of(run)["test_accuracy"], abs=6e-5)
+        with h5py.File(out) as file:
+            found.append((file["classes"][...], file["scores"][...]))
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    with h5py.File(graph) as file:
+        y, split, ids = file["y"][...], file["split"][...], file["node_id"][...]
+    test = split == 3
+    hits = (found[0][0][ids][test] == y[test]).mean()
+    assert hits == pytest.approx(summary_of(run)["test_accuracy"])
+
+
+def test_bytes_are_those_of_the_message_format(graph: Path, tmp_path: Path) -> None:
+    """Counted from the graph's file and the description of the messages alone."""
+    with h5py.File(graph) as file:
+        ptr, indptr, indices = (file[name][...] for name in ("part_ptr", "indptr", "indices"))
+        classes = int(file.attrs["num_classes"])
+    owner = np.searchsorted(ptr, np.arange(len(indptr) - 1), side="right") - 1
+    row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    pairs = {
+        (u, owner[v]) for u, v in zip(row.tolist(), indices.tolist(), strict=True) if owner[u] != owner[v]
+    }
+    counts: dict[tuple[int, int], int] = {}
+    for u, part in pairs:
+        counts[owner[u], part] = counts.get((owner[u], part), 0) + 1
+    lean, plain = 0, 0
+    for rows in counts.values():
+        for cols in (16, classes, classes, 16):  # F2, F3, B3, B2
+            size = 4 + 4 * rows + rows * -(-cols * 2 // 8)
+            lean += -(-size // 4) * 4
+        plain += 4 * rows * (40 + 16 + 16 + 16 + 16)  # F1, F2, F3, B3, B2
+    succeed(python("-m", "pdadmm.gnn.run", graph, *words(f"{SMALL} --bits 2"), "--out", tmp_path / "lean"))
+    summary = summary_of(tmp_path / "lean")
+    assert (summary["bytes_per_epoch"], summary["float32_bytes_per_epoch"]) == (lean, plain)
+    assert summary["halo_rows"] == len(pairs)
+    succeed(
+        python("-m", "pdadmm.gnn.run", graph, *words(f"{SMALL} --messages float32"), "--out", tmp_path / "f")
+    )
+    assert summary_of(tmp_path / "f")["bytes_per_epoch"] == plain
+
+
+BAD = {
+    "no-such.h5": "no such file",
+    "{graph} --dropout 1": "--dropout is 1",
+    "{graph} --lambda 1.5": "--lambda is 1.5",
+    "{graph} --bits 3": "--bits",
+    "{graph} --forward zip": "--forward",
+    "{graph} --messages more": "--messages",
+    "{graph} --layers 0": "--layers is 0",
+    "{graph} --backend cupy": "--backend numpy",
+    "{graph} --resume": "--resume needs --out",
+    "{features}": "feature file",
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case: str, graph: Path, small: Path, tmp_path: Path, mpirun: MPIRun) -> None:
+    arguments = words(case.format(graph=graph, features=small))
+    found = mpirun(2, "-m", "pdadmm.gnn.run", *arguments, cwd=tmp_path)
+    assert found.code == 2, found.err
+    assert len(found.err.strip().splitlines()) == 1 and BAD[case] in found.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_ranks_than_parts_are_refused(graph: Path, tmp_path: Path, mpirun: MPIRun) -> None:
+    found = mpirun(5, "-m", "pdadmm.gnn.run", graph, cwd=tmp_path)
+    assert found.code == 2 and "4 parts cannot occupy 5 ranks" in found.err
+
+
+def test_a_diverging_run_says_what_to_do(graph: Path, tmp_path: Path, mpirun: MPIRun) -> None:
+    found = mpirun(2, "-m", "pdadmm.gnn.run", graph, *words(SMALL), "--lr", "1e30", "--out", tmp_path / "d")
+    assert (found.code == 1 and "lower --lr" in found.err) or "smaller --lr" in found.err
+    assert "Traceback" not in found.err
+
+
+def test_without_a_file_the_embedded_graph_is_trained_in_as_many_parts_as_ranks(
+    mpirun: MPIRun, tmp_path: Path
+) -> None:
+    options = words("--epochs 30 --hidden 32 --quiet")
+    succeed(mpirun(4, "-m", "pdadmm.gnn.run", *options, "--out", tmp_path / "e"))
+    summary = summary_of(tmp_path / "e")
+    assert (summary["parts"], summary["ranks"], summary["dataset"]) == (4, 4, "synthetic")
+    assert summary["test_accuracy"] > 0.85
+    assert 0 < summary["bytes_per_epoch"] < 0.06 * summary["float32_bytes_per_epoch"]
+    config = (tmp_path / "e" / "config.toml").read_text()
+    assert "lambda = 0.5" in config
+    again = [*words("--quiet --epochs 3"), "--config", tmp_path / "e" / "config.toml"]
+    succeed(mpirun(2, "-m", "pdadmm.gnn.run", *again, "--out", tmp_path / "f"))
+    assert json.loads((tmp_path / "f" / "summary.json").read_text())["hidden"] == 32
