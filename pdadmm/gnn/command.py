@@ -46,7 +46,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         With code STOPPED_EARLY when the run was told to stop, or its time was over, and saved itself.
     """
     started = time.monotonic()
-    np.seterr(
+    np.seterr(all="ignore")  # overflow shows as NaN in a message or the loss, which ends the run in words
         all="ignore"
     )  # overflow shows as NaN in a message or the loss, which ends the run with a reason
     config, facts = _configure(waiter, arguments)
