@@ -47,8 +47,6 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     """
     started = time.monotonic()
     np.seterr(all="ignore")  # overflow shows as NaN in a message or the loss, which ends the run in words
-        all="ignore"
-    )  # overflow shows as NaN in a message or the loss, which ends the run with a reason
     config, facts = _configure(waiter, arguments)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(run_folder(waiter, config.output, facts.dataset, _warn))

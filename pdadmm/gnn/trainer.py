@@ -139,6 +139,12 @@ class Trainer:
             passes,
             products,
         )
+        if not facts.multilabel:
+            self._train_labels = {
+                number: np.where(t.split == 1, t.labels, -1).astype(np.int64)
+                for number, t in self.targets.items()
+            }
+        self._no_bias = np.zeros(facts.classes, np.float32)  # the network has added it
         self.slots = slots_of(self.shape)
         m = config.messages
         self._coded = [s for s in self.slots if (m.backward if s.back else m.forward) == "affine"]
@@ -328,10 +334,8 @@ class Trainer:
         t, drops = self.config.training, self._drops(self.config.network.dropout)
         self.exchange.begin(self.epoch)
         self.network.forward(self.exchange, drops)
-        for number, targets in self.targets.items():
-            targets.loss(
-                self.network.output(number), targets.rows("train"), self.network.output_gradient(number)
-            )
+        for number in self.parts:
+            self._loss_gradient(number)
         self.network.backward(self.exchange, drops, self.parameters.ready)
         self.parameters.update(self.facts.sizes["train"], t.lr, t.weight_decay)
         if self.traces is not None:
@@ -344,6 +348,18 @@ class Trainer:
                     widths = self.widths[slot.name, part.number, other]
                     self.bits_sent[way] += slot.cols * float(widths.sum(dtype=np.float64))
                     self.entries_sent[way] += slot.cols * len(widths)
+
+    def _loss_gradient(self, number: int) -> None:
+        """Gradient of the summed loss of a part's training nodes."""
+        Z, G, targets = (
+            self.network.output(number),
+            self.network.output_gradient(number),
+            self.targets[number],
+        )
+        if targets.multilabel:
+            targets.loss(Z, targets.rows("train"), G)
+        else:
+            self.passes.softmax_loss(Z, self._no_bias, self._train_labels[number], 1.0, G)
 
     def _assigns_before(self, epoch: int) -> bool:
         if self.traces is None:
