@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from support import Finished, find_mpirun, python, records_of, succeed, summary_of, without_times, words
 
 MPIRun = Callable[..., Finished]
@@ -212,6 +213,38 @@ def test_bytes_are_those_of_the_message_format(graph: Path, tmp_path: Path) -> N
         python("-m", "pdadmm.gnn.run", graph, *words(f"{SMALL} --messages float32"), "--out", tmp_path / "f")
     )
     assert summary_of(tmp_path / "f")["bytes_per_epoch"] == plain
+
+
+def test_parts_without_links_and_without_training_nodes_are_trained(mpirun: MPIRun, tmp_path: Path) -> None:
+    """Three communities, edges in one direction, two isolated nodes; all training nodes in the first part."""
+    rng, nodes = np.random.default_rng(0), 120
+    low = rng.integers(0, 3, 400) * 40
+    edges = low + rng.integers(0, 38, (2, 400))
+    adjacency = sp.csr_matrix((np.ones(400), edges), shape=(nodes, nodes))
+    labels = np.arange(nodes) % 3
+    np.savez(
+        tmp_path / "g.npz",
+        **{f"adj_{name}": getattr(adjacency, name) for name in ("data", "indices", "indptr", "shape")},
+        attr_matrix=rng.normal(size=(nodes, 5)) + labels[:, None],
+        labels=labels,
+        train_idx=np.arange(40),
+        val_idx=np.arange(40, 80),
+        test_idx=np.arange(80, 120),
+    )
+    np.save(tmp_path / "parts.npy", np.repeat([0, 1, 2], 40))
+    made = python(
+        "-m",
+        "pdadmm.gnn.prepare",
+        "g.npz",
+        *words("--parts 3 --partitioner parts.npy --out g.h5"),
+        cwd=tmp_path,
+    )
+    assert succeed(made).err.count("\n") == 1 and "directions" in made.err
+    options = words("--epochs 20 --hidden 16 --model sage --quiet --out run")
+    succeed(mpirun(3, "-m", "pdadmm.gnn.run", "g.h5", *options, cwd=tmp_path))
+    summary = summary_of(tmp_path / "run")
+    assert (summary["bytes_per_epoch"], summary["halo_rows"]) == (0, 0)
+    assert summary["train_accuracy"] > 0.6
 
 
 BAD = {
