@@ -1,4 +1,5 @@
 # make run    builds .venv, prepares the embedded data set, trains 16 layers on 16 ranks
+# make run-gnn   builds .venv, trains a graph network on the embedded graph, 4 parts on 4 ranks
 # make test   builds .venv, runs the linters and all tests, those under mpirun too
 # make gpu-check PYTHON=...   tests and measures on this machine's GPU with that Python's packages
 PYTHON ?= python3
@@ -6,12 +7,15 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RANKS  ?= 16
 
-.PHONY: run test gpu-check lint install clean check-tools
+.PHONY: run run-gnn test gpu-check lint install clean check-tools
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
 	$(BIN)/python -m pdadmm.prepare synthetic --out data/synthetic.h5
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m pdadmm.run data/synthetic.h5
+
+run-gnn: $(VENV)/.installed
+	$(BIN)/mpirun -n 4 $(BIN)/python -m pdadmm.gnn.run
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest

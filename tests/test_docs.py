@@ -1,4 +1,4 @@
-"""The README says what the program does."""
+"""The README and docs/gnn.md say what the program does."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from pathlib import Path
 import pytest
 
 from pdadmm.admm.options import OPTIONS
+from pdadmm.gnn.options import OPTIONS as GRAPH_OPTIONS
+from pdadmm.runtime.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_readme_lists_every_option_and_no_other() -> None:
-    text = (ROOT / "README.md").read_text()
-    section = text.split("## Options of `pdadmm.run`")[1].split("\n## ")[0]
+@pytest.mark.parametrize(
+    ("page", "command", "options"),
+    [("README.md", "pdadmm.run", OPTIONS), ("docs/gnn.md", "pdadmm.gnn.run", GRAPH_OPTIONS)],
+)
+def test_the_page_of_a_command_lists_every_option_and_no_other(
+    page: str, command: str, options: Options
+) -> None:
+    text = (ROOT / page).read_text()
+    section = re.split(r"\n##+ ", text.split(f"## Options of `{command}`")[1])[0]
     listed = set(re.findall(r"^\| `(--[a-z-]+)", section, re.M))
     known = set()
-    for action in OPTIONS.parser()._actions:
+    for action in options.parser()._actions:
         names = [name for name in action.option_strings if name.startswith("--") and name != "--help"]
-        # of a switch that is on by default the README lists the form that changes something
+        # of a switch that is on by default the page lists the form that changes something
         known |= {names[-1]} if names else set()
     assert listed == known
 
