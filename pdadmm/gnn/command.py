@@ -82,7 +82,7 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
         if waiter.comm.rank:
             return None
         config = parse(arguments)
-        _require_cpus(config)
+        _require_known(config)
         with open_graph(config.graph, waiter.comm.size) as source:
             facts = Facts.of(source)
             if isinstance(source, GraphFile):
@@ -99,11 +99,13 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
     return config, facts
 
 
-def _require_cpus(config: Config) -> None:
-    """Graph networks have passes for CPUs."""
+def _require_known(config: Config) -> None:
+    """Refuse shared options that graph networks do not heed: they compute on CPUs and keep no profile."""
     run = config.run
     if run.backend == "cupy" or run.transport == "nccl" or run.cuda_aware_mpi:
         raise InputError("graph networks are trained on CPUs; use --backend numpy and --transport mpi")
+    if config.output.trace or config.output.measure_links:
+        raise InputError("graph networks keep no profile: leave --trace and --measure-links out")
     run.backend, run.transport = "numpy", "mpi"
 
 
