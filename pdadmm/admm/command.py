@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import pdadmm
 from pdadmm.admm.growth import default_stages
 from pdadmm.admm.memory import require_memory
 from pdadmm.admm.model_file import ModelSpace, reserved, write_model
@@ -21,14 +20,13 @@ from pdadmm.admm.report import describe_run, final_table, in_profile, show, summ
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, one_line
-from pdadmm.files import Record, write_json, write_text
+from pdadmm.files import Record, write_json
 from pdadmm.runtime.checkpoint import Checkpoint, newest
 from pdadmm.runtime.control import STOPPED_EARLY, Control
 from pdadmm.runtime.devices import Choice, choose, describe
-from pdadmm.runtime.folder import RunFolder, run_folder
+from pdadmm.runtime.folder import RunFolder, begin_files, run_folder
 from pdadmm.runtime.launch import agree
 from pdadmm.runtime.metrics import Metrics
-from pdadmm.runtime.options import to_toml
 from pdadmm.runtime.progress import Progress
 from pdadmm.runtime.threads import set_threads
 from pdadmm.trace.collect import write_profile
@@ -203,18 +201,10 @@ def _begin_files(
     metrics: Metrics,
     resumed: Checkpoint | None,
 ) -> ModelSpace | None:
-    """Room for model.h5, config.toml, and metrics.jsonl as it was at the checkpoint.
-
-    What can be refused is tried before anything of an earlier run is touched.
-
-    Raises
-    ------
-    InputError
-        When they cannot be written.
-    """
+    """Room for model.h5, and the files that a run begins with."""
     if trainer.waiter.comm.rank:
         return None
-    n, path = trainer.config.network, folder.path
+    n = trainer.config.network
     attributes = {
         "activation": n.activation,
         "input_norm": n.input_norm,
@@ -222,31 +212,11 @@ def _begin_files(
         "features_per_hop": sizes.features_per_hop,
         "dataset": sizes.dataset,
     }
-    header = f"# pdadmm {pdadmm.__version__}, every option of the run in {path.resolve().name!r}\n"
-    try:
-        old = folder.move_aside() if resumed is None else None
-        space = stack.enter_context(reserved(path / "model.h5", trainer.widths, attributes))
-        if resumed is None:
-            metrics.begin()
-        else:
-            folder.drop_results()
-            if moved := metrics.go_back(resumed.state["metrics"]):
-                _warn(
-                    f"metrics.jsonl is not what the run had written; it is now {moved}, and a new one begins"
-                )
-        write_text(path / "config.toml", header + to_toml(trainer.config))
-    except OSError as error:
-        where = error.filename or path
-        reason = error.strerror or str(error).partition("\n")[0]  # of HDF5 only the latter
-        raise InputError(f"{where} cannot be written ({reason}); choose another --out") from None
-    except UnicodeEncodeError:
-        raise InputError(
-            "the path of the features is not UTF-8, which config.toml needs; rename it"
-        ) from None
-    folder.begin()
-    if old is not None:
-        _warn(f"--overwrite: the run that was in {path} is now in {old}")
-    return space
+
+    def reserve() -> ModelSpace:
+        return stack.enter_context(reserved(folder.path / "model.h5", trainer.widths, attributes))
+
+    return begin_files(folder, trainer.config, metrics, resumed, "features", _warn, reserve)
 
 
 def _measure_links(trainer: Trainer) -> Record | None:

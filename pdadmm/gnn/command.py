@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from functools import partial
@@ -11,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-import pdadmm
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
-from pdadmm.files import Record, write_json, write_text
+from pdadmm.files import Record, write_json
 from pdadmm.gnn.model_file import write_model
 from pdadmm.gnn.options import Config, parse
 from pdadmm.gnn.passes.select import make_passes
@@ -25,10 +23,9 @@ from pdadmm.inputs.graph_file import GraphFile, GraphSource
 from pdadmm.runtime.checkpoint import Checkpoint, newest
 from pdadmm.runtime.control import STOPPED_EARLY, Control
 from pdadmm.runtime.devices import ON_CPUS, describe
-from pdadmm.runtime.folder import RunFolder, run_folder
+from pdadmm.runtime.folder import RunFolder, begin_files, run_folder
 from pdadmm.runtime.launch import agree
 from pdadmm.runtime.metrics import Metrics
-from pdadmm.runtime.options import to_toml
 from pdadmm.runtime.progress import Progress
 from pdadmm.runtime.threads import set_threads
 
@@ -48,8 +45,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     started = time.monotonic()
     np.seterr(all="ignore")  # overflow shows as NaN in a message or the loss, which ends the run in words
     config, facts = _configure(waiter, arguments)
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(run_folder(waiter, config.output, facts.dataset, _warn))
+    with run_folder(waiter, config.output, facts.dataset, _warn) as folder:
         threads = set_threads(config.run, waiter.comm)
         threadpool_limits(1)  # the products have threads of their own
         metrics = Metrics(folder.path / "metrics.jsonl")
@@ -145,30 +141,9 @@ def _record(metrics: Metrics, progress: Progress, config: Config, waiter: Waiter
 
 
 def _begin_files(folder: RunFolder, trainer: Trainer, metrics: Metrics, resumed: Checkpoint | None) -> None:
-    """config.toml, and metrics.jsonl as it was at the checkpoint; on rank 0."""
-    if trainer.waiter.comm.rank:
-        return
-    path = folder.path
-    header = f"# pdadmm {pdadmm.__version__}, every option of the run in {path.resolve().name!r}\n"
-    try:
-        old = folder.move_aside() if resumed is None else None
-        if resumed is None:
-            metrics.begin()
-        else:
-            folder.drop_results()
-            if moved := metrics.go_back(resumed.state["metrics"]):
-                _warn(
-                    f"metrics.jsonl is not what the run had written; it is now {moved}, and a new one begins"
-                )
-        write_text(path / "config.toml", header + to_toml(trainer.config))
-    except OSError as error:
-        where = error.filename or path
-        raise InputError(f"{where} cannot be written ({error.strerror}); choose another --out") from None
-    except UnicodeEncodeError:
-        raise InputError("the path of the graph is not UTF-8, which config.toml needs; rename it") from None
-    folder.begin()
-    if old is not None:
-        _warn(f"--overwrite: the run that was in {path} is now in {old}")
+    """The files that a run begins with, on rank 0."""
+    if trainer.waiter.comm.rank == 0:
+        begin_files(folder, trainer.config, metrics, resumed, "graph", _warn, lambda: None)
 
 
 def _announce(trainer: Trainer, threads: int) -> None:

@@ -18,16 +18,27 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
+import pdadmm
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
-from pdadmm.files import free_name
+from pdadmm.files import free_name, write_text
 from pdadmm.files.given import open_regular
 from pdadmm.runtime.checkpoint import FOLDER, START_AFRESH, any_sealed
 from pdadmm.runtime.launch import agree
+from pdadmm.runtime.options import to_toml
 from pdadmm.runtime.sections import Output
 
-__all__ = ["LOCK", "RESULTS", "RunFolder", "run_folder"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from pdadmm.runtime.checkpoint import Checkpoint
+    from pdadmm.runtime.metrics import Metrics
+
+__all__ = ["LOCK", "RESULTS", "RunFolder", "begin_files", "run_folder"]
+
+Room = TypeVar("Room")
 
 LOCK = "run.lock"
 #: what a run begins with
@@ -114,6 +125,67 @@ def run_folder(
             if not claim.begun:
                 claim.undo()
             claim.release()
+
+
+def begin_files(
+    folder: RunFolder,
+    config: DataclassInstance,
+    metrics: Metrics,
+    resumed: Checkpoint | None,
+    data: str,
+    warn: Callable[[str], None],
+    reserve: Callable[[], Room],
+) -> Room:
+    """Begin a run in its folder: config.toml, and metrics.jsonl as it was at the checkpoint; on rank 0.
+
+    What can be refused is tried before anything of an earlier run is touched.
+
+    Parameters
+    ----------
+    config
+        Complete options of the run.
+    resumed
+        What it goes on from.
+    data
+        What the path in the options leads to, in words.
+    warn
+        Called with what is not as it should be.
+    reserve
+        Takes room for results, once an earlier run has made way.
+
+    Returns
+    -------
+    What `reserve` returned.
+
+    Raises
+    ------
+    InputError
+        When they cannot be written.
+    """
+    path = folder.path
+    header = f"# pdadmm {pdadmm.__version__}, every option of the run in {path.resolve().name!r}\n"
+    try:
+        old = folder.move_aside() if resumed is None else None
+        room = reserve()
+        if resumed is None:
+            metrics.begin()
+        else:
+            folder.drop_results()
+            if moved := metrics.go_back(resumed.state["metrics"]):
+                warn(
+                    f"metrics.jsonl is not what the run had written; it is now {moved}, and a new one begins"
+                )
+        write_text(path / "config.toml", header + to_toml(config))
+    except OSError as error:
+        where = error.filename or path
+        reason = error.strerror or str(error).partition("\n")[0]  # of HDF5 only the latter
+        raise InputError(f"{where} cannot be written ({reason}); choose another --out") from None
+    except UnicodeEncodeError:
+        raise InputError(f"the path of the {data} is not UTF-8, which config.toml needs; rename it") from None
+    folder.begin()
+    if old is not None:
+        warn(f"--overwrite: the run that was in {path} is now in {old}")
+    return room
 
 
 def _claim(output: Output, dataset: str, warn: Callable[[str], None]) -> _Claim:
