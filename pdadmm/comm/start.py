@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from pdadmm.comm.waiter import FORWARDING
 from pdadmm.comm.where import Where
+from pdadmm.comm.witness import FORWARDING
 from pdadmm.errors import InputError
 
 __all__ = ["leave", "start_mpi"]

@@ -18,6 +18,7 @@ import numpy as np
 
 from pdadmm.arrays import Array
 from pdadmm.comm.where import Where, stopped_ranks
+from pdadmm.comm.witness import FORWARDING
 from pdadmm.errors import RunError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL_RANKS",
-    "FORWARDING",
     "MAX_BYTES",
     "PATIENT",
     "Waiter",
@@ -45,8 +45,6 @@ MAX_BYTES = 1 << 30
 ALL_RANKS = 1.5
 #: patience of a wait while ranks start, or read or write files
 PATIENT = 20.0
-#: seconds that a launcher gets to forward a rank's words before an abort makes it drop them
-FORWARDING = 0.5
 
 
 def end_all(comm: Intracomm, code: int) -> None:

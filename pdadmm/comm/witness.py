@@ -35,10 +35,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["NUMBERS", "hire", "launched", "place", "rank_of"]
+__all__ = ["FORWARDING", "NUMBERS", "hire", "launched", "place", "rank_of"]
 
 #: rank, first layer, last layer, iteration, stage: 64-bit integers in memory that rank and witness share
 NUMBERS = 5
+
+#: seconds that a launcher gets to forward a rank's words before an abort makes it drop them
+FORWARDING = 0.5
 
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -402,12 +405,13 @@ class _Witness:
         now = time.monotonic()
         for rank in list(self._ranks.values()):
             if rank.deadline <= now:
-                if rank.what:
+                if rank.what and not self._hushed:
                     self._say(
                         rank,
                         f"no answer within {rank.seconds:g} s while {rank.what}; {self._suspects()}, "
                         "or give a longer --timeout",
                     )
+                    time.sleep(FORWARDING)
                 self._ended = True
                 self._tell_launcher(rank)
                 rank.release()
