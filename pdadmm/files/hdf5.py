@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from pdadmm.errors import InputError
+from pdadmm.files import Record
 from pdadmm.files.given import file_size
 
 __all__ = ["PlainFile"]
@@ -110,6 +111,43 @@ class PlainFile:
         if not isinstance(value, (str, int, float)) or len(str(value)) > _TEXT_BYTES:
             raise self.wrong(f"attribute {name} is neither a number nor a short text")
         return value
+
+    def attributes(
+        self, kinds: Mapping[str, type], schema: str, version: int, maker: str, others: Mapping[str, str]
+    ) -> Record:
+        """Attributes of a file of this program, each of its type.
+
+        Parameters
+        ----------
+        kinds
+            Their types by name, `schema` and `schema_version` first.
+        maker
+            The command that makes such files.
+        others
+            What other files of this program are, in words, by their schema.
+
+        Raises
+        ------
+        InputError
+            When one is missing or of another type, or the file is another one.
+        """
+        found: Record = {}
+        for name, kind in kinds.items():
+            value = self.attribute(name)
+            if value is None:
+                if name == "schema":
+                    raise self.wrong(f"not a file of {maker} (no schema)")
+                raise self.wrong(f"lacks the attribute {name}")
+            if not isinstance(value, kind):
+                raise self.wrong(f"attribute {name} is {value!r}, not of type {kind.__name__}")
+            found[name] = value
+            if name == "schema" and str(value) in others:
+                raise InputError(f"{self.where}: {others[str(value)]}; make one with python -m {maker}")
+            if name == "schema" and value != schema:
+                raise self.wrong(f"schema {value!r}, not {schema!r}")
+            if name == "schema_version" and value != version:
+                raise self.wrong(f"schema version {value}, this program reads {version}")
+        return found
 
     def names(self) -> list[str]:
         """What stands at the root."""

@@ -265,24 +265,8 @@ _ATTRIBUTES: dict[str, type] = {
 
 
 def _checked_attributes(file: PlainFile) -> Record:
-    attrs: Record = {}
-    for name, kind in _ATTRIBUTES.items():
-        value = file.attribute(name)
-        if value is None:
-            if name == "schema":
-                raise file.wrong("not a file of pdadmm.prepare (no schema)")
-            raise file.wrong(f"lacks the attribute {name}")
-        if not isinstance(value, kind):
-            raise file.wrong(f"attribute {name} is {value!r}, not of type {kind.__name__}")
-        attrs[name] = value
-        if name == "schema" and value == "pdadmm-graph":
-            raise InputError(
-                f"{file.where}: a graph file, not a feature file; make one with python -m pdadmm.prepare"
-            )
-        if name == "schema" and value != SCHEMA:
-            raise file.wrong(f"schema {value!r}, not {SCHEMA!r}")
-        if name == "schema_version" and value != SCHEMA_VERSION:
-            raise file.wrong(f"schema version {value}, this program reads {SCHEMA_VERSION}")
+    others = {"pdadmm-graph": "a graph file, not a feature file"}
+    attrs = file.attributes(_ATTRIBUTES, SCHEMA, SCHEMA_VERSION, "pdadmm.prepare", others)
     for name in ("hops", "seed"):
         if attrs[name] < 0:
             raise file.wrong(f"attribute {name} is {attrs[name]}")

@@ -553,24 +553,8 @@ _ATTRIBUTES: dict[str, type] = {
 
 
 def _checked_attributes(file: PlainFile) -> Record:
-    attrs: Record = {}
-    for name, kind in _ATTRIBUTES.items():
-        value = file.attribute(name)
-        if value is None:
-            if name == "schema":
-                raise file.wrong("not a file of pdadmm.gnn.prepare (no schema)")
-            raise file.wrong(f"lacks the attribute {name}")
-        if not isinstance(value, kind):
-            raise file.wrong(f"attribute {name} is {value!r}, not of type {kind.__name__}")
-        attrs[name] = value
-        if name == "schema" and value == "pdadmm-features":
-            raise InputError(
-                f"{file.where}: a feature file, not a graph file; make one with python -m pdadmm.gnn.prepare"
-            )
-        if name == "schema" and value != SCHEMA:
-            raise file.wrong(f"schema {value!r}, not {SCHEMA!r}")
-        if name == "schema_version" and value != SCHEMA_VERSION:
-            raise file.wrong(f"schema version {value}, this program reads {SCHEMA_VERSION}")
+    others = {"pdadmm-features": "a feature file, not a graph file"}
+    attrs = file.attributes(_ATTRIBUTES, SCHEMA, SCHEMA_VERSION, "pdadmm.gnn.prepare", others)
     least = dict.fromkeys(("num_edges", "seed", "edge_cut", "halo_rows"), 0)
     least |= dict.fromkeys(("num_features", "parts", *(f"n_{split}" for split in SPLITS)), 1)
     for name, bound in {**least, "num_classes": 2}.items():
