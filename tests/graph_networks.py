@@ -16,14 +16,28 @@ from pdadmm.gnn.products import Products
 
 
 class Source:
-    """A random graph with an isolated node, cut into parts of different sizes."""
+    """A random graph with an isolated node, cut into parts of different sizes.
+
+    With `skew` the nodes' shares of the edges are lognormal, of that standard deviation.
+    """
 
     def __init__(
-        self, parts: int, nodes: int = 60, features: int = 7, classes: int = 4, seed: int = 0
+        self,
+        parts: int,
+        nodes: int = 60,
+        features: int = 7,
+        classes: int = 4,
+        seed: int = 0,
+        skew: float = 0.0,
     ) -> None:
         rng = np.random.default_rng(seed)
-        upper = sp.random(nodes, nodes, 0.06, random_state=seed, format="csr")
-        upper.data[:] = 1
+        if skew:
+            of_node = rng.lognormal(0, skew, nodes)
+            chance = 0.06 * np.outer(of_node, of_node) / of_node.mean() ** 2
+            upper = sp.csr_matrix((rng.random((nodes, nodes)) < chance).astype(np.float64))
+        else:
+            upper = sp.random(nodes, nodes, 0.06, random_state=seed, format="csr")
+            upper.data[:] = 1
         whole = sp.csr_matrix(((upper + upper.T) > 0).astype(np.float64))
         whole.setdiag(0)
         whole = whole.tolil()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from pdadmm.gnn.bits import Link, Message, assign, exact, objective
 
@@ -55,12 +57,40 @@ def test_within_a_thousandth_of_the_exact_solution(seed):
     assert at_best * (1 - 1e-3) <= objective(messages, found, BITS, 0.5) <= at_best * (1 + 1e-3)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_messages_of_a_port_share_its_time(seed):
+    alone = messages_of([120, 60, 90, 30], 100, seed)
+    ports = [0, 1, 0, 0]
+    messages = [replace(m, port=port) for m, port in zip(alone, ports, strict=True)]
+    found, best = assign(messages, BITS, 0.5), exact(messages, BITS, 0.5)
+    at_best = objective(messages, best, BITS, 0.5)
+    assert at_best * (1 - 1e-3) <= objective(messages, found, BITS, 0.5) <= at_best * (1 + 5e-3)
+
+    def longest(sizes):
+        """Of both ports, by the statement of the problem."""
+        times = [m.link.latency + m.link.seconds_per_byte * n for m, n in zip(messages, sizes, strict=True)]
+        hidden = max(messages[i].hidden for i in (0, 2, 3))
+        return max(times[0] + times[2] + times[3] - hidden, times[1] - messages[1].hidden)
+
+    def seconds(bits):
+        return longest([len(m.weights) * -(-100 * bits // 8) for m in messages])
+
+    taken = longest([sum(-(-100 * int(b) // 8) for b in w) for w in found])
+    assert objective(messages, found, BITS, 0.0) == pytest.approx(
+        (taken - seconds(1)) / (seconds(8) - seconds(1))
+    )
+
+
 def test_widths_follow_the_weights():
     (message,) = messages_of([5000], 256, 0)
     (widths,) = assign([message], BITS, 0.5)
     order = np.argsort(message.weights)
     assert (np.diff(widths[order].astype(int)) >= 0).all()
     assert len(set(widths.tolist())) > 2
+    # spread widely, so that all four widths are taken
+    (message,) = messages_of([5000], 256, 0, spread=4.0)
+    (widths,) = assign([message], BITS, 0.999)
+    assert spearmanr(message.weights, widths).statistic > 0.9
 
 
 def test_a_message_behind_work_is_free():

@@ -73,7 +73,9 @@ class Traces:
                     found[slot.name, sender, number] = beta[columns - part.size]
         return found
 
-    def assign(self, waiter: Waiter, bits: Sequence[int], share: float, method: str) -> Widths:
+    def assign(
+        self, waiter: Waiter, bits: Sequence[int], share: float, method: str, every_byte: bool = True
+    ) -> Widths:
         """Widths of all messages that this rank's parts send or receive; collective.
 
         Parameters
@@ -84,6 +86,8 @@ class Traces:
             Of the variance against the time.
         method
             ``greedy`` or ``exact``.
+        every_byte
+            Time is the bytes of all messages of a slot together; else those of the longest.
         """
         gathered = waiter.gather(self.weights())
         solved: dict[tuple[str, int, int], np.ndarray] | None = None
@@ -93,7 +97,8 @@ class Traces:
             for slot in self._slots:
                 keys = sorted(key for key in everyones if key[0] == slot.name)
                 # one speed for all messages: the same widths wherever the parts are
-                messages = [Message(everyones[key].astype(np.float64), slot.cols) for key in keys]
+                port = 0 if every_byte else None
+                messages = [Message(everyones[key].astype(np.float64), slot.cols, port=port) for key in keys]
                 solved.update(zip(keys, solve(messages, bits, share), strict=True))
         found = waiter.broadcast(solved)
         return {

@@ -1,14 +1,15 @@
 """How many bits each row of a message gets: AdaQP's assignment, solved exactly but for one row.
 
 In a slot every row k of every message has a weight ``beta_k``, its share in the variance of the gradient
-at 1 bit; b bits leave ``beta_k / (2^b - 1)^2``. Messages of a slot travel at the same time, each takes
-``latency + seconds_per_byte * bytes``, and the slot the longest of them. The assignment minimises
+at 1 bit; b bits leave ``beta_k / (2^b - 1)^2``. A message takes ``latency + seconds_per_byte * bytes``.
+Messages that share a port travel one after the other, ports work at the same time, and the slot takes
+the longest of them. The assignment minimises
 
     share * variance / (range of the variance)  +  (1 - share) * time / (range of the time)
 
-``1/(2^b - 1)^2`` is convex along the widths 1, 2, 4, 8 also in bytes, so for a given time each message
-takes its best steps to a wider width first, by what they save a byte; and the objective is a convex
-function of the slot's time, minimised by bisection. The only inexactness is the last row of a message,
+``1/(2^b - 1)^2`` is convex along the widths 1, 2, 4, 8 also in bytes, so for a given time each port
+takes its best steps to a wider width first, by what they save a second; and the objective is a convex
+function of the slot's time, minimised by golden section. The only inexactness is the last row of a port,
 whose step does not fit. :func:`exact` is the same problem for a solver of mixed integer programs (HiGHS).
 """
 
@@ -46,16 +47,35 @@ class Message:
         Its way.
     hidden
         Seconds of it that nobody waits for, behind work.
+    port
+        Messages of the same port share it; None: alone.
     """
 
     weights: np.ndarray
     cols: int
     link: Link = Link()
     hidden: float = 0.0
+    port: int | None = None
 
     def seconds(self, nbytes: float) -> float:
-        """Exposed time of a message of codes of so many bytes."""
-        return max(0.0, self.link.latency + self.link.seconds_per_byte * nbytes - self.hidden)
+        """How long it travels with so many bytes of codes."""
+        return self.link.latency + self.link.seconds_per_byte * nbytes
+
+
+def _ports(messages: Sequence[Message]) -> list[list[int]]:
+    """Places of the messages of every port."""
+    found: dict[tuple[bool, int], list[int]] = {}
+    for i, message in enumerate(messages):
+        found.setdefault((True, i) if message.port is None else (False, message.port), []).append(i)
+    return list(found.values())
+
+
+def _exposed(messages: Sequence[Message], nbytes: Sequence[float]) -> float:
+    """Seconds of a slot that somebody waits for."""
+    return max(
+        max(0.0, sum(messages[i].seconds(nbytes[i]) for i in port) - max(messages[i].hidden for i in port))
+        for port in _ports(messages)
+    )
 
 
 def _levels(bits: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -85,9 +105,8 @@ def objective(
         Of the variance against the time, from 0 to 1.
     """
     variance = sum(float(m.weights @ _levels(w)) for m, w in zip(messages, widths, strict=True))
-    seconds = max(
-        m.seconds(sum(row_bytes(m.cols, int(b)) for b in w)) for m, w in zip(messages, widths, strict=True)
-    )
+    nbytes = [float(sum(row_bytes(m.cols, int(b)) for b in w)) for m, w in zip(messages, widths, strict=True)]
+    seconds = _exposed(messages, nbytes)
     low, high, least, most = _ranges(messages, bits)
     return _scaled(variance, low, high, share) + _scaled(seconds, least, most, 1 - share)
 
@@ -99,7 +118,7 @@ def _ranges(messages: Sequence[Message], bits: Sequence[int]) -> tuple[float, fl
     total = sum(float(m.weights.sum()) for m in messages)
     ends = []
     for b in (ordered[0], ordered[-1]):
-        ends.append(max(m.seconds(float(len(m.weights) * row_bytes(m.cols, b))) for m in messages))
+        ends.append(_exposed(messages, [float(len(m.weights) * row_bytes(m.cols, b)) for m in messages]))
     return total * levels[-1], total * levels[0], ends[0], ends[1]
 
 
@@ -108,46 +127,48 @@ def _scaled(value: float, low: float, high: float, share: float) -> float:
 
 
 class _Steps:
-    """A message's steps to wider widths, best first: what a number of bytes buys."""
+    """A port's steps to wider widths, best first: what an amount of time buys."""
 
-    def __init__(self, message: Message, bits: Sequence[int]) -> None:
-        self.message, self.bits = message, sorted(bits)
-        levels, sizes = _levels(self.bits), _sizes(message.cols, self.bits)
-        rows = len(message.weights)
-        cost, saved = np.diff(sizes), -np.diff(levels)
+    def __init__(self, messages: Sequence[Message], bits: Sequence[int]) -> None:
+        self._bits = np.asarray(sorted(bits), np.uint8)
+        self._counts = [len(m.weights) for m in messages]
+        levels = _levels(self._bits)
+        weights = np.concatenate([m.weights for m in messages])
+        sizes = np.stack([_sizes(m.cols, sorted(bits)) for m in messages])
+        # (rows, steps): seconds and variance of every row's steps
+        seconds = np.diff(sizes, axis=1) * np.array([[m.link.seconds_per_byte] for m in messages])
+        cost, saved = np.repeat(seconds, self._counts, axis=0), weights[:, None] * -np.diff(levels)
         free = cost <= 0
         # narrow rows take as many bytes at several widths: the widest of them is free
-        gain = message.weights[:, None] * np.where(free, 0, saved / np.where(free, 1, cost))
-        gain[:, free] = np.inf
-        step = np.tile(np.arange(len(cost)), rows)
-        row = np.repeat(np.arange(rows), len(cost))
+        gain = np.where(free, np.inf, saved / np.where(free, 1, cost)).reshape(-1)
+        step = np.tile(np.arange(cost.shape[1]), len(weights))
+        row = np.repeat(np.arange(len(weights)), cost.shape[1])
         # ties by step and row, so that the order is the same everywhere and no step comes before its turn
-        order = np.lexsort((row, step, -gain.reshape(-1)))
-        self._row, self._step = row[order], step[order]
-        self._bytes = rows * sizes[0] + np.cumsum(cost[self._step])
-        self._saved = np.cumsum(message.weights[self._row] * saved[self._step])
-        self._first = rows * sizes[0]
-        self._start = float(message.weights.sum()) * levels[0]
+        order = np.lexsort((row, step, -gain))
+        self._row = row[order]
+        least = [m.seconds(n * of_row) for m, n, of_row in zip(messages, self._counts, sizes[:, 0], strict=True)]
+        self._hidden = max(m.hidden for m in messages)
+        self._seconds = sum(least) + np.concatenate([[0.0], np.cumsum(cost.reshape(-1)[order])])
+        self._variance = float(weights.sum()) * levels[0] - np.concatenate(
+            [[0.0], np.cumsum(saved.reshape(-1)[order])]
+        )
         self._useful = int(np.count_nonzero(gain > 0))
 
     def within(self, seconds: float) -> int:
         """Number of steps that fit a time."""
-        link = self.message.link
-        if link.seconds_per_byte <= 0:
-            return self._useful
-        room = (seconds + self.message.hidden - link.latency) / link.seconds_per_byte
-        return min(self._useful, int(np.searchsorted(self._bytes, room * (1 + 1e-12), side="right")))
+        room = (seconds + self._hidden) * (1 + 1e-12)
+        return min(self._useful, max(0, int(np.searchsorted(self._seconds, room, side="right")) - 1))
 
     def variance(self, steps: int) -> float:
-        return self._start - (float(self._saved[steps - 1]) if steps else 0.0)
+        return float(self._variance[steps])
 
-    def nbytes(self, steps: int) -> float:
-        return float(self._bytes[steps - 1]) if steps else self._first
+    def seconds(self, steps: int) -> float:
+        return max(0.0, float(self._seconds[steps]) - self._hidden)
 
-    def widths(self, steps: int) -> np.ndarray:
-        """(k,) uint8 after so many steps."""
-        reached = np.bincount(self._row[:steps], minlength=len(self.message.weights))
-        return np.asarray(self.bits, np.uint8)[reached]
+    def widths(self, steps: int) -> list[np.ndarray]:
+        """Of each message after so many steps, (k,) uint8."""
+        reached = np.bincount(self._row[:steps], minlength=sum(self._counts))
+        return np.split(self._bits[reached], np.cumsum(self._counts)[:-1])
 
 
 def assign(messages: Sequence[Message], bits: Sequence[int], share: float) -> list[np.ndarray]:
@@ -162,21 +183,26 @@ def assign(messages: Sequence[Message], bits: Sequence[int], share: float) -> li
     share
         Of the variance against the time, from 0 to 1 (AdaQP's lambda).
     """
-    present = [m for m in messages if len(m.weights)]
+    found = [np.zeros(0, np.uint8) for _ in messages]
+    present = [i for i, m in enumerate(messages) if len(m.weights)]
     if not present:
-        return [np.zeros(0, np.uint8) for _ in messages]
-    low, high, least, most = _ranges(present, bits)
-    steps = [_Steps(m, bits) for m in present]
+        return found
+    chosen = [messages[i] for i in present]
+    low, high, least, most = _ranges(chosen, bits)
+    ports = _ports(chosen)
+    steps = [_Steps([chosen[i] for i in port], bits) for port in ports]
 
     def value(seconds: float) -> float:
-        found = [(s, s.within(seconds)) for s in steps]
-        variance = sum(s.variance(n) for s, n in found)
-        taken = max(s.message.seconds(s.nbytes(n)) for s, n in found)
-        return _scaled(variance, low, high, share) + _scaled(taken, least, most, 1 - share)
+        taken = [(s, s.within(seconds)) for s in steps]
+        variance = sum(s.variance(n) for s, n in taken)
+        longest = max(s.seconds(n) for s, n in taken)
+        return _scaled(variance, low, high, share) + _scaled(longest, least, most, 1 - share)
 
     best = _minimum(value, least, most)
-    chosen = iter([s.widths(s.within(best)) for s in steps])
-    return [next(chosen) if len(m.weights) else np.zeros(0, np.uint8) for m in messages]
+    for port, s in zip(ports, steps, strict=True):
+        for i, widths in zip(port, s.widths(s.within(best)), strict=True):
+            found[present[i]] = widths
+    return found
 
 
 def _minimum(value: Callable[[float], float], first: float, last: float) -> float:
@@ -214,15 +240,17 @@ def exact(messages: Sequence[Message], bits: Sequence[int], share: float) -> lis
     of_time = (1 - share) / (most - least) if most > least else 0.0
     # the last variable is the slot's exposed time
     once = sp.hstack([sp.kron(sp.identity(rows), np.ones((1, count))), sp.csr_matrix((rows, 1))])
-    times = sp.lil_matrix((len(present), rows * count + 1))
-    ends = []
-    place = 0
-    for i, m in enumerate(present):
-        seconds = m.link.seconds_per_byte * np.tile(_sizes(m.cols, ordered), len(m.weights))
-        times[i, place : place + len(seconds)] = seconds
-        times[i, rows * count] = -1
-        ends.append(m.hidden - m.link.latency)
-        place += len(seconds)
+    seconds = [m.link.seconds_per_byte * np.tile(_sizes(m.cols, ordered), len(m.weights)) for m in present]
+    places = np.cumsum([0, *map(len, seconds)])
+    ports = _ports(present)
+    times = sp.lil_matrix((len(ports), rows * count + 1))
+    for p, port in enumerate(ports):
+        for i in port:
+            times[p, places[i] : places[i + 1]] = seconds[i]
+        times[p, rows * count] = -1
+    ends = [
+        max(present[i].hidden for i in port) - sum(present[i].link.latency for i in port) for port in ports
+    ]
     found = milp(
         np.append(of_variance * cost, of_time),
         constraints=[LinearConstraint(once, 1, 1), LinearConstraint(times.tocsr(), -np.inf, ends)],

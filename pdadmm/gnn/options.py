@@ -28,6 +28,8 @@ class Scheme:
         From which widths are assigned.
     first_bits
         Of all rows before the first assignment, which is after `first_epochs`; 0: after a cycle.
+    every_byte
+        The assignment charges all messages of a slot; else the longest, as AdaQP does.
     exact_inputs, narrow, eager
         See :class:`pdadmm.gnn.layer.Shape`.
     """
@@ -37,16 +39,17 @@ class Scheme:
     widths: tuple[int, ...]
     first_bits: int
     first_epochs: int
+    every_byte: bool
     exact_inputs: bool
     narrow: bool
     eager: bool
 
 
 SCHEMES = {
-    "lean": Scheme("norm", "affine", (1, 2, 4, 8), 4, 10, True, True, True),
+    "lean": Scheme("norm", "affine", (1, 2, 4, 8), 4, 10, True, True, True, True),
     # as published, its mistakes mended
-    "adaqp": Scheme("adaqp", "affine", (2, 4, 8), 8, 0, False, False, False),
-    "float32": Scheme("adaqp", "float32", (), FLOAT32, 0, False, False, False),
+    "adaqp": Scheme("adaqp", "affine", (2, 4, 8), 8, 0, False, False, False, False),
+    "float32": Scheme("adaqp", "float32", (), FLOAT32, 0, False, False, False, False),
 }
 
 _CODECS = ("affine", "float32")

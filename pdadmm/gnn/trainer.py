@@ -372,8 +372,9 @@ class Trainer:
         """New widths from the epochs since the last time; collective."""
         assert self.traces is not None
         start, m = time.perf_counter(), self.config.messages
-        widths = self.config.scheme.widths or (2, 4, 8)
-        found = self.traces.assign(self.waiter, widths, m.lambda_, m.assignment)
+        scheme = self.config.scheme
+        widths = scheme.widths or (2, 4, 8)
+        found = self.traces.assign(self.waiter, widths, m.lambda_, m.assignment, scheme.every_byte)
         self.widths = {**self.widths, **found}
         self.exchange.close()
         self.exchange = self._open(self.slots, self.widths)
