@@ -126,6 +126,11 @@ def _scaled(value: float, low: float, high: float, share: float) -> float:
     return share * (value - low) / (high - low) if high > low else 0.0
 
 
+def _sums(values: np.ndarray) -> np.ndarray:
+    """Of the first 0, 1, ... values."""
+    return np.concatenate([[0.0], np.cumsum(values)])
+
+
 class _Steps:
     """A port's steps to wider widths, best first: what an amount of time buys."""
 
@@ -146,12 +151,13 @@ class _Steps:
         # ties by step and row, so that the order is the same everywhere and no step comes before its turn
         order = np.lexsort((row, step, -gain))
         self._row = row[order]
-        least = [m.seconds(n * of_row) for m, n, of_row in zip(messages, self._counts, sizes[:, 0], strict=True)]
+        least = [
+            m.seconds(n * of_row) for m, n, of_row in zip(messages, self._counts, sizes[:, 0], strict=True)
+        ]
         self._hidden = max(m.hidden for m in messages)
-        self._seconds = sum(least) + np.concatenate([[0.0], np.cumsum(cost.reshape(-1)[order])])
-        self._variance = float(weights.sum()) * levels[0] - np.concatenate(
-            [[0.0], np.cumsum(saved.reshape(-1)[order])]
-        )
+        # after any number of steps
+        self._seconds = sum(least) + _sums(cost.reshape(-1)[order])
+        self._variance = float(weights.sum()) * levels[0] - _sums(saved.reshape(-1)[order])
         self._useful = int(np.count_nonzero(gain > 0))
 
     def within(self, seconds: float) -> int:
