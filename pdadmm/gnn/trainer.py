@@ -391,7 +391,14 @@ class Trainer:
         found = measure(outputs, self.targets, self.facts.parts, self.facts.classes, self.waiter)
         self.evaluation_bytes = sum(end.channel.nbytes for end in self._exact.outgoing)
         self.seconds_evaluation += time.perf_counter() - start
-        record: Record = {"epoch": self.epoch, **found, "seconds": self.seconds_epochs}
+        so_far = self.waiter.sum(np.array([self.seconds_exposed, self.message_bytes]))
+        record: Record = {
+            "epoch": self.epoch,
+            **found,
+            "seconds": self.seconds_epochs,
+            "seconds_exposed": float(so_far[0]) / self.waiter.comm.size,
+            "bytes": int(so_far[1]),
+        }
         self.last = record
         if self.best is None or record["val_accuracy"] >= self.best["val_accuracy"]:
             self.best = record
