@@ -40,10 +40,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def prepare(o: argparse.Namespace, parts: int, folder: Path) -> Path:
     """The graph in parts."""
     path = folder / f"{parts}.h5"
-    sizes = [
-        "synthetic", "--synthetic-nodes", o.nodes, "--synthetic-degree", o.degree, "--synthetic-features",
-        o.features, "--synthetic-communities", o.communities, "--synthetic-train-per-class", o.train_per_class,
-    ]  # fmt: skip
+    names = ("nodes", "degree", "features", "communities", "train_per_class")
+    sizes = ["synthetic"]
+    for name in names:
+        sizes += [f"--synthetic-{name.replace('_', '-')}", getattr(o, name)]
     command = [sys.executable, "-m", "pdadmm.gnn.prepare", *([o.graph] if o.graph else sizes)]
     command += ["--parts", parts, "--out", path]
     subprocess.run([str(c) for c in command], check=True, stdout=subprocess.DEVNULL, env=_environment())
@@ -53,8 +53,8 @@ def prepare(o: argparse.Namespace, parts: int, folder: Path) -> Path:
 def options(o: argparse.Namespace, scheme: str, epochs: int, every: int, folder: Path) -> list[str]:
     """Of a run."""
     found = [
-        "--messages", scheme, "--model", o.model, "--layers", o.layers, "--hidden", o.hidden, "--epochs", epochs,
-        "--eval-every", every, "--threads", 1, "--quiet", "--out", folder,
+        "--messages", scheme, "--model", o.model, "--layers", o.layers, "--hidden", o.hidden,
+        "--epochs", epochs, "--eval-every", every, "--threads", 1, "--quiet", "--out", folder,
     ]  # fmt: skip
     return [str(option) for option in found]
 
@@ -127,10 +127,11 @@ def table(results: list[dict[str, Any]]) -> str:
         lean = next((r["seconds_per_epoch"] for r in rows if r["messages"] == "lean"), float("nan"))
         target = min(max(accuracy for _, accuracy in r["curve"]) for r in rows) - 0.005
         for r in rows:
-            reached = to_accuracy(r["curve"], r["seconds_per_epoch"], target)
+            seconds = r["seconds_per_epoch"]
+            reached = to_accuracy(r["curve"], seconds, target)
             lines.append(
-                f"| {mbit:g} | {parts} | {r['messages']} | {r['seconds_per_epoch']:.3f} "
-                f"| {r['seconds_exposed'] / r['seconds_per_epoch']:.0%} | {r['seconds_per_epoch'] / lean:.2f} "
+                f"| {mbit:g} | {parts} | {r['messages']} | {seconds:.3f} "
+                f"| {r['seconds_exposed'] / seconds:.0%} | {seconds / lean:.2f} "
                 f"| {r['bytes_per_epoch'] / 1e6:.1f} | {r['test_accuracy_at_best_val']:.3f} "
                 f"| {'-' if reached is None else f'{reached:.1f} ({target:.3f})'} |"
             )
@@ -207,7 +208,7 @@ def main() -> int:
                         "date": time.strftime("%Y-%m-%d"),
                         "cores": os.cpu_count(),
                         "versions": f"Python {platform.python_version()}, NumPy {np.__version__}",
-                    }  # fmt: skip
+                    }
                 )
             out.parent.mkdir(parents=True, exist_ok=True)
             write_json(out, {"benchmark": "gnn_networks", "results": results})
