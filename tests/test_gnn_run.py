@@ -256,7 +256,6 @@ BAD = {
     "{graph} --messages more": "--messages",
     "{graph} --layers 0": "--layers is 0",
     "{graph} --backend cupy": "--backend numpy",
-    "{graph} --trace": "leave --trace",
     "{graph} --resume": "--resume needs --out",
     "{features}": "feature file",
 }

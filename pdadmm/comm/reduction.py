@@ -66,6 +66,8 @@ class Reduction:
     ----------
     nbytes
         What this rank sends to others in a sum.
+    piece, slice_bytes
+        Of it, to each of the others: subtrees of its slice, on average, and then the sum of this rank's.
     """
 
     def __init__(self, waiter: Waiter, owners: Sequence[range], size: int, dtype: type = np.float32) -> None:
@@ -88,6 +90,8 @@ class Reduction:
         self._requests: list[Request] = []
         away = sum(self._send_counts) - self._send_counts[rank] + (ranks - 1) * self._sizes[rank]
         self.nbytes = away * self._total.itemsize
+        self.slice_bytes = self._sizes[rank] * self._total.itemsize if ranks > 1 else 0
+        self.piece = self.nbytes // (ranks - 1) - self.slice_bytes if ranks > 1 else 0
 
     def start(self, vectors: Mapping[int, np.ndarray]) -> None:
         """Begin with this rank's vectors by part, which may change as soon as this returns."""

@@ -17,7 +17,7 @@ from pdadmm.gnn.model_file import write_model
 from pdadmm.gnn.options import Config, parse
 from pdadmm.gnn.passes.select import make_passes
 from pdadmm.gnn.products import Products
-from pdadmm.gnn.report import final_table, show, summarise
+from pdadmm.gnn.report import final_table, in_profile, show, summarise
 from pdadmm.gnn.trainer import Facts, Trainer
 from pdadmm.inputs.graph_file import GraphFile, GraphSource
 from pdadmm.runtime.checkpoint import Checkpoint, newest
@@ -28,6 +28,8 @@ from pdadmm.runtime.launch import agree
 from pdadmm.runtime.metrics import Metrics
 from pdadmm.runtime.progress import Progress
 from pdadmm.runtime.threads import set_threads
+from pdadmm.trace.collect import write_profile
+from pdadmm.trace.offsets import read_offset
 
 __all__ = ["open_graph", "train"]
 
@@ -60,9 +62,11 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         resumed = newest(folder.path, waiter, _warn, trainer.fits) if o.resume else None
         agree(waiter, lambda: _begin_files(folder, trainer, metrics, resumed))
         _announce(trainer, threads)
+        baseline = _measure_links(trainer)
         with progress:
             finished = trainer.run(folder.path, resumed, metrics.mark)
         trainer.close()
+        _write_profile(folder.path, trainer, threads, baseline)
         if not finished:
             _stop_early(folder.path, trainer)
         _write_results(folder.path, trainer, threads, started)
@@ -96,12 +100,10 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
 
 
 def _require_known(config: Config) -> None:
-    """Refuse shared options that graph networks do not heed: they compute on CPUs and keep no profile."""
+    """Refuse shared options that graph networks do not heed: they compute on CPUs."""
     run = config.run
     if run.backend == "cupy" or run.transport == "nccl" or run.cuda_aware_mpi:
         raise InputError("graph networks are trained on CPUs; use --backend numpy and --transport mpi")
-    if config.output.trace or config.output.measure_links:
-        raise InputError("graph networks keep no profile: leave --trace and --measure-links out")
     run.backend, run.transport = "numpy", "mpi"
 
 
@@ -155,11 +157,34 @@ def _announce(trainer: Trainer, threads: int) -> None:
         print(f"pdadmm: {line}, {trainer.facts.parts} parts", file=sys.stderr, flush=True)
 
 
+def _measure_links(trainer: Trainer) -> Record | None:
+    """The links between neighbouring ranks, where --measure-links asks for it; on rank 0."""
+    if not trainer.config.output.measure_links:
+        return None
+    from pdadmm.runtime.links import measure_neighbours
+
+    return measure_neighbours(trainer.waiter, choice=trainer.choice, run=trainer.config.run)
+
+
 def _warn(line: str) -> None:
     print(f"pdadmm: warning: {line}", file=sys.stderr, flush=True)
 
 
 # ---- what it leaves ---------------------------------------------------------------------------------
+
+
+def _write_profile(folder: Path, trainer: Trainer, threads: int, baseline: Record | None) -> None:
+    """Write profile.json, and trace.json when asked for; collective."""
+    waiter = trainer.waiter
+    seconds = {"evaluation": trainer.seconds_evaluation, "checkpoint": trainer.seconds_checkpoints}
+    timeline = None
+    if trainer.config.output.trace:
+        from pdadmm.trace.timeline import write_timeline
+
+        timeline = partial(write_timeline, folder / "trace.json")
+    end = read_offset(waiter.comm)
+    run = in_profile(trainer, threads)
+    write_profile(folder, run, trainer.accounts, end, waiter, seconds, timeline, baseline)
 
 
 def _stop_early(folder: Path, trainer: Trainer) -> None:

@@ -22,6 +22,8 @@ from pdadmm.comm.local import local_ends
 from pdadmm.comm.rounds import Round, Rounds
 from pdadmm.comm.transport import Transport
 from pdadmm.errors import RunError
+from pdadmm.files import Record
+from pdadmm.gnn.laps import Laps
 from pdadmm.gnn.part import Part, parts_of_rank
 from pdadmm.gnn.passes.protocol import Passes
 
@@ -144,6 +146,8 @@ class Exchange:
         That encode and decode.
     seed
         Of the rounding.
+    laps
+        Told of what is sent and waited for.
     """
 
     def __init__(
@@ -158,10 +162,12 @@ class Exchange:
         passes: Passes,
         seed: int,
         backend: Backend = NUMPY,
+        laps: Laps | None = None,
     ) -> None:
         self.slots = {slot.name: slot for slot in slots}
         self.widths = widths
         self._passes, self._seed = passes, seed
+        self._laps = laps or Laps()
         self._epoch = 0
         self._owner = {part: r for r in range(ranks) for part in parts_of_rank(total, ranks, r)}
         self._sends: dict[tuple[str, int], list[tuple[Outgoing, _Message]]] = {}
@@ -228,12 +234,12 @@ class Exchange:
                     raise RunError(
                         f"NaN or Inf in the rows of part {part} in {slot}; lower --lr or take more bits"
                     ) from None
-            end.start()
+            self._laps.start(end)
 
     def receive(self, slot: str, part: int, X: Array) -> None:
         """Wait for the messages to a part and decode them into the halo rows of X, (n + h, cols)."""
         for end, message in self._receives.get((slot, part), ()):
-            end.wait()
+            self._laps.wait(end)
             for group, view in zip(message.layout.groups, message.views, strict=True):
                 self._passes.decode_rows(view, group.bits, group.rows, X)
 
@@ -249,6 +255,26 @@ class Exchange:
             )
             for _, message in self._receives.get((slot, part), ())
         ]
+
+    def float32_bytes(self) -> dict[str, int]:
+        """By name of the channel, what a message would be as float32."""
+        return {name: 4 * facts["rows"] * facts["cols"] for name, facts in self.facts().items()}
+
+    def facts(self) -> dict[str, Record]:
+        """By name of the channel: the parts at its ends, its rows and columns, and rows by width."""
+        found = {}
+        for (slot, sender, receiver), widths in self.widths.items():
+            if slot in self.slots:
+                counts = {str(b): int(np.count_nonzero(widths == b)) for b in (FLOAT32, *WIDTHS)}
+                found[channel_name(slot, sender, receiver)] = {
+                    "slot": slot,
+                    "sender_part": sender,
+                    "receiver_part": receiver,
+                    "rows": len(widths),
+                    "cols": self.slots[slot].cols,
+                    "widths": {bits: rows for bits, rows in counts.items() if rows},
+                }
+        return found
 
     def close(self) -> None:
         """Finish what is under way and free the ends."""

@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from pdadmm.arrays import Array
 from pdadmm.datasets.graph import Matrix
 from pdadmm.gnn.halo import Slot
+from pdadmm.gnn.laps import Laps
 from pdadmm.gnn.part import Part
 from pdadmm.gnn.passes.protocol import Drop, Passes, Sparse
 from pdadmm.gnn.products import Products
@@ -216,6 +217,8 @@ class Network:
         pass writes.
     backward
         Whether there is room for a backward pass.
+    laps
+        Told which layer it is.
     """
 
     def __init__(
@@ -230,7 +233,9 @@ class Network:
         products: Products,
         dtype: type = np.float32,
         backward: bool = True,
+        laps: Laps | None = None,
     ) -> None:
+        self._laps = laps or Laps()
         self.shape, self.parts = shape, parts
         self._inputs, self._own = inputs, own_inputs
         self._weights, self._gradients = weights, gradients
@@ -258,6 +263,7 @@ class Network:
     def forward(self, halos: Halos, drops: Mapping[int, Drop]) -> None:
         """Compute the output; `drops` by hidden layer."""
         for layer in range(1, self.shape.layers + 1):
+            self._laps.part("forward", layer)
             if layer == 1 and self.shape.exact_inputs:
                 self._first(drops)
             else:
@@ -333,6 +339,7 @@ class Network:
             Called with every layer, from the last to the first, when its gradients are there.
         """
         for layer in range(self.shape.layers, 0, -1):
+            self._laps.part("backward", layer)
             for at in self._at[layer].values():
                 if layer == self.shape.layers:
                     at.sums[:] = 0

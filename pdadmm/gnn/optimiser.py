@@ -8,7 +8,9 @@ import numpy as np
 
 from pdadmm.comm.reduction import Reduction
 from pdadmm.comm.waiter import Waiter
+from pdadmm.files import Record
 from pdadmm.gnn.equations import Moments, xavier_uniform
+from pdadmm.gnn.laps import Laps, gradients_name
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.passes.protocol import Passes
 
@@ -32,6 +34,8 @@ class Parameters:
         That take the steps.
     seed
         Of the start.
+    laps
+        Told of the sums.
 
     Attributes
     ----------
@@ -51,8 +55,10 @@ class Parameters:
         waiter: Waiter,
         passes: Passes,
         seed: int,
+        laps: Laps | None = None,
     ) -> None:
         self._passes = passes
+        self._laps = laps or Laps()
         self._shapes = {layer: shape.parameters(layer) for layer in range(1, shape.layers + 1)}
         sizes = {layer: _size(named) for layer, named in self._shapes.items()}
         self.vectors = {layer: np.zeros(size, np.float32) for layer, size in sizes.items()}
@@ -77,19 +83,32 @@ class Parameters:
         """What this rank sends to others for the sums of an epoch."""
         return sum(reduction.nbytes for reduction in self._reductions.values())
 
+    def facts(self) -> dict[str, Record]:
+        """By name of the sum, bytes that this rank sends to each of the others, in both halves."""
+        return {
+            gradients_name(layer): {"bytes": reduction.piece, "sum_bytes": reduction.slice_bytes}
+            for layer, reduction in self._reductions.items()
+        }
+
     def ready(self, layer: int) -> None:
         """Begin to sum the gradients of a layer; on all ranks in the same order."""
         self._reductions[layer].start({part: vectors[layer] for part, vectors in self._of_part.items()})
+        self._laps.reduced(layer)
 
     def update(self, examples: float, rate: float, decay: float) -> None:
         """A step of Adam with the sums over all parts, divided by the number of `examples`; collective."""
         layers = sorted(self.vectors, reverse=True)
         for layer in layers:
+            self._laps.part("update", layer)
             self._reductions[layer].combine()
+            self._laps.reduced(layer)
         self.step += 1
         scale = np.float32(1 / examples)
         for layer in layers:
-            gradient = self._reductions[layer].finish() * scale
+            self._laps.part("update", layer)
+            gradient = self._reductions[layer].finish()
+            self._laps.reduced(layer)
+            gradient = gradient * scale
             moments = self.moments[layer]
             self._passes.adam(
                 self.vectors[layer], gradient, moments.first, moments.second, self.step, rate, decay

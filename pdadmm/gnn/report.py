@@ -17,7 +17,7 @@ from pdadmm.runtime.progress import Progress
 if TYPE_CHECKING:
     from pdadmm.gnn.trainer import Trainer
 
-__all__ = ["final_table", "show", "summarise"]
+__all__ = ["final_table", "in_profile", "show", "summarise"]
 
 
 def show(progress: Progress, record: Record, epochs: int) -> None:
@@ -64,6 +64,38 @@ def summarise(trainer: Trainer, threads: int) -> Record:
         "threads": threads,
         **trainer.summary(),
         "hosts": trainer.waiter.gather(platform.node()),
+    }
+
+
+def in_profile(trainer: Trainer, threads: int) -> Record:
+    """Head of profile.json; collective."""
+    c, f = trainer.config, trainer.facts
+    traffic = trainer.traffic()
+    return {
+        "system": "graph",
+        "dataset": f.dataset,
+        "model": c.network.model,
+        "widths": list(trainer.shape.widths),
+        "layers": c.network.layers,
+        "hidden": c.network.hidden,
+        "parts": f.parts,
+        "ranks": trainer.waiter.comm.size,
+        "messages": c.messages.messages,
+        **{
+            name: traffic[name]
+            for name in (
+                "mean_bits_forward",
+                "mean_bits_backward",
+                "reduction_bytes_per_epoch",
+                "evaluation_bytes_per_evaluation",
+            )
+        },
+        "assignments": trainer.assigned,
+        "backend": c.run.backend,
+        "transport": c.run.transport,
+        "kernels": trainer.passes.name,
+        "overlap": c.run.overlap,
+        "threads": threads,
     }
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pdadmm.codec.rows import FLOAT32
+from pdadmm.codec.rows import FLOAT32, WIDTHS
+from pdadmm.comm.channel import Incoming, Outgoing
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.transport import Transport
 from pdadmm.comm.waiter import Waiter
@@ -19,6 +20,7 @@ from pdadmm.files import Record
 from pdadmm.gnn import saved
 from pdadmm.gnn.assignment import Traces
 from pdadmm.gnn.halo import Exchange, Slot, Widths, uniform_widths
+from pdadmm.gnn.laps import Laps, TimedPasses, TimedProducts
 from pdadmm.gnn.layer import Network, Shape, slots_of
 from pdadmm.gnn.measure import Targets, measure
 from pdadmm.gnn.optimiser import Parameters
@@ -32,6 +34,9 @@ from pdadmm.runtime.checkpoint import Checkpoint
 from pdadmm.runtime.control import CONTINUE, STOP, Control
 from pdadmm.runtime.devices import Choice, make_backend, make_transport
 from pdadmm.runtime.launch import agree
+from pdadmm.trace.clock import Clock
+from pdadmm.trace.collect import Accounts
+from pdadmm.trace.offsets import read_offset
 
 if TYPE_CHECKING:
     from pdadmm.inputs.graph_file import GraphSource
@@ -121,13 +126,18 @@ class Trainer:
         progress: Callable[[Record], None] | None = None,
     ) -> None:
         self.config, self.facts, self.waiter, self.choice = config, facts, waiter, choice
-        self.passes, self.products = passes, products
+        self.clock = Clock(config.output.trace)
+        self._laps = laps = Laps(self.clock)
+        self.passes: Passes = TimedPasses(passes, laps)
+        self.products = TimedProducts(products, laps)
         ranks, rank = waiter.comm.size, waiter.comm.rank
         owners = [parts_of_rank(facts.parts, ranks, r) for r in range(ranks)]
         self.shape = shape_of(config, facts)
         self.parts = {number: Part.of(source, number, config.network.model) for number in owners[rank]}
         self.targets = {number: _targets(source, number, facts, part) for number, part in self.parts.items()}
-        self.parameters = Parameters(self.shape, owners[rank], owners, waiter, passes, config.training.seed)
+        self.parameters = Parameters(
+            self.shape, owners[rank], owners, waiter, self.passes, config.training.seed, laps
+        )
         inputs, own = read_inputs(source, self.parts, self.shape, passes)
         self.network = Network(
             self.shape,
@@ -136,8 +146,9 @@ class Trainer:
             own,
             self.parameters.weights,
             self.parameters.gradients,
-            passes,
-            products,
+            self.passes,
+            self.products,
+            laps=laps,
         )
         if not facts.multilabel:
             self._train_labels = {
@@ -163,7 +174,11 @@ class Trainer:
         self.seconds_evaluation = 0.0
         self.seconds_exposed = 0.0
         self.seconds_assignment = 0.0
+        self.seconds_checkpoints = 0.0
         self.evaluation_bytes = 0
+        self.accounts: Accounts
+        self.assigned: list[Record] = []  #: epoch, seconds and rows by width of every assignment
+        self._since = 0  # epochs since the exchange was opened
 
     def _start_widths(self) -> Widths:
         """Of the first epochs."""
@@ -206,7 +221,9 @@ class Trainer:
             self._progress_thread = ProgressThread(comm)
         if resumed is not None:
             self._restore(resumed)
-        self.exchange = self._open(self.slots, self.widths)
+        # collective, so not in the constructor, where one rank may find its data unusable
+        self.accounts = Accounts(self.clock, read_offset(comm))
+        self._open_cycle()
         forward = [Slot(s.name, len(self.slots) + s.index, s.layer, s.cols) for s in self.slots if not s.back]
         self._exact = self._open(forward, uniform_widths(self.parts, forward, FLOAT32))
         epochs = self.config.training.epochs
@@ -218,16 +235,23 @@ class Trainer:
             self.control.before()
             exposed, start = self.waiter.seconds, time.perf_counter()
             self._train()
-            self.seconds_epochs += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.seconds_epochs += seconds
+            if self.clock.counts(self._since):
+                self.accounts.iterated(seconds)
+            self._since += 1
             self.seconds_exposed += self.waiter.seconds - exposed
             if self.epoch % self.config.output.eval_every == 0 or self.epoch == epochs:
-                self._evaluate()
+                with self.clock.span("evaluation"):
+                    self._evaluate()
             verdict = self.control.after(self.epoch)
             if verdict != CONTINUE and self.epoch < epochs:
-                self._save(folder, mark)
+                with self.clock.span("checkpoint"):
+                    self._save(folder, mark)
                 if verdict == STOP:
-                    return False
-        return True
+                    break
+        self._close_cycle()
+        return self.epoch == epochs
 
     # ---- checkpoints --------------------------------------------------------------------------------
 
@@ -246,6 +270,7 @@ class Trainer:
     def _save(self, folder: Path | None, mark: Callable[[], Record] | None) -> None:
         if folder is None:
             return
+        start = time.perf_counter()
         w, size = self.waiter, self.waiter.comm.size
         sums = w.sum(
             np.array(
@@ -281,6 +306,7 @@ class Trainer:
         )
         checkpoint.write(folder, self.epoch, state, arrays, w)
         self.control.saved()
+        self.seconds_checkpoints += time.perf_counter() - start
 
     def _restore(self, resumed: Checkpoint) -> None:
         state, rank = saved.state_of(resumed), self.waiter.comm.rank
@@ -319,6 +345,7 @@ class Trainer:
             comm.rank,
             self.passes,
             self.config.training.seed,
+            laps=self._laps,
         )
 
     def _drops(self, rate: float) -> Mapping[int, Drop]:
@@ -332,6 +359,7 @@ class Trainer:
     def _train(self) -> None:
         """An epoch."""
         t, drops = self.config.training, self._drops(self.config.network.dropout)
+        self._laps.begin(self._since)
         self.exchange.begin(self.epoch)
         self.network.forward(self.exchange, drops)
         for number in self.parts:
@@ -348,6 +376,7 @@ class Trainer:
                     widths = self.widths[slot.name, part.number, other]
                     self.bits_sent[way] += slot.cols * float(widths.sum(dtype=np.float64))
                     self.entries_sent[way] += slot.cols * len(widths)
+        self._laps.end()
 
     def _loss_gradient(self, number: int) -> None:
         """Gradient of the summed loss of a part's training nodes."""
@@ -376,11 +405,43 @@ class Trainer:
         widths = scheme.widths or (2, 4, 8)
         found = self.traces.assign(self.waiter, widths, m.lambda_, m.assignment, scheme.every_byte)
         self.widths = {**self.widths, **found}
+        self._close_cycle()
         self.exchange.close()
-        self.exchange = self._open(self.slots, self.widths)
+        self._open_cycle()
         self.traces.forget()
         self.assignments += 1
-        self.seconds_assignment += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds_assignment += seconds
+        self.assigned.append({"epoch": self.epoch, "seconds": seconds, "widths": self._rows_by_width()})
+
+    def _rows_by_width(self) -> Record:
+        """By slot, how many rows of all parts have each width; collective."""
+        names, bits = [slot.name for slot in self.slots], (FLOAT32, *WIDTHS)
+        counts = np.zeros((len(names), len(bits)))
+        for facts in self.exchange.facts().values():
+            if facts["sender_part"] in self.parts:
+                for width, rows in facts["widths"].items():
+                    counts[names.index(facts["slot"]), bits.index(int(width))] += rows
+        total = self.waiter.sum(counts.reshape(-1)).reshape(counts.shape)
+        return {
+            name: {str(b): int(rows) for b, rows in zip(bits, of_slot, strict=True) if rows}
+            for name, of_slot in zip(names, total, strict=True)
+        }
+
+    def _open_cycle(self) -> None:
+        """Begin to exchange messages of the widths that were assigned."""
+        self.exchange = self._open(self.slots, self.widths)
+        self.clock.begin_stage(self.shape.layers)
+        self._since = 0
+
+    def _close_cycle(self) -> None:
+        """End the accounts of these widths; those too short to have any are left out."""
+        if self.accounts.stages and not self.clock.iterations:
+            return
+        ends: list[Outgoing | Incoming] = [*self.exchange.outgoing, *self.exchange.incoming]
+        facts = {**self.exchange.facts(), **self.parameters.facts()}
+        layers = range(1, self.shape.layers + 1)
+        self.accounts.end_stage(len(layers), layers, ends, self.exchange.float32_bytes(), facts)
 
     def _evaluate(self) -> None:
         """Measure the network as it is, without dropout and with exact messages; collective."""
@@ -420,10 +481,8 @@ class Trainer:
             self._progress_thread.close()
         self.products.close()
 
-    def summary(self) -> Record:
-        """Results of the whole run, the same on all ranks; collective."""
-        last, best = self.last, self.best
-        assert last is not None and best is not None  # the last epoch is evaluated
+    def traffic(self) -> Record:
+        """Bytes and bits of all ranks, and seconds waited for them, mean of the ranks; collective."""
         plain = sum(
             4 * width * len(rows)
             for width in self._plain_columns()
@@ -438,22 +497,30 @@ class Trainer:
         ]  # fmt: skip
         total = self.waiter.sum(np.array(mine)).tolist()
         sent, plain_sent, evaluation, reduction, exposed = total[:5]
-        measured = {
-            name: last[name] for name in last if name.endswith(("_accuracy", "_auc")) or name == "loss"
-        }
         return {
             "mean_bits_forward": total[5] / total[6] if total[6] else 0.0,
             "mean_bits_backward": total[7] / total[8] if total[8] else 0.0,
-            **measured,
-            "best_val_accuracy": best["val_accuracy"],
-            "test_accuracy_at_best_val": best["test_accuracy"],
             "bytes_per_epoch": round(sent / max(self.epoch, 1)),
             "float32_bytes_per_epoch": round(plain_sent),
             "evaluation_bytes_per_evaluation": round(evaluation),
             "reduction_bytes_per_epoch": round(reduction),
+            "seconds_exposed_communication": exposed / self.waiter.comm.size,
+        }
+
+    def summary(self) -> Record:
+        """Results of the whole run, the same on all ranks; collective."""
+        last, best = self.last, self.best
+        assert last is not None and best is not None  # the last epoch is evaluated
+        measured = {
+            name: last[name] for name in last if name.endswith(("_accuracy", "_auc")) or name == "loss"
+        }
+        return {
+            **measured,
+            "best_val_accuracy": best["val_accuracy"],
+            "test_accuracy_at_best_val": best["test_accuracy"],
+            **self.traffic(),
             "seconds_epochs": self.seconds_epochs,
             "seconds_evaluation": self.seconds_evaluation,
-            "seconds_exposed_communication": exposed / self.waiter.comm.size,
             "seconds_assignment": self.seconds_assignment,
         }
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
 from pdadmm.profile.figures import Figures, figures
-from pdadmm.profile.load import load
+from pdadmm.profile.load import is_graph, load
 from pdadmm.profile.page import write_page
 from pdadmm.profile.predict import Scenario, parse_network, passes_named, predict, resolve_codec
+from pdadmm.profile.predict_graph import predict_graph
 from pdadmm.profile.report import print_report, write_csv, write_report_json
 from pdadmm.profile.simulate import Outcome
 from pdadmm.runtime.parser import Parser
@@ -66,6 +67,8 @@ def _predictions(profile: Record, options: argparse.Namespace) -> list[tuple[str
         return []
     if not options.network:
         raise InputError("a prediction needs a network: --network LATENCY,BANDWIDTH, as in 50us,1Gbit")
+    if is_graph(profile):
+        return _graph_predictions(profile, options)
     passes = passes_named(profile["run"]["kernels"])
     found = []
     for text, ranks, codec, bits in itertools.product(
@@ -76,6 +79,16 @@ def _predictions(profile: Record, options: argparse.Namespace) -> list[tuple[str
         label = f"{text}, {ranks or profile['run']['ranks']} ranks, {name} {width} bit"
         found.append((label, predict(profile, scenario, passes)))
     return found
+
+
+def _graph_predictions(profile: Record, options: argparse.Namespace) -> list[tuple[str, Outcome]]:
+    """An outcome for every network."""
+    if options.ranks or options.codec or options.bits:
+        raise InputError(
+            "a graph network is predicted for other networks only: leave out --ranks, --codec, --bits"
+        )
+    networks = {text: parse_network(text, not options.no_overlap) for text in options.network}
+    return [(text, predict_graph(profile, network)) for text, network in networks.items()]
 
 
 def _report(arguments: list[str] | None) -> None:

@@ -17,7 +17,9 @@ from pdadmm.trace.clock import PHASES
 
 __all__ = ["Figures", "LinkFigures", "RankFigures", "figures"]
 
-_NOT_USEFUL = ("send", "wait")
+_NOT_USEFUL = ("send", "wait", "reduction")
+#: what a link's own facts are
+_FACTS = ("coupling", "upward", "slot", "sender_part", "receiver_part", "rows", "cols", "widths")
 
 
 @dataclass
@@ -59,8 +61,8 @@ class LinkFigures:
 class RankFigures:
     """A rank's iteration, in seconds.
 
-    `exposed` is the communication that nothing hid: sends, and waits but for the time in which the
-    sender was not ready.
+    `exposed` is the communication that nothing hid: sends, sums of gradients over the ranks, and waits
+    but for the time in which the sender was not ready.
     """
 
     rank: int
@@ -138,7 +140,9 @@ def figures(profile: Record, name: str) -> Figures:
         bytes_per_iteration=sum(link["bytes"] / link["messages"] for link in sent),
         float32_bytes_per_iteration=sum(link["float32_bytes"] / link["messages"] for link in sent),
         exposed_share=sum(rank.exposed for rank in ranks) / len(ranks) / runtime,
-        wait_share=sum(rank.phases["wait"] for rank in ranks) / len(ranks) / runtime,
+        wait_share=sum(rank.phases["wait"] + rank.phases["reduction"] for rank in ranks)
+        / len(ranks)
+        / runtime,
         load_balance=balance,
         communication_efficiency=max(useful) / runtime,
         parallel_efficiency=sum(useful) / len(useful) / runtime,
@@ -163,7 +167,7 @@ def _rank(rank: Record, links: list[LinkFigures]) -> RankFigures:
         phases=phases,
         useful=sum(seconds for phase, seconds in phases.items() if phase not in _NOT_USEFUL),
         late_sender=late,
-        exposed=max(phases["send"] + phases["wait"] - late, 0.0),
+        exposed=max(sum(phases[phase] for phase in _NOT_USEFUL) - late, 0.0),
         evaluation=rank["seconds"]["evaluation"],
         checkpoint=rank["seconds"]["checkpoint"],
     )
@@ -192,7 +196,7 @@ def _links(profile: Record) -> list[LinkFigures]:
                     late_sender=link.get("late_sender_seconds", 0.0),
                     exposed=link.get("exposed_seconds", 0.0),
                     baseline_bandwidth=_baseline(profile, link["peer"], rank["rank"], size),
-                    facts={name: link[name] for name in ("coupling", "upward") if name in link},
+                    facts={name: link[name] for name in _FACTS if name in link},
                 )
             )
     return found

@@ -11,9 +11,10 @@ from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
 from pdadmm.files.given import read_file
 from pdadmm.profile.schema import Head, Profile
+from pdadmm.trace.clock import PHASES
 from pdadmm.trace.schema import SCHEMA, SCHEMA_VERSION
 
-__all__ = ["load"]
+__all__ = ["is_graph", "load"]
 
 _FILE_BYTES = 1 << 28  #: of a profile; one of 16 ranks and a hundred layers has a megabyte
 
@@ -48,6 +49,9 @@ def load(folder: str | Path) -> Record:
         )
     profile: Record = {**_decoded(content, Profile, path, "is damaged")}
     stages = [stage for rank in profile["ranks"] for stage in rank["stages"]]
+    for stage in stages:
+        for phases in stage["phases"].values():
+            phases.update({phase: 0.0 for phase in PHASES if phase not in phases})
     try:
         for stage in stages:
             _name_channels(stage)
@@ -56,14 +60,20 @@ def load(folder: str | Path) -> Record:
     if problem := _contradiction(profile):
         raise InputError(f"{path} is damaged ({problem}); run again")
     if not any(rank["stages"][-1]["iterations"] for rank in profile["ranks"]):
+        more = "--epochs or a longer --reassign" if is_graph(profile) else "--iterations"
         raise InputError(
             f"{folder}: the last stage has no iteration after its {profile['warm_up']} warm-up ones; "
-            "run with more --iterations"
+            f"run with more {more}"
         )
     profile["run"]["dataset"] = one_line(profile["run"]["dataset"])
     for rank in profile["ranks"]:
         rank["host"] = one_line(rank["host"])
     return profile
+
+
+def is_graph(profile: Record) -> bool:
+    """Whether the run trained a graph network, parts of whose graph the ranks have."""
+    return bool(profile["run"].get("system") == "graph")
 
 
 def _decoded(content: bytes, kind: type[Read], path: Path, otherwise: str) -> Read:
@@ -79,6 +89,10 @@ def _decoded(content: bytes, kind: type[Read], path: Path, otherwise: str) -> Re
 def _contradiction(profile: Record) -> str | None:
     """What in a profile does not fit together; None where all does."""
     ranks = profile["ranks"]
+    wanted = ("model", "parts", "messages") if is_graph(profile) else ("codec", "bits", "nodes_train")
+    for name in wanted:
+        if name not in profile["run"]:
+            return f"a run without {name}"
     if [rank["rank"] for rank in ranks] != list(range(profile["run"]["ranks"])):
         return "not every rank is there, or they are out of order"
     if len({len(rank["stages"]) for rank in ranks}) > 1:

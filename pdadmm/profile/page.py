@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pdadmm.profile.figures import Figures
-from pdadmm.profile.report import QUANTITIES, title_of
+from pdadmm.profile.report import QUANTITIES, shares_of_time, title_of
 from pdadmm.profile.simulate import Outcome
 from pdadmm.profile.svg import STYLE, bars
 from pdadmm.profile.units import rate, seconds, share, size
@@ -102,14 +102,7 @@ def _compared(runs: Sequence[Figures]) -> str:
 def _section(run: Figures) -> str:
     parts = [f"<h2>{html.escape(title_of(run))}</h2>"]
     names = [f"rank {rank.rank}" for rank in run.ranks]
-    series = [
-        ("products", [rank.phases["products"] for rank in run.ranks]),
-        ("updates, codec", [rank.phases["updates"] for rank in run.ranks]),
-        ("send", [rank.phases["send"] for rank in run.ranks]),
-        ("late sender", [rank.late_sender for rank in run.ranks]),
-        ("exposed wait", [max(rank.phases["wait"] - rank.late_sender, 0.0) for rank in run.ranks]),
-        ("other", [rank.phases["other"] for rank in run.ranks]),
-    ]
+    series = list(shares_of_time(run).items())
     chart = bars("where an iteration goes", names, series, "an iteration", seconds, True)
     parts.append(_figure("Where an iteration goes", chart))
     if run.links:

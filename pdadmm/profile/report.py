@@ -9,13 +9,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pdadmm.files import write_json
+from pdadmm.files import Record, write_json
 from pdadmm.profile.figures import Figures
 from pdadmm.profile.simulate import Outcome
 from pdadmm.profile.units import rate, seconds, share, size
 from pdadmm.runtime.console import plain_console
+from pdadmm.trace.clock import PHASES
 
-__all__ = ["QUANTITIES", "print_report", "title_of", "write_csv", "write_report_json"]
+__all__ = ["QUANTITIES", "print_report", "shares_of_time", "title_of", "write_csv", "write_report_json"]
 
 #: attribute, text, unit, how it is shown, whether ratios to the first run are
 QUANTITIES: tuple[tuple[str, str, str, Callable[[float], str], bool], ...] = (
@@ -30,11 +31,19 @@ QUANTITIES: tuple[tuple[str, str, str, Callable[[float], str], bool], ...] = (
     ("parallel_efficiency", "parallel efficiency", "1", share, False),
 )
 
+#: phases in the head of a narrow column
+_SHORT = {"aggregation": "sparse", "reduction": "sums"}
+
 
 def title_of(figures: Figures) -> str:
     """A line that says what a run was."""
     run = figures.run
     overlap = "" if run["overlap"] else ", no overlap"
+    if run.get("system") == "graph":
+        return (
+            f"{figures.name}: {run['dataset']}, {run['model']} of {run['layers']} layers x {run['hidden']}, "
+            f"{run['parts']} parts on {run['ranks']} ranks, {run['messages']}{overlap}"
+        )
     return (
         f"{figures.name}: {run['dataset']}, {run['layers']} layers x {run['hidden']} on {run['ranks']} "
         f"ranks, {run['codec']} {run['bits']} bit{overlap}"
@@ -75,39 +84,42 @@ def _summary(runs: Sequence[Figures], console: Console) -> None:
 
 
 def _ranks(run: Figures, console: Console) -> None:
-    table = Table(title=f"{run.name}: ranks, an iteration")
-    for column in ("rank", "host", "layers"):
+    parts = shares_of_time(run)
+    padding = 0 if len(parts) > 7 else 1  # more columns than fit
+    table = Table(title=f"{run.name}: ranks, an iteration", padding=(0, padding))
+    of_graph = run.run.get("system") == "graph"  # of which every rank has all layers
+    for column in ("rank", "host") if of_graph else ("rank", "host", "layers"):
         table.add_column(column)
-    columns = (
-        "products",
-        "updates",
-        "send",
-        "late sender",
-        "exposed wait",
-        "other",
-        "eval.*",
-        "saving*",
-    )
-    for column in columns:
-        table.add_column(column, justify="right")
-    for rank in run.ranks:
+    for column in (*parts, "eval.*", "saving*"):
+        table.add_column(_SHORT.get(column, column), justify="right")
+    for place, rank in enumerate(run.ranks):
         layers = f"{rank.layers[0]}-{rank.layers[-1]}" if len(rank.layers) > 1 else str(rank.layers[0])
-        p = rank.phases
-        values = (
-            p["products"],
-            p["updates"],
-            p["send"],
-            rank.late_sender,
-            max(p["wait"] - rank.late_sender, 0.0),
-            p["other"],
-            rank.evaluation,
-            rank.checkpoint,
-        )
-        table.add_row(str(rank.rank), rank.host, layers, *map(seconds, values))
-    table.caption = (
-        "* evaluation and checkpoints, of the whole run; encode and decode are part of the updates"
-    )
+        values = [*(of_ranks[place] for of_ranks in parts.values()), rank.evaluation, rank.checkpoint]
+        head = (str(rank.rank), rank.host) if of_graph else (str(rank.rank), rank.host, layers)
+        table.add_row(*head, *map(seconds, values))
+    table.caption = "* evaluation and checkpoints, of the whole run"
+    if "codec" not in parts:
+        table.caption += "; encode and decode are part of the updates"
     console.print(table)
+
+
+def shares_of_time(run: Figures) -> dict[str, list[float]]:
+    """Seconds an iteration of every rank by what they went into; phases that the system has not left out."""
+    found = {phase: [rank.phases[phase] for rank in run.ranks] for phase in PHASES if phase != "wait"}
+    found = {
+        phase: of_ranks
+        for phase, of_ranks in found.items()
+        if phase not in ("aggregation", "codec", "reduction") or any(of_ranks)
+    }
+    other = found.pop("other")
+    found["late sender"] = [rank.late_sender for rank in run.ranks]
+    found["exposed wait"] = [max(rank.phases["wait"] - rank.late_sender, 0.0) for rank in run.ranks]
+    return {**found, "other": other}
+
+
+def by_width(facts: Record) -> str:
+    """Rows of a link by their bits."""
+    return ", ".join(f"{bits}: {rows}" for bits, rows in facts.get("widths", {}).items())
 
 
 def _links(run: Figures, console: Console) -> None:
@@ -115,6 +127,9 @@ def _links(run: Figures, console: Console) -> None:
     table.add_column("link")
     for column in ("bytes", "of float32", "bandwidth", "baseline", "waited for", "late sender", "exposed"):
         table.add_column(column, justify="right")
+    has_widths = any("widths" in link.facts for link in run.links)
+    if has_widths:
+        table.add_column("rows by bits")
     for link in run.links:
         bandwidth = "-" if link.bandwidth is None else rate(link.bandwidth)
         table.add_row(
@@ -126,6 +141,7 @@ def _links(run: Figures, console: Console) -> None:
             share(link.waited),
             seconds(link.late_sender),
             seconds(link.exposed),
+            *([by_width(link.facts)] if has_widths else []),
         )
     console.print(table)
 

@@ -29,7 +29,25 @@ class Head(TypedDict, total=False):
     schema_version: Any
 
 
+class Assignment(TypedDict):
+    epoch: Count
+    seconds: Seconds
+    widths: dict[Name, dict[Name, Count]]
+
+
 class _RunFacts(TypedDict, total=False):
+    system: Literal["layers", "graph"]  #: what the ranks share out; layers where it is not said
+    codec: Name  #: with `bits` and `nodes_train` of layers
+    bits: Annotated[int, Meta(ge=1, le=64)]
+    nodes_train: Positive
+    model: Name  #: from here on of graphs
+    parts: Number
+    messages: Name
+    mean_bits_forward: Annotated[float, Meta(ge=0, le=32)]
+    mean_bits_backward: Annotated[float, Meta(ge=0, le=32)]
+    reduction_bytes_per_epoch: Count
+    evaluation_bytes_per_evaluation: Count
+    assignments: list[Assignment]
     placement: list[list[Number]]
     solver: Name
     step: Name
@@ -40,13 +58,10 @@ class _RunFacts(TypedDict, total=False):
 
 class Run(_RunFacts):
     dataset: Text
-    nodes_train: Positive
     widths: list[Width]
     layers: Number
     hidden: Annotated[int, Meta(ge=1, le=10**6)]
     ranks: Annotated[int, Meta(ge=1, le=10**6)]
-    codec: Name
-    bits: Annotated[int, Meta(ge=1, le=64)]
     kernels: Name
     overlap: bool
 
@@ -65,12 +80,14 @@ class _CouplingFacts(TypedDict, total=False):
 
 class _StepFacts(_CouplingFacts, total=False):
     channel: Name
+    bytes: Count  #: of a reduction, to each of the other ranks, and then of the sum
+    sum_bytes: Count
 
 
 class Step(_StepFacts):
     part: Name
     layer: Number
-    phase: Literal["wait", "send", "other"]
+    phase: Literal["wait", "send", "reduction", "other"]
     compute: Spread
     updates: Spread
     seconds: Spread
@@ -84,6 +101,12 @@ class _LinkFacts(_CouplingFacts, total=False):
     late_sender_seconds: Seconds
     exposed_seconds: Seconds
     waited: Annotated[float, Meta(ge=0, le=1)]
+    slot: Name
+    sender_part: Number
+    receiver_part: Number
+    rows: Count
+    cols: Count
+    widths: dict[Name, Count]
 
 
 class Link(_LinkFacts):
@@ -95,7 +118,8 @@ class Link(_LinkFacts):
     float32_bytes: Count
 
 
-Phases = TypedDict("Phases", dict.fromkeys(PHASES, Seconds))  # type: ignore[misc]
+#: files of older versions have fewer phases
+Phases = TypedDict("Phases", dict.fromkeys(PHASES, Seconds), total=False)  # type: ignore[misc]
 
 
 class _StageFacts(TypedDict, total=False):

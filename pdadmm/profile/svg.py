@@ -14,10 +14,11 @@ __all__ = ["STYLE", "bars", "standalone", "ticks"]
 #: light colours, then dark ones, of the page or file that holds the charts
 STYLE = """
 :root { --ink: #1d2733; --soft: #5b6876; --line: #dfe4ea; --paper: #ffffff; --card: #f7f9fb;
-  --c0: #2f6db5; --c1: #7fb2e5; --c2: #e0a11b; --c3: #b9c2cc; --c4: #d1495b; --c5: #8d99a6; }
+  --c0: #2f6db5; --c1: #7fb2e5; --c2: #e0a11b; --c3: #b9c2cc; --c4: #d1495b; --c5: #8d99a6;
+  --c6: #4f9d69; --c7: #9a6fb0; --c8: #c98b5f; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6ebf1; --soft: #9dabb9; --line: #303a45;
   --paper: #14191f; --card: #1b222a; --c0: #4f8fdc; --c1: #2c5d92; --c2: #e5b045; --c3: #56616d;
-  --c4: #ea6577; --c5: #7b8794; } }
+  --c4: #ea6577; --c5: #7b8794; --c6: #62b67f; --c7: #b48aca; --c8: #d9a57e; } }
 svg { font: 12px system-ui, sans-serif; }
 text { fill: var(--ink); } .tick, .axis { fill: var(--soft); } .value { fill: var(--soft); font-size: 11px; }
 .grid { stroke: var(--line); }

@@ -18,9 +18,13 @@ from pdadmm.trace.tally import Spread, Tally
 
 __all__ = ["PHASES", "WARM_UP", "Clock", "Message", "Step"]
 
-#: what an iteration's time is split into. Encode and decode run inside the fused updates, which are
-#: not interrupted to time them; the reference kernels are timed the same way.
-PHASES = ("products", "updates", "send", "wait", "other")
+#: what an iteration's time is split into. By ADMM encode and decode run inside the fused updates, which are
+#: not interrupted to time them; the reference kernels are timed the same way. Graph networks have them as
+#: `codec`, and besides `aggregation` (sparse times dense) and `reduction` (sums of gradients over the ranks).
+PHASES = ("products", "aggregation", "updates", "codec", "send", "wait", "reduction", "other")
+
+#: phases that end a step
+_ENDS = ("send", "wait", "reduction")
 
 #: iterations at the start of a stage that are left out of the phases
 WARM_UP = 3
@@ -57,9 +61,9 @@ class Step:
     graph between the ranks, from which other networks are predicted.
     """
 
-    part: str  #: of the layer's iteration: p, W or z (with q and u)
+    part: str  #: of the layer's iteration: p, W or z (with q and u); forward, backward or update
     layer: int
-    phase: str  #: wait, send, or other where the part ends
+    phase: str  #: wait, send, reduction, or other where the part ends
     channel: str  #: name of the message; empty where none is concerned
     compute: Spread  #: computing in a counted iteration
     updates: Spread  #: of this in the phase `updates`
@@ -208,13 +212,17 @@ class Clock:
             if phase == "updates":
                 self._computed += took
                 self._updating += took
-            elif phase == "wait" or phase == "send":
+            elif phase in _ENDS:
                 self._step(phase, took)
             else:
                 self._computed += took
         if self._showing and self.events is not None:
             self.events.append((phase, layer, self._last, now))
         self._last = now
+
+    def about(self, name: str) -> None:
+        """Say what the next lap is about, where no message says it."""
+        self._about = name
 
     def _step(self, phase: str, took: int) -> None:
         if self._steps is None:
