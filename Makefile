@@ -1,13 +1,14 @@
 # make run    builds .venv, prepares the embedded data set, trains 16 layers on 16 ranks
 # make run-gnn   builds .venv, trains a graph network on the embedded graph, 4 parts on 4 ranks
 # make test   builds .venv, runs the linters and all tests, those under mpirun too
+# make test-torch  adds PyTorch and PyG to .venv, compares graph networks with them
 # make gpu-check PYTHON=...   tests and measures on this machine's GPU with that Python's packages
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RANKS  ?= 16
 
-.PHONY: run run-gnn test gpu-check lint install clean check-tools
+.PHONY: run run-gnn test test-torch gpu-check lint install clean check-tools
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -19,6 +20,10 @@ run-gnn: $(VENV)/.installed
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest
+
+test-torch: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torch]'
+	$(BIN)/python -m pytest tests/test_gnn_torch.py
 
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py

@@ -230,6 +230,26 @@ def test_requeued_training_job_goes_on_from_its_checkpoint(bench: Bench, long: l
 
 
 @pytest.mark.slow
+def test_a_graph_is_cut_and_trained_and_a_requeued_job_goes_on(bench: Bench) -> None:
+    cut = ["synthetic", "--synthetic-nodes", "400", "--parts", "2", "--partitioner", "blocks", "--out", "g.h5"]
+    bench.succeed(bench.submit("gnn_prepare.sh", *cut, ranks=1))
+    options = ["g.h5", "--hidden", "16", "--quiet"]
+    bench.succeed(bench.submit("gnn_train.sh", *options, "--epochs", "100", OUT="gnn"))
+    s = summary_of(bench.folder / "gnn")
+    assert (s["ranks"], s["parts"], s["epochs"]) == (2, 2, 100)
+    options += ["--epochs", str(round(LONG / (s["seconds_epochs"] / s["epochs"])))]
+    options += ["--eval-every", "1000000"]
+    job = bench.submit("gnn_train.sh", *options, OUT="gnn-again", CHECKPOINT_SECONDS="0.5")
+    bench.until(job, "gnn-again/checkpoints/iteration-*/index.json")
+    bench.cluster.run("scontrol", "requeue", job, check=True)
+    bench.hurry(job)
+    assert f"job {job}, restart 1" in bench.succeed(job, 250)
+    bench.succeed(bench.submit("gnn_train.sh", *options, OUT="gnn-whole"), 250)
+    a, b = (summary_of(bench.folder / name) for name in ("gnn-again", "gnn-whole"))
+    assert a["loss"] == b["loss"] and a["bytes_per_epoch"] == b["bytes_per_epoch"]
+
+
+@pytest.mark.slow
 def test_chain_gives_up_after_its_restarts(bench: Bench, long: list[str]) -> None:
     options = {"OUT": "short", "CHECKPOINT_SECONDS": "0.5", "MAX_RESTARTS": "0"}
     job = bench.submit("chain.sh", str(bench.features), *long, **options)

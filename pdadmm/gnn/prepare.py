@@ -34,7 +34,12 @@ _NAME = "pdadmm.gnn.prepare"
 
 
 def _fractions(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a list of numbers; give three, as in .6,.2,.2"
+        ) from None
 
 
 def _parser() -> Parser:

@@ -49,9 +49,9 @@ class Output:
     resumed: ClassVar[tuple[str, ...]] = ("eval_every", "checkpoint_every", "checkpoint_seconds")
 
     out: str = option("", "folder of the results; default: runs/DATASET-DATE-TIME", metavar="DIR", kept=False)
-    eval_every: int = option(10, "iterations between evaluations", within=COUNT)
+    eval_every: int = option(10, "iterations, or epochs, between evaluations", within=COUNT)
     checkpoint_every: int = option(
-        0, "iterations between checkpoints; 0: none", metavar="N", within=Range(0, COUNT.most)
+        0, "iterations, or epochs, between checkpoints; 0: none", metavar="N", within=Range(0, COUNT.most)
     )
     checkpoint_seconds: float = option(0.0, "seconds between checkpoints; 0: none", within=SECONDS)
     max_seconds: float = option(
