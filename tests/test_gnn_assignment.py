@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from graph_networks import Source, network_of, weights_of
@@ -10,9 +12,11 @@ from scipy.stats import spearmanr
 
 from pdadmm.comm.waiter import Waiter
 from pdadmm.gnn.assignment import Traces
+from pdadmm.gnn.bits import Link
 from pdadmm.gnn.equations import softmax_cross_entropy
 from pdadmm.gnn.halo import Exchange, uniform_widths
 from pdadmm.gnn.layer import Shape, slots_of
+from pdadmm.gnn.links import LinkModel, Times
 from pdadmm.gnn.passes.protocol import Drop
 from pdadmm.gnn.passes.reference import ReferencePasses
 
@@ -121,3 +125,36 @@ def test_assigned_widths_beat_uniform_ones_of_as_many_bytes(model):
     of_uniform = case.variance(uniform, 60)
     of_assigned = case.variance(assigned, 60)
     assert of_assigned < 0.8 * of_uniform
+
+
+def test_rows_of_a_slow_link_get_fewer_bits_and_hidden_time_is_free():
+    case = Case("gcn")
+    traces = case.traces()
+    fast, slow = Link(0.0, 1e-9), Link(0.0, 1e-6)
+    model = LinkModel({(0, 1): fast, (0, 2): slow, (1, 2): fast}, [0, 1, 2])
+
+    def widths(hidden, owner=(0, 1, 2)):
+        of_parts = LinkModel(model.links, list(owner))
+        found = traces.assign(case.waiter, BITS, 0.5, "greedy", True, of_parts, hidden)
+        return {(a, b): found["F2", a, b].mean() for a, b in itertools.permutations(range(PARTS), 2)}
+
+    exposed = widths({})
+    assert exposed[0, 2] < exposed[0, 1]
+    hidden = {(slot.name, part): 1.0 for slot in case.slots for part in case.parts}
+    assert set(widths(hidden).values()) == {8.0}
+    # within a rank bytes are free
+    together = widths({}, owner=(0, 0, 1))
+    assert together[0, 1] == together[1, 0] == 8.0
+    assert min(together.values()) < 8
+
+
+def test_hidden_time_is_that_from_sending_to_waiting(monkeypatch):
+    clock = iter([10.0, 10.5, 20.0, 22.0, 30.0, 30.1])
+    monkeypatch.setattr("pdadmm.gnn.links.time.perf_counter", lambda: next(clock))
+    times = Times()
+    for _ in range(3):
+        times.sent("F2")
+        times.waits("F2", 1)
+    assert times.seconds() == {("F2", 1): pytest.approx(0.5)}  # the median
+    times.forget()
+    assert times.seconds() == {}

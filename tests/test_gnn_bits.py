@@ -69,7 +69,7 @@ def test_messages_of_a_port_share_its_time(seed):
     def longest(sizes):
         """Of both ports, by the statement of the problem."""
         times = [m.link.latency + m.link.seconds_per_byte * n for m, n in zip(messages, sizes, strict=True)]
-        hidden = max(messages[i].hidden for i in (0, 2, 3))
+        hidden = min(messages[i].hidden for i in (0, 2, 3))
         return max(times[0] + times[2] + times[3] - hidden, times[1] - messages[1].hidden)
 
     def seconds(bits):

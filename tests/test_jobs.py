@@ -231,7 +231,17 @@ def test_requeued_training_job_goes_on_from_its_checkpoint(bench: Bench, long: l
 
 @pytest.mark.slow
 def test_a_graph_is_cut_and_trained_and_a_requeued_job_goes_on(bench: Bench) -> None:
-    cut = ["synthetic", "--synthetic-nodes", "400", "--parts", "2", "--partitioner", "blocks", "--out", "g.h5"]
+    cut = [
+        "synthetic",
+        "--synthetic-nodes",
+        "400",
+        "--parts",
+        "2",
+        "--partitioner",
+        "blocks",
+        "--out",
+        "g.h5",
+    ]
     bench.succeed(bench.submit("gnn_prepare.sh", *cut, ranks=1))
     options = ["g.h5", "--hidden", "16", "--quiet"]
     bench.succeed(bench.submit("gnn_train.sh", *options, "--epochs", "100", OUT="gnn"))

@@ -11,12 +11,15 @@ from pdadmm.comm.waiter import Waiter
 from pdadmm.gnn.bits import Message, assign, exact
 from pdadmm.gnn.equations import variance_of_row
 from pdadmm.gnn.halo import Exchange, Slot, Widths
+from pdadmm.gnn.links import LinkModel
 from pdadmm.gnn.part import Part
 
 __all__ = ["Traces"]
 
 #: of an assignment
 Weights = dict[tuple[str, int, int], np.ndarray]
+#: by slot and part: seconds of a part's messages that nobody waits for
+Hidden = Mapping[tuple[str, int], float]
 
 
 class Traces:
@@ -74,7 +77,14 @@ class Traces:
         return found
 
     def assign(
-        self, waiter: Waiter, bits: Sequence[int], share: float, method: str, every_byte: bool = True
+        self,
+        waiter: Waiter,
+        bits: Sequence[int],
+        share: float,
+        method: str,
+        every_byte: bool = True,
+        model: LinkModel | None = None,
+        hidden: Hidden | None = None,
     ) -> Widths:
         """Widths of all messages that this rank's parts send or receive; collective.
 
@@ -88,17 +98,31 @@ class Traces:
             ``greedy`` or ``exact``.
         every_byte
             Time is the bytes of all messages of a slot together; else those of the longest.
+        model
+            Links whose times count instead, those of a rank's messages together.
+        hidden
+            By slot and part of this rank, with `model`: seconds of work beside its messages.
         """
-        gathered = waiter.gather(self.weights())
+        gathered = waiter.gather((self.weights(), dict(hidden or {})))
         solved: dict[tuple[str, int, int], np.ndarray] | None = None
         if gathered is not None:
-            everyones: Weights = {key: beta for of_rank in gathered for key, beta in of_rank.items()}
+            everyones: Weights = {key: beta for weights, _ in gathered for key, beta in weights.items()}
+            beside = {key: seconds for _, of_rank in gathered for key, seconds in of_rank.items()}
             solve, solved = (exact if method == "exact" else assign), {}
             for slot in self._slots:
                 keys = sorted(key for key in everyones if key[0] == slot.name)
-                # one speed for all messages: the same widths wherever the parts are
-                port = 0 if every_byte else None
-                messages = [Message(everyones[key].astype(np.float64), slot.cols, port=port) for key in keys]
+                messages = []
+                for key in keys:
+                    _, sender, receiver = key
+                    beta = everyones[key].astype(np.float64)
+                    if model is None:
+                        # one speed for all messages: the same widths wherever the parts are
+                        message = Message(beta, slot.cols, port=0 if every_byte else None)
+                    else:
+                        link, port = model.between(sender, receiver), model.owner[sender]
+                        seconds = beside.get((slot.name, receiver), 0.0)
+                        message = Message(beta, slot.cols, link, seconds, port)
+                    messages.append(message)
                 solved.update(zip(keys, solve(messages, bits, share), strict=True))
         found = waiter.broadcast(solved)
         return {

@@ -46,7 +46,7 @@ class Message:
     link
         Its way.
     hidden
-        Seconds of it that nobody waits for, behind work.
+        Seconds of it that nobody waits for, behind work; of a port's messages the least counts.
     port
         Messages of the same port share it; None: alone.
     """
@@ -73,7 +73,7 @@ def _ports(messages: Sequence[Message]) -> list[list[int]]:
 def _exposed(messages: Sequence[Message], nbytes: Sequence[float]) -> float:
     """Seconds of a slot that somebody waits for."""
     return max(
-        max(0.0, sum(messages[i].seconds(nbytes[i]) for i in port) - max(messages[i].hidden for i in port))
+        max(0.0, sum(messages[i].seconds(nbytes[i]) for i in port) - min(messages[i].hidden for i in port))
         for port in _ports(messages)
     )
 
@@ -154,7 +154,7 @@ class _Steps:
         least = [
             m.seconds(n * of_row) for m, n, of_row in zip(messages, self._counts, sizes[:, 0], strict=True)
         ]
-        self._hidden = max(m.hidden for m in messages)
+        self._hidden = min(m.hidden for m in messages)
         # after any number of steps
         self._seconds = sum(least) + _sums(cost.reshape(-1)[order])
         self._variance = float(weights.sum()) * levels[0] - _sums(saved.reshape(-1)[order])
@@ -255,7 +255,7 @@ def exact(messages: Sequence[Message], bits: Sequence[int], share: float) -> lis
             times[p, places[i] : places[i + 1]] = seconds[i]
         times[p, rows * count] = -1
     ends = [
-        max(present[i].hidden for i in port) - sum(present[i].link.latency for i in port) for port in ports
+        min(present[i].hidden for i in port) - sum(present[i].link.latency for i in port) for port in ports
     ]
     found = milp(
         np.append(of_variance * cost, of_time),

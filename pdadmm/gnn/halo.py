@@ -24,6 +24,7 @@ from pdadmm.comm.transport import Transport
 from pdadmm.errors import RunError
 from pdadmm.files import Record
 from pdadmm.gnn.laps import Laps
+from pdadmm.gnn.links import Times
 from pdadmm.gnn.part import Part, parts_of_rank
 from pdadmm.gnn.passes.protocol import Passes
 
@@ -148,6 +149,11 @@ class Exchange:
         Of the rounding.
     laps
         Told of what is sent and waited for.
+
+    Attributes
+    ----------
+    times
+        For how long messages were hidden.
     """
 
     def __init__(
@@ -168,6 +174,7 @@ class Exchange:
         self.widths = widths
         self._passes, self._seed = passes, seed
         self._laps = laps or Laps()
+        self.times = Times()
         self._epoch = 0
         self._owner = {part: r for r in range(ranks) for part in parts_of_rank(total, ranks, r)}
         self._sends: dict[tuple[str, int], list[tuple[Outgoing, _Message]]] = {}
@@ -236,8 +243,11 @@ class Exchange:
                     ) from None
             self._laps.start(end)
 
+        self.times.sent(slot)
+
     def receive(self, slot: str, part: int, X: Array) -> None:
         """Wait for the messages to a part and decode them into the halo rows of X, (n + h, cols)."""
+        self.times.waits(slot, part)
         for end, message in self._receives.get((slot, part), ()):
             self._laps.wait(end)
             for group, view in zip(message.layout.groups, message.views, strict=True):

@@ -107,6 +107,12 @@ class Messages:
         within=Range(0, 1),
     )
     reassign: int = option(50, "epochs between assignments", within=COUNT)
+    links: str = option(
+        "uniform",
+        "time of a message in the assignment: its bytes (uniform), or its way and the work beside it as this "
+        "run measures them (measured)",
+        ("uniform", "measured"),
+    )
     assignment: str = option(
         "greedy", "how widths are assigned: by marginal gain, or as an integer program", ("greedy", "exact")
     )

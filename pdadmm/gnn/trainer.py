@@ -22,6 +22,7 @@ from pdadmm.gnn.assignment import Traces
 from pdadmm.gnn.halo import Exchange, Slot, Widths, uniform_widths
 from pdadmm.gnn.laps import Laps, TimedPasses, TimedProducts
 from pdadmm.gnn.layer import Network, Shape, slots_of
+from pdadmm.gnn.links import LinkModel, measure_links
 from pdadmm.gnn.measure import Targets, measure
 from pdadmm.gnn.optimiser import Parameters
 from pdadmm.gnn.options import Config
@@ -178,6 +179,7 @@ class Trainer:
         self.evaluation_bytes = 0
         self.accounts: Accounts
         self.assigned: list[Record] = []  #: epoch, seconds and rows by width of every assignment
+        self._links: LinkModel | None = None
         self._since = 0  # epochs since the exchange was opened
 
     def _start_widths(self) -> Widths:
@@ -403,7 +405,15 @@ class Trainer:
         start, m = time.perf_counter(), self.config.messages
         scheme = self.config.scheme
         widths = scheme.widths or (2, 4, 8)
-        found = self.traces.assign(self.waiter, widths, m.lambda_, m.assignment, scheme.every_byte)
+        found = self.traces.assign(
+            self.waiter,
+            widths,
+            m.lambda_,
+            m.assignment,
+            scheme.every_byte,
+            self._link_model(),
+            self.exchange.times.seconds(),
+        )
         self.widths = {**self.widths, **found}
         self._close_cycle()
         self.exchange.close()
@@ -413,6 +423,16 @@ class Trainer:
         seconds = time.perf_counter() - start
         self.seconds_assignment += seconds
         self.assigned.append({"epoch": self.epoch, "seconds": seconds, "widths": self._rows_by_width()})
+
+    def _link_model(self) -> LinkModel | None:
+        """The links between the ranks, measured when they are first needed; None where bytes count."""
+        if self.config.messages.links == "uniform":
+            return None
+        if self._links is None:
+            ranks = self.waiter.comm.size
+            owner = [r for r in range(ranks) for _ in parts_of_rank(self.facts.parts, ranks, r)]
+            self._links = LinkModel(measure_links(self.waiter), owner)
+        return self._links
 
     def _rows_by_width(self) -> Record:
         """By slot, how many rows of all parts have each width; collective."""
