@@ -270,6 +270,18 @@ def test_bad_input_is_one_line(case: str, graph: Path, small: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_widths_follow_links_that_were_measured(
+    ranks: int, graph: Path, tmp_path: Path, mpirun: MPIRun
+) -> None:
+    options = [*words(SMALL), "--links", "measured", "--out", tmp_path / "run"]
+    succeed(mpirun(ranks, "-m", "pdadmm.gnn.run", graph, *options))
+    assigned = json.loads((tmp_path / "run" / "profile.json").read_text())["run"]["assignments"]
+    assert [a["epoch"] for a in assigned] == [10, 19]
+    if ranks == 1:  # nothing has to travel
+        assert all(set(rows) == {"8"} for a in assigned for rows in a["widths"].values())
+
+
 def test_more_ranks_than_parts_are_refused(graph: Path, tmp_path: Path, mpirun: MPIRun) -> None:
     found = mpirun(5, "-m", "pdadmm.gnn.run", graph, cwd=tmp_path)
     assert found.code == 2 and "4 parts cannot occupy 5 ranks" in found.err
