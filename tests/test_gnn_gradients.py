@@ -14,10 +14,13 @@ from pdadmm.gnn.passes.protocol import Drop
 
 WIDTHS = (7, 5, 9, 4)
 
+# as lean, as adaqp, and as lean with embeddings that travel as changes
 SHAPES = [
-    Shape(model, WIDTHS, dropped_first, exact, narrow, eager)
-    for model, dropped_first, (exact, narrow, eager) in itertools.product(
-        ("gcn", "sage"), (False, True), ((True, True, True), (False, False, False))
+    Shape(model, WIDTHS, dropped_first, exact, narrow, eager, changes)
+    for model, dropped_first, (exact, narrow, eager, changes) in itertools.product(
+        ("gcn", "sage"),
+        (False, True),
+        ((True, True, True, False), (False, False, False, False), (True, True, True, True)),
     )
 ]
 

@@ -52,6 +52,8 @@ SCHEMES = [
     "--messages adaqp --bits 4",
     "--messages float32 --model sage",
     "--messages lean --forward float32 --bits 2 --order adaqp",
+    "--messages lean --forward delta",
+    "--messages adaqp --forward delta --bits 1 --model sage",
 ]
 
 
@@ -96,7 +98,9 @@ def test_parts_change_rounding_only_in_float32(tmp_path: Path) -> None:
     assert losses[1:] == pytest.approx([losses[0]] * 3, rel=1e-3)
 
 
-@pytest.mark.parametrize("options", ["--messages lean", "--messages float32 --model sage"])
+@pytest.mark.parametrize(
+    "options", ["--messages lean", "--messages float32 --model sage", "--messages lean --forward delta"]
+)
 def test_a_killed_run_goes_on_bit_for_bit_on_other_ranks(
     mpirun: MPIRun, graph: Path, tmp_path: Path, options: str
 ) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "NORM_EPSILON",
     "Moments",
     "adam",
+    "drop_rows",
     "dropout_keeps",
     "dropout_threshold",
     "gcn_weights",
@@ -78,6 +79,12 @@ def dropout_keeps(rate: float, key: int, nodes: Array, cols: int) -> Array:
     columns = xp.arange(cols, dtype=np.uint32) * np.uint32(0x85EBCA6B)
     drawn: Array = _mixed(rows[:, None] + columns[None, :]) >> np.uint32(8)
     return drawn >= np.uint32(dropout_threshold(rate))
+
+
+def drop_rows(X: Array, rate: float, key: int, nodes: Array) -> None:
+    """Dropout of some rows in place, ``M X``; X (n, m), the rest as in :func:`dropout_keeps`."""
+    if rate:
+        X *= dropout_keeps(rate, key, nodes, X.shape[1]) * X.dtype.type(1 / (1 - rate))
 
 
 def dropout_threshold(rate: float) -> int:

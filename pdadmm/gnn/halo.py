@@ -8,14 +8,14 @@ know the widths, so that nothing travels but heads and codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
 from pdadmm.arrays import Array
 from pdadmm.arrays.backend import NUMPY, Backend
-from pdadmm.codec import NonFiniteError
+from pdadmm.codec import DeltaCodec, NonFiniteError
 from pdadmm.codec.rows import FLOAT32, WIDTHS, row_message_bytes
 from pdadmm.comm.channel import Channel, Ends, Incoming, Outgoing
 from pdadmm.comm.local import local_ends
@@ -28,7 +28,7 @@ from pdadmm.gnn.links import Times
 from pdadmm.gnn.part import Part, parts_of_rank
 from pdadmm.gnn.passes.protocol import Passes
 
-__all__ = ["Exchange", "Layout", "Slot", "Widths", "channel_name", "message_key", "uniform_widths"]
+__all__ = ["Exchange", "Hats", "Layout", "Slot", "Widths", "channel_name", "message_key", "uniform_widths"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Slot:
         return self.name.startswith("B")
 
 
+#: by slot name, sender and receiver: decoded copies of the rows, (k, cols) float32
+Hats = dict[tuple[str, int, int], np.ndarray]
 #: by slot name, sender and receiver: bits of the rows, (k,) uint8, in the order of the graph file
 Widths = Mapping[tuple[str, int, int], np.ndarray]
 
@@ -94,15 +96,20 @@ class Layout:
         (k,) their bits.
     cols
         Entries of a row.
+    changes
+        They travel as changes, all at the same width.
     """
 
-    def __init__(self, rows: np.ndarray, widths: np.ndarray, cols: int) -> None:
+    def __init__(self, rows: np.ndarray, widths: np.ndarray, cols: int, changes: bool = False) -> None:
         self.groups: list[_Group] = []
         self.nbytes = 0
         for bits in (FLOAT32, *WIDTHS):
             chosen = np.ascontiguousarray(rows[widths == bits])
             if len(chosen):
-                nbytes = row_message_bytes(len(chosen), cols, bits)
+                if changes:
+                    nbytes = -(-DeltaCodec(bits).nbytes(len(chosen), cols) // 4) * 4
+                else:
+                    nbytes = row_message_bytes(len(chosen), cols, bits)
                 self.groups.append(_Group(bits, chosen, self.nbytes, nbytes))
                 self.nbytes += nbytes
 
@@ -149,6 +156,10 @@ class Exchange:
         Of the rounding.
     laps
         Told of what is sent and waited for.
+    changes
+        Slots whose rows travel as changes since the epoch before, all of a message at the same width.
+    hats
+        What both ends of these messages have come to; none: zeros.
 
     Attributes
     ----------
@@ -169,12 +180,16 @@ class Exchange:
         seed: int,
         backend: Backend = NUMPY,
         laps: Laps | None = None,
+        changes: Set[str] = frozenset(),
+        hats: Hats | None = None,
     ) -> None:
         self.slots = {slot.name: slot for slot in slots}
         self.widths = widths
         self._passes, self._seed = passes, seed
         self._laps = laps or Laps()
         self.times = Times()
+        self._changes = changes
+        self._hats: dict[tuple[str, int, int, bool], np.ndarray] = {}
         self._epoch = 0
         self._owner = {part: r for r in range(ranks) for part in parts_of_rank(total, ranks, r)}
         self._sends: dict[tuple[str, int], list[tuple[Outgoing, _Message]]] = {}
@@ -187,7 +202,12 @@ class Exchange:
                 for sends, others in ((True, part.sends), (False, part.receives)):
                     for other, rows in others.items():
                         ends = (part.number, other) if sends else (other, part.number)
-                        layout = Layout(rows, widths[slot.name, ends[0], ends[1]], slot.cols)
+                        of_rows = widths[slot.name, ends[0], ends[1]]
+                        layout = Layout(rows, of_rows, slot.cols, slot.name in changes)
+                        if slot.name in changes:
+                            hat = (hats or {}).get((slot.name, *ends))
+                            kept = np.zeros((len(rows), slot.cols), np.float32) if hat is None else hat.copy()
+                            self._hats[slot.name, ends[0], ends[1], sends] = kept
                         layouts[slot.name, ends[0], ends[1], sends] = layout
                         channel = Channel(
                             channel_name(slot.name, *ends),
@@ -236,7 +256,10 @@ class Exchange:
                 if group.bits != FLOAT32:
                     key = message_key(self._seed, self._epoch, index, part, message.other, group.bits)
                 try:
-                    self._passes.encode_rows(X, group.rows, group.bits, key, view)
+                    if slot in self._changes:
+                        self._encode_change(slot, part, message.other, group, X, view)
+                    else:
+                        self._passes.encode_rows(X, group.rows, group.bits, key, view)
                 except NonFiniteError:
                     raise RunError(
                         f"NaN or Inf in the rows of part {part} in {slot}; lower --lr or take more bits"
@@ -251,7 +274,31 @@ class Exchange:
         for end, message in self._receives.get((slot, part), ()):
             self._laps.wait(end)
             for group, view in zip(message.layout.groups, message.views, strict=True):
-                self._passes.decode_rows(view, group.bits, group.rows, X)
+                if slot in self._changes:
+                    self._decode_change(slot, message.other, part, group, view, X)
+                else:
+                    self._passes.decode_rows(view, group.bits, group.rows, X)
+
+    def _encode_change(
+        self, slot: str, sender: int, receiver: int, group: _Group, X: Array, view: Array
+    ) -> None:
+        hat = self._hats[slot, sender, receiver, True]
+        codec = DeltaCodec(group.bits)
+        codec.encode(X[group.rows], hat, view[: codec.nbytes(*hat.shape)])
+        self._laps.lap("codec")
+
+    def _decode_change(
+        self, slot: str, sender: int, receiver: int, group: _Group, view: Array, X: Array
+    ) -> None:
+        hat = self._hats[slot, sender, receiver, False]
+        codec = DeltaCodec(group.bits)
+        codec.decode(view[: codec.nbytes(*hat.shape)], hat)
+        X[group.rows] = hat
+        self._laps.lap("codec")
+
+    def hats(self) -> Hats:
+        """What both ends of the messages that travel as changes have come to."""
+        return {key[:3]: hat for key, hat in self._hats.items()}
 
     def received(self, slot: str, part: int) -> list[tuple[int, list[tuple[int, np.ndarray, Array]]]]:
         """What came last to a part: by sender, the groups' bits, columns of the part and bytes."""

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 
 from pdadmm.arrays import Array
 from pdadmm.datasets.graph import Matrix
+from pdadmm.gnn.equations import drop_rows, hidden_output
 from pdadmm.gnn.halo import Slot
 from pdadmm.gnn.laps import Laps
 from pdadmm.gnn.part import Part
@@ -52,6 +53,9 @@ class Shape:
         Aggregate the narrower side; else always the inputs, as AdaQP does.
     eager
         Multiply central rows behind the messages too; else only aggregate them.
+    changes
+        Embeddings travel as changes since the epoch before: aggregated before the product, and as they are
+        before dropout, whose masks differ from epoch to epoch; the receiver repeats the mask.
     """
 
     model: str
@@ -60,6 +64,7 @@ class Shape:
     exact_inputs: bool = True
     narrow: bool = True
     eager: bool = True
+    changes: bool = False
 
     @property
     def layers(self) -> int:
@@ -68,7 +73,12 @@ class Shape:
 
     def transforms_first(self, layer: int) -> bool:
         """Whether a layer multiplies before it aggregates."""
-        return self.narrow and layer > 1 and self.widths[layer] < self.widths[layer - 1]
+        narrower = layer > 1 and self.widths[layer] < self.widths[layer - 1]
+        return self.narrow and narrower and not self.changes
+
+    def sends_undropped(self, layer: int) -> bool:
+        """Whether a layer sends its inputs as they are before dropout."""
+        return self.changes and layer > 1 and not self.dropped_first
 
     def sent(self, layer: int) -> int:
         """Entries of a row that a layer sends, either way."""
@@ -176,6 +186,8 @@ class _PartOfLayer:
         (n, n_out): gradients of Z and, where the layer multiplies first, of what it aggregates.
     sums
         (3, n_out) float64: gradients of gamma, beta and b.
+    undropped
+        (n, n_in) input before dropout, of marginal rows alone, where that travels.
     """
 
     def __init__(self, part: Part, shape: Shape, layer: int, dtype: type, backward: bool) -> None:
@@ -194,6 +206,7 @@ class _PartOfLayer:
         self.G = self.back[:n] if turns else make(n, n_out, backward)
         self.G_A = make(n, n_out, backward and turns)
         self.sums = np.zeros((3, n_out))
+        self.undropped = make(n, n_in, shape.sends_undropped(layer))
         self.central = _Range(self, slice(0, part.central), part)
         self.marginal = _Range(self, slice(part.central, n), part)
 
@@ -286,7 +299,11 @@ class Network:
         for number, at in self._at[layer].items():
             if turns:
                 multiply(at.marginal.H, W[self.shape.neighbours].T, at.marginal.forward)
-            halos.send(slot, number, at.forward)
+            if self.shape.sends_undropped(layer):
+                self._undrop(layer, number)
+                halos.send(slot, number, at.undropped)
+            else:
+                halos.send(slot, number, at.forward)
         for number, at in self._at[layer].items():
             rows = at.central
             if turns:
@@ -297,6 +314,10 @@ class Network:
                 self._finish(layer, number, "central", drops)
         for number, at in self._at[layer].items():
             halos.receive(slot, number, at.forward)
+            if self.shape.sends_undropped(layer):
+                part = self.parts[number]
+                drop = drops[layer - 1]
+                drop_rows(at.forward[part.size :], drop.rate, drop.key, part.halo_nodes)
             rows = at.marginal
             self._passes.aggregate(rows.rows, at.forward, rows.Z if turns else rows.A)
             if not self.shape.eager:
@@ -304,6 +325,12 @@ class Network:
                 self._finish(layer, number, "central", drops)
             self._multiply(layer, rows)
             self._finish(layer, number, "marginal", drops)
+
+    def _undrop(self, layer: int, number: int) -> None:
+        """The input of a layer before dropout, of marginal rows, from what the layer below has kept."""
+        below, weights = self._range(layer - 1, number, "marginal"), self._weights[layer - 1]
+        target = self._at[layer][number].undropped[self.parts[number].central :]
+        target[...] = hidden_output(below.Z, weights["gamma"], weights["beta"], None)
 
     def _multiply(self, layer: int, rows: _Range) -> None:
         """What a layer has left to do for Z after aggregation, but for the bias."""

@@ -11,7 +11,17 @@ from pdadmm.runtime import sections
 from pdadmm.runtime.options import COUNT, POSITIVE, Options, Range, check_ranges, fill, option, positional
 from pdadmm.runtime.sections import Output, Run
 
-__all__ = ["OPTIONS", "SCHEMES", "Config", "Messages", "Network", "Scheme", "Training", "parse"]
+__all__ = [
+    "CHANGE_BITS",
+    "OPTIONS",
+    "SCHEMES",
+    "Config",
+    "Messages",
+    "Network",
+    "Scheme",
+    "Training",
+    "parse",
+]
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,9 @@ SCHEMES = {
     "float32": Scheme("adaqp", "float32", (), FLOAT32, 0, False, False, False, False),
 }
 
-_CODECS = ("affine", "float32")
+
+#: of an entry of embeddings that travel as changes
+CHANGE_BITS = 2
 
 
 @dataclass
@@ -96,10 +108,17 @@ class Messages:
         "scheme: lean; adaqp, as published; or float32, the same without compression",
         tuple(SCHEMES),
     )
-    forward: str = option("", "coding of embeddings; default: of the scheme", _CODECS)
-    backward: str = option("", "coding of gradients; default: of the scheme", _CODECS)
+    forward: str = option(
+        "",
+        "coding of embeddings: affine rows, changes since the epoch before (delta), or as they are; default: "
+        "of the scheme",
+        ("affine", "delta", "float32"),
+    )
+    backward: str = option("", "coding of gradients; default: of the scheme", ("affine", "float32"))
     bits: str = option(
-        "auto", "bits an entry of affine rows; auto: assigned row by row", ("auto", "8", "4", "2", "1")
+        "auto",
+        "bits an entry; auto: of affine rows assigned row by row, of changes 2",
+        ("auto", "8", "4", "2", "1"),
     )
     lambda_: float = option(
         0.5,

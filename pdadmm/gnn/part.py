@@ -52,6 +52,8 @@ class Part:
         By part, (k,) int32: own rows that it needs, in the order of the graph file.
     receives
         By part, (k,) int32: columns that come from it, in that order.
+    halo_nodes
+        (h,) int64, numbers of the halo's nodes in the data set.
     reach_forward, reach_backward
         (h,) float64: sums over own rows of the squared weights of a halo row, by which the variance of
         its message enters (AdaQP's alpha).
@@ -66,6 +68,7 @@ class Part:
     backward: Sparse
     sends: dict[int, np.ndarray]
     receives: dict[int, np.ndarray]
+    halo_nodes: np.ndarray
     reach_forward: np.ndarray
     reach_backward: np.ndarray
 
@@ -153,6 +156,7 @@ class Part:
             whole if model == "gcn" else matrix(backward),
             sends,
             receives,
+            np.asarray(source.node_id(halo), np.int64),
             reach(forward),
             reach(backward),
         )

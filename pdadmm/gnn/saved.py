@@ -17,7 +17,7 @@ from pdadmm.codec.rows import FLOAT32, WIDTHS
 from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.gnn.assignment import Traces
-from pdadmm.gnn.halo import Slot, Widths
+from pdadmm.gnn.halo import Hats, Slot, Widths
 from pdadmm.gnn.optimiser import Parameters
 from pdadmm.gnn.part import Part
 from pdadmm.runtime.checkpoint import START_AFRESH, Checkpoint
@@ -26,7 +26,7 @@ from pdadmm.runtime.index import Sha256, Whole
 if TYPE_CHECKING:
     from pdadmm.arrays import Array
 
-__all__ = ["State", "arrays_of", "check", "restore", "state_of"]
+__all__ = ["State", "arrays_of", "check", "restore", "restore_hats", "state_of"]
 
 NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
 
@@ -113,6 +113,7 @@ def arrays_of(
     slots: Sequence[Slot],
     widths: Widths,
     traces: Traces | None,
+    hats: Hats,
     rank: int,
 ) -> dict[int, dict[str, Array]]:
     """What this rank saves, by position and name."""
@@ -122,6 +123,9 @@ def arrays_of(
             moments = parameters.moments[layer]
             found[layer] = {"vector": vector, "first": moments.first, "second": moments.second}
     layers = len(parameters.vectors)
+    for (slot_name, sender, receiver), hat in hats.items():
+        if receiver in parts:  # the sender's copy is the same
+            found.setdefault(layers + 1 + receiver, {})[f"{slot_name}/hat/{sender}"] = hat
     if traces is None:
         return found
     for number, part in parts.items():
@@ -173,6 +177,36 @@ def restore(
                     checkpoint, layers + 1 + other, slot, number, len(rows)
                 )
     return found
+
+
+def restore_hats(
+    checkpoint: Checkpoint, parts: Mapping[int, Part], slots: Sequence[Slot], layers: int
+) -> Hats:
+    """Both ends' copies of the messages that travel as changes.
+
+    Raises
+    ------
+    InputError
+        When the checkpoint was saved with another partition.
+    """
+    found: Hats = {}
+    for number, part in parts.items():
+        for slot in slots:
+            for other, rows in part.receives.items():
+                found[slot.name, other, number] = _hat(checkpoint, layers, slot, other, number, len(rows))
+            for other, rows in part.sends.items():
+                found[slot.name, number, other] = _hat(checkpoint, layers, slot, number, other, len(rows))
+    return found
+
+
+def _hat(
+    checkpoint: Checkpoint, layers: int, slot: Slot, sender: int, receiver: int, rows: int
+) -> np.ndarray:
+    saved, name = checkpoint.layers.get(layers + 1 + receiver), f"{slot.name}/hat/{sender}"
+    if saved is None or name not in saved or saved.form(name) != ("<f4", (rows, slot.cols)):
+        raise _another()
+    hat: np.ndarray = saved[name].copy()
+    return hat
 
 
 def _bits(checkpoint: Checkpoint, position: int, slot: Slot, sender: int, count: int) -> np.ndarray:

@@ -19,13 +19,13 @@ from pdadmm.errors import RunError
 from pdadmm.files import Record
 from pdadmm.gnn import saved
 from pdadmm.gnn.assignment import Traces
-from pdadmm.gnn.halo import Exchange, Slot, Widths, uniform_widths
+from pdadmm.gnn.halo import Exchange, Hats, Slot, Widths, uniform_widths
 from pdadmm.gnn.laps import Laps, TimedPasses, TimedProducts
 from pdadmm.gnn.layer import Network, Shape, slots_of
 from pdadmm.gnn.links import LinkModel, measure_links
 from pdadmm.gnn.measure import Targets, measure
 from pdadmm.gnn.optimiser import Parameters
-from pdadmm.gnn.options import Config
+from pdadmm.gnn.options import CHANGE_BITS, Config
 from pdadmm.gnn.part import Part, parts_of_rank
 from pdadmm.gnn.passes.protocol import Drop, Passes
 from pdadmm.gnn.products import Products
@@ -88,7 +88,8 @@ def shape_of(config: Config, facts: Facts) -> Shape:
     """The layers of a configuration."""
     n, scheme = config.network, config.scheme
     widths = (facts.features, *[n.hidden] * (n.layers - 1), facts.classes)
-    return Shape(n.model, widths, n.order == "adaqp", scheme.exact_inputs, scheme.narrow, scheme.eager)
+    order, changes = n.order == "adaqp", config.messages.forward == "delta"
+    return Shape(n.model, widths, order, scheme.exact_inputs, scheme.narrow, scheme.eager, changes)
 
 
 class Trainer:
@@ -159,9 +160,12 @@ class Trainer:
         self._no_bias = np.zeros(facts.classes, np.float32)  # the network has added it
         self.slots = slots_of(self.shape)
         m = config.messages
-        self._coded = [s for s in self.slots if (m.backward if s.back else m.forward) == "affine"]
+        codec = {slot: m.backward if slot.back else m.forward for slot in self.slots}
+        self._affine = [slot for slot in self.slots if codec[slot] == "affine"]
+        self._changes = [slot for slot in self.slots if codec[slot] == "delta"]
         self.widths = self._start_widths()
-        self.traces = Traces(self.parts, self._coded) if config.assigns else None
+        self.traces = Traces(self.parts, self._affine) if config.assigns else None
+        self._hats: Hats = {}  # of the messages that travel as changes, from a checkpoint
         self._progress = progress
         self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
         self.last: Record | None = None
@@ -187,10 +191,11 @@ class Trainer:
         m, scheme = self.config.messages, self.config.scheme
         first = scheme.first_bits if scheme.first_bits != FLOAT32 else 8
         bits = first if m.bits == "auto" else int(m.bits)
-        plain = [slot for slot in self.slots if slot not in self._coded]
+        of_changes = CHANGE_BITS if m.bits == "auto" else int(m.bits)
         return {
-            **uniform_widths(self.parts, self._coded, bits),
-            **uniform_widths(self.parts, plain, FLOAT32),
+            **uniform_widths(self.parts, self.slots, FLOAT32),
+            **uniform_widths(self.parts, self._affine, bits),
+            **uniform_widths(self.parts, self._changes, of_changes),
         }
 
     # ---- the run ------------------------------------------------------------------------------------
@@ -260,7 +265,8 @@ class Trainer:
     def fingerprint(self) -> Record:
         """What must be the same for a checkpoint to be gone on from."""
         c, f = self.config, self.facts
-        cut = {"parts": f.parts, "edge_cut": f.edge_cut, "halo_rows": f.halo_rows} if self._coded else {}
+        cut = {"parts": f.parts, "edge_cut": f.edge_cut, "halo_rows": f.halo_rows}
+        cut = cut if self._affine or self._changes else {}
         data = {"dataset": f.dataset, "widths": list(self.shape.widths), **cut}
         return {**data, **asdict(c.network), **asdict(c.training), **asdict(c.messages)}
 
@@ -304,19 +310,28 @@ class Trainer:
             "fingerprint": self.fingerprint(),
         }
         arrays = saved.arrays_of(
-            self.parameters, self.parts, self._coded, self.widths, self.traces, w.comm.rank
+            self.parameters,
+            self.parts,
+            self._affine,
+            self.widths,
+            self.traces,
+            self.exchange.hats(),
+            w.comm.rank,
         )
         checkpoint.write(folder, self.epoch, state, arrays, w)
         self.control.saved()
         self.seconds_checkpoints += time.perf_counter() - start
 
     def _restore(self, resumed: Checkpoint) -> None:
-        state, rank = saved.state_of(resumed), self.waiter.comm.rank
+        state, rank, layers = saved.state_of(resumed), self.waiter.comm.rank, self.shape.layers
         self.widths = agree(
             self.waiter,
             lambda: saved.restore(
-                resumed, self.parameters, self.parts, self._coded, self.widths, self.traces
+                resumed, self.parameters, self.parts, self._affine, self.widths, self.traces
             ),
+        )
+        self._hats = agree(
+            self.waiter, lambda: saved.restore_hats(resumed, self.parts, self._changes, layers)
         )
         self.epoch, self.assignments, self.best = state.epoch, state.assignments, state.best
         self.parameters.step = state.step
@@ -348,6 +363,8 @@ class Trainer:
             self.passes,
             self.config.training.seed,
             laps=self._laps,
+            changes=frozenset(slot.name for slot in self._changes if slot in slots),
+            hats=self._hats,
         )
 
     def _drops(self, rate: float) -> Mapping[int, Drop]:
@@ -417,6 +434,7 @@ class Trainer:
         self.widths = {**self.widths, **found}
         self._close_cycle()
         self.exchange.close()
+        self._hats = self.exchange.hats()
         self._open_cycle()
         self.traces.forget()
         self.assignments += 1
