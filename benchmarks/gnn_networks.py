@@ -11,6 +11,9 @@ An epoch's time is the mean over a window of epochs between two evaluations, aft
 widths (--reassign is short for that); of several windows and repeats the median. The schemes take turns,
 so that a busy machine slows all of them. Results of training do not depend on the network, so accuracy
 comes from a run of --accuracy-epochs on this machine without limits. What is in FILE is not run again.
+
+`predicted_seconds_per_epoch` is what pdadmm.profile predicts for the network from a run on hosts without
+limits, of the same scheme and parts.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ import numpy as np
 from hosts import Hosts, reason_not_to
 
 from pdadmm.files import write_json
+from pdadmm.profile.load import load
+from pdadmm.profile.predict_graph import predict_graph
+from pdadmm.profile.simulate import Network
 
 SCHEMES = ("float32", "adaqp", "lean")
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,8 +65,13 @@ def options(o: argparse.Namespace, scheme: str, epochs: int, every: int, folder:
     return [str(option) for option in found]
 
 
+#: of links between namespaces, one way; a rough figure, small beside the messages
+LATENCY = 50e-6
+
+
 def measure(hosts: Hosts, graph: Path, o: argparse.Namespace, scheme: str) -> dict[str, Any]:
-    """Seconds and bytes of the windows of a run on hosts."""
+    """Seconds and bytes of the windows of a run on hosts, and its profile."""
+    # the profile drops three epochs after an assignment
     epochs = o.window * (1 + o.windows)
     with tempfile.TemporaryDirectory() as folder:
         run = options(o, scheme, epochs, o.window, Path(folder) / "run")
@@ -68,13 +79,15 @@ def measure(hosts: Hosts, graph: Path, o: argparse.Namespace, scheme: str) -> di
         hosts.mpirun("-m", "pdadmm.gnn.run", graph, *run, timeout=3600)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
         summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
+        profile = load(Path(folder) / "run")
     records = [json.loads(line) for line in lines]
     keys = ("seconds", "seconds_exposed", "bytes")
     windows = [
         {key: (b[key] - a[key]) / (b["epoch"] - a["epoch"]) for key in keys}
         for a, b in itertools.pairwise(records)
     ]
-    return {"windows": windows, "reduction_bytes_per_epoch": summary["reduction_bytes_per_epoch"]}
+    reductions = summary["reduction_bytes_per_epoch"]
+    return {"windows": windows, "reduction_bytes_per_epoch": reductions, "profile": profile}
 
 
 def train(graph: Path, o: argparse.Namespace, scheme: str) -> dict[str, Any]:
@@ -112,12 +125,17 @@ def to_accuracy(curve: list[list[float]], seconds: float, target: float) -> floa
     return next((epoch * seconds for epoch, accuracy in curve if accuracy >= target), None)
 
 
+def prediction(profile: dict[str, Any], mbit: float) -> float:
+    """Seconds an epoch that a profile predicts for a network."""
+    return predict_graph(profile, Network(LATENCY, mbit * 1e6 / 8)).iteration
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: seconds, ratios to `lean`, share exposed, time to the accuracy that all schemes reach."""
     lines = [
-        "| Mbit/s | parts | messages | s per epoch | of it exposed | × lean | MB per epoch | test accuracy "
-        "| s to accuracy |",
-        "| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| Mbit/s | parts | messages | s per epoch | of it exposed | × lean | predicted s | MB per epoch "
+        "| test accuracy | s to accuracy |",
+        "| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for (mbit, parts), group in itertools.groupby(
         sorted(results, key=lambda r: (r["mbit"], r["parts"], -r["seconds_per_epoch"])),
@@ -127,11 +145,12 @@ def table(results: list[dict[str, Any]]) -> str:
         lean = next((r["seconds_per_epoch"] for r in rows if r["messages"] == "lean"), float("nan"))
         target = min(max(accuracy for _, accuracy in r["curve"]) for r in rows) - 0.005
         for r in rows:
-            seconds = r["seconds_per_epoch"]
+            seconds, predicted = r["seconds_per_epoch"], r["predicted_seconds_per_epoch"]
             reached = to_accuracy(r["curve"], seconds, target)
             lines.append(
                 f"| {mbit:g} | {parts} | {r['messages']} | {seconds:.3f} "
                 f"| {r['seconds_exposed'] / seconds:.0%} | {seconds / lean:.2f} "
+                f"| {predicted:.3f} ({predicted / seconds - 1:+.0%}) "
                 f"| {r['bytes_per_epoch'] / 1e6:.1f} | {r['test_accuracy_at_best_val']:.3f} "
                 f"| {'-' if reached is None else f'{reached:.1f} ({target:.3f})'} |"
             )
@@ -157,7 +176,7 @@ def main() -> int:
     parser.add_argument("--model", default="gcn")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--window", type=int, default=4, help="epochs between evaluations")
+    parser.add_argument("--window", type=int, default=6, help="epochs between evaluations")
     parser.add_argument("--windows", type=int, default=2, help="after the first one, which is left out")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--accuracy-epochs", type=int, default=100)
@@ -174,12 +193,17 @@ def main() -> int:
     settings = {name: getattr(o, name) for name in asked}
     done = {(r["mbit"], r["parts"], r["messages"]) for r in results if r["settings"] == settings}
     trained: dict[tuple[int, str], dict[str, Any]] = {}
+    profiles: dict[tuple[int, str], dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for parts, mbit in itertools.product(map(int, o.parts.split(",")), map(float, o.mbit.split(","))):
             schemes = [s for s in o.messages.split(",") if (mbit, parts, s) not in done]
             if not schemes:
                 continue
             graph = prepare(o, parts, Path(folder))
+            with Hosts(parts, None, o.wrapper) as hosts:
+                for scheme in schemes:
+                    if (parts, scheme) not in profiles:
+                        profiles[parts, scheme] = measure(hosts, graph, o, scheme)["profile"]
             found: dict[str, list[dict[str, Any]]] = {scheme: [] for scheme in schemes}
             with Hosts(parts, mbit * 1e6, o.wrapper) as hosts:
                 for _, scheme in itertools.product(range(o.repeats), schemes):
@@ -204,6 +228,7 @@ def main() -> int:
                         "mbit": mbit,
                         "parts": parts,
                         **entry(found[scheme], trained[parts, scheme]),
+                        "predicted_seconds_per_epoch": prediction(profiles[parts, scheme], mbit),
                         "settings": settings,
                         "date": time.strftime("%Y-%m-%d"),
                         "cores": os.cpu_count(),
