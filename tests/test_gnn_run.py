@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -98,52 +99,72 @@ def test_parts_change_rounding_only_in_float32(tmp_path: Path) -> None:
     assert losses[1:] == pytest.approx([losses[0]] * 3, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "options", ["--messages lean", "--messages float32 --model sage", "--messages lean --forward delta"]
-)
+def start_and_kill(ranks: int, arguments: list[object], folder: Path, epoch: int) -> None:
+    """Start a run, and kill all of it when a checkpoint of that epoch or a later one is there."""
+    program = find_mpirun()
+    assert program is not None
+    command = [program, "-n", ranks, sys.executable, "-m", "pdadmm.gnn.run", *arguments]
+    run = subprocess.Popen(
+        [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    end = time.monotonic() + 60
+    while newest_checkpoint(folder) < epoch:
+        assert time.monotonic() < end and run.poll() is None, "the run ended before it was killed"
+        time.sleep(0.002)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+
+
+def newest_checkpoint(folder: Path) -> int:
+    """Epoch of the newest whole checkpoint; 0 without one."""
+    found = (folder / "checkpoints").glob("iteration-????????/index.json")
+    return max((int(path.parent.name[-8:]) for path in found), default=0)
+
+
+def wait_for_lock(folder: Path) -> None:
+    """Ranks that lost their launcher may hold the folder for a moment."""
+    end = time.monotonic() + 60
+    with (folder / "run.lock").open("rb+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                assert time.monotonic() < end, "the folder stays locked"
+                time.sleep(0.05)
+
+
+def test_a_run_killed_ten_times_ends_as_if_it_had_not_been(
+    mpirun: MPIRun, graph: Path, tmp_path: Path
+) -> None:
+    arguments = words("--hidden 64 --epochs 100 --eval-every 25 --reassign 20 --quiet --checkpoint-every 1")
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    succeed(mpirun(2, "-m", "pdadmm.gnn.run", graph, *arguments, "--out", whole))
+    started: list[object] = [graph, *arguments, "--out", folder]
+    for ranks in (2, 4, 1, 3, 2, 1, 4, 3, 1, 2):
+        start_and_kill(ranks, started, folder, newest_checkpoint(folder) + 3)
+        wait_for_lock(folder)
+        started = ["--resume", "--quiet", "--out", folder]
+    assert 30 <= newest_checkpoint(folder) < 100
+    succeed(mpirun(4, "-m", "pdadmm.gnn.run", *started))
+    assert weights(folder) == weights(whole) and records(folder) == records(whole)
+
+
+@pytest.mark.parametrize("options", ["--messages float32 --model sage", "--messages lean --forward delta"])
 def test_a_killed_run_goes_on_bit_for_bit_on_other_ranks(
     mpirun: MPIRun, graph: Path, tmp_path: Path, options: str
 ) -> None:
     arguments = words(f"{SMALL} {options} --checkpoint-every 1")
     succeed(mpirun(2, "-m", "pdadmm.gnn.run", graph, *arguments, "--out", tmp_path / "whole"))
-    program = find_mpirun()
-    assert program is not None
     for number, ranks in enumerate((4, 1, 3)):
         folder = tmp_path / f"killed{number}"
-        command = [
-            program,
-            "-n",
-            "2",
-            sys.executable,
-            "-m",
-            "pdadmm.gnn.run",
-            graph,
-            *arguments,
-            "--out",
-            folder,
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        run = subprocess.Popen(
-            [str(word) for word in command],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )
-        wanted = folder / "checkpoints"
-        end = time.monotonic() + 60
-        while not any(int(p.name[-2:]) > 3 * number for p in wanted.glob("iteration-????????")):
-            assert time.monotonic() < end and run.poll() is None, "the run ended before it was killed"
-            time.sleep(0.002)
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-        end = time.monotonic() + 60
-        while True:  # ranks that lost their launcher may hold the folder for a moment
-            again = mpirun(ranks, "-m", "pdadmm.gnn.run", "--resume", "--quiet", "--out", folder)
-            if again.code == 0 or "in use" not in again.err or time.monotonic() > end:
-                break
-            time.sleep(0.1)
-        succeed(again)
+        start_and_kill(2, [graph, *arguments, "--out", folder], folder, 3 * number + 1)
+        wait_for_lock(folder)
+        succeed(mpirun(ranks, "-m", "pdadmm.gnn.run", "--resume", "--quiet", "--out", folder))
         assert weights(folder) == weights(tmp_path / "whole")
         assert records(folder) == records(tmp_path / "whole")
         before, after = summary_of(tmp_path / "whole"), summary_of(folder)
