@@ -93,7 +93,8 @@ def points(runs: list[dict[str, Any]]) -> list[float]:
 def groups(runs: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]]:
     """By graph, split, model and parts, the runs of every scheme."""
     found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
-    for run in sorted(runs, key=lambda run: GRAPHS.index(run["graph"])):
+    order = [*GRAPHS, *(run["graph"] for run in runs)]
+    for run in sorted(runs, key=lambda run: order.index(run["graph"])):
         at = found.setdefault((run["graph"], run["split"], run["model"], run["parts"]), {})
         at.setdefault(run["scheme"], []).append(run)
     return found

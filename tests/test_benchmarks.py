@@ -125,3 +125,71 @@ def test_a_long_run_is_watched_on_every_rank(tmp_path: Path) -> None:
         assert all(part["seconds"] > 0 and part["processor_seconds"] > 0 for part in parts)
         assert rank["growth_of_seconds"] == parts[-1]["seconds"] / parts[0]["seconds"] - 1
         assert rank["growth_of_memory"] == pytest.approx(parts[-1]["resident_bytes"] / begun - 1)
+
+
+def test_accuracy_of_graph_networks_by_scheme(tmp_path: Path) -> None:
+    out = tmp_path / "gnn_accuracy.json"
+    options = [
+        "--graphs",
+        "synthetic",
+        "--models",
+        "gcn",
+        "--parts",
+        "2",
+        "--splits",
+        "public",
+        "--seeds",
+        "0-1",
+    ]
+    options += ["--schemes", "float32,lean,uniform2", "--epochs", "20", "--data", tmp_path, "--json", out]
+    finished = benchmark("gnn_accuracy", *options)
+    runs = json.loads(out.read_text())["runs"]
+    assert [(r["scheme"], r["seed"]) for r in runs] == [
+        (scheme, seed) for seed in (0, 1) for scheme in ("float32", "lean", "uniform2")
+    ]
+    by_key = {(r["scheme"], r["seed"]): r for r in runs}
+    assert by_key["uniform2", 0]["mean_bits_forward"] == 2
+    assert all(r["bytes_per_epoch"] < r["float32_bytes_per_epoch"] for r in runs if r["scheme"] != "float32")
+    row = next(line for line in finished.out.splitlines() if "| lean |" in line).split(" | ")
+    scores = {key: 100 * run["test_accuracy_at_best_val"] for key, run in by_key.items()}
+    less = np.mean([scores["lean", seed] - scores["float32", seed] for seed in (0, 1)])
+    assert row[6].startswith(f"{less:+.2f}")
+    before = out.read_text()
+    benchmark("gnn_accuracy", *options)
+    assert out.read_text() == before
+    pytest.importorskip("matplotlib")
+    benchmark("gnn_accuracy", "--json", out, "--pareto", tmp_path / "p.svg")
+    assert "uniform2" in (tmp_path / "p.svg").read_text()
+
+
+def test_graph_networks_on_slow_links(tmp_path: Path) -> None:
+    if find_mpirun() is None:
+        pytest.skip("there is no mpirun: pip install 'pdadmm[mpich]' or load an MPI library")
+    out = tmp_path / "networks.json"
+    sizes = [
+        "--nodes",
+        "1500",
+        "--degree",
+        "8",
+        "--features",
+        "30",
+        "--communities",
+        "4",
+        "--train-per-class",
+        "20",
+        "--hidden",
+        "16",
+    ]
+    options = ["--mbit", "1000", "--parts", "2", "--windows", "1", "--accuracy-epochs", "10", "--json", out]
+    finished = benchmark("gnn_networks", *sizes, *options)
+    if finished.out.startswith("skipped: "):
+        pytest.skip(finished.out)
+    results = json.loads(out.read_text())["results"]
+    assert [(r["messages"], r["mbit"], r["parts"]) for r in results] == [
+        (scheme, 1000, 2) for scheme in ("float32", "adaqp", "lean")
+    ]
+    plain, published, lean = (r["bytes_per_epoch"] for r in results)
+    assert plain == results[0]["float32_bytes_per_epoch"] and lean < published < plain
+    for r in results:
+        assert 0 <= r["seconds_exposed"] <= r["seconds_per_epoch"]
+        assert r["predicted_seconds_per_epoch"] > 0 and 0 < r["test_accuracy"] <= 1
