@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import Meta
 
-from pdadmm.trace.clock import PHASES
-
 __all__ = ["Head", "Profile"]
 
 Name = Annotated[str, Meta(max_length=100, pattern="^[ -~]*$")]  #: of what the program itself has named
@@ -118,8 +116,20 @@ class Link(_LinkFacts):
     float32_bytes: Count
 
 
-#: files of older versions have fewer phases
-Phases = TypedDict("Phases", dict.fromkeys(PHASES, Seconds), total=False)  # type: ignore[misc]
+class _LaterPhases(TypedDict, total=False):
+    """Those that files of older versions do not have."""
+
+    aggregation: Seconds
+    codec: Seconds
+    reduction: Seconds
+
+
+class Phases(_LaterPhases):
+    products: Seconds
+    updates: Seconds
+    send: Seconds
+    wait: Seconds
+    other: Seconds
 
 
 class _StageFacts(TypedDict, total=False):
