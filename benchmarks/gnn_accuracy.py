@@ -8,8 +8,8 @@ DIR holds the raw files (as --raw of pdadmm.gnn.prepare). Seed S trains on split
 and from start S. All schemes have the same order of the hidden layer (norm, activation, dropout), so that
 nothing but the messages differs; `--order scheme` leaves to each its own. `uniformB` is lean with the same
 B bits for every row, `lean32` lean without rounding, `pyg` PyTorch Geometric on one process (gnn_pyg.py),
-on the same split. A test accuracy is that of the epoch that is best on validation. Runs in FILE are not
-repeated.
+on the same split, in float32's order. A test accuracy is that of the epoch that is best on validation. Runs
+in FILE are not repeated; runs of other orders or numbers of epochs are tables of their own.
 
     python benchmarks/gnn_accuracy.py --pareto FILE.svg     accuracy against bytes, from FILE.json
 """
@@ -33,7 +33,7 @@ GRAPHS = ("cora", "citeseer", "amazon-photo", "amazon-computers", "coauthor-cs",
 SCHEMES = ("float32", "adaqp", "lean")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "gnn_accuracy.json"
-KEY = ("graph", "split", "model", "parts", "scheme", "order", "seed")
+KEY = ("graph", "split", "model", "parts", "scheme", "order", "epochs", "seed")
 _KEPT = (
     "nodes", "edge_cut", "halo_rows", "partitioner", "test_accuracy", "best_val_accuracy",
     "test_accuracy_at_best_val", "bytes_per_epoch", "float32_bytes_per_epoch", "mean_bits_forward",
@@ -91,23 +91,34 @@ def points(runs: list[dict[str, Any]]) -> list[float]:
 
 
 def groups(runs: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]]:
-    """By graph, split, model and parts, the runs of every scheme."""
+    """By order, epochs, graph, split, model and parts, the runs of every scheme."""
+    graphs = [*GRAPHS, *(run["graph"] for run in runs)]
     found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
-    order = [*GRAPHS, *(run["graph"] for run in runs)]
-    for run in sorted(runs, key=lambda run: order.index(run["graph"])):
-        at = found.setdefault((run["graph"], run["split"], run["model"], run["parts"]), {})
-        at.setdefault(run["scheme"], []).append(run)
+    for run in sorted(runs, key=lambda run: (run["order"], run["epochs"], graphs.index(run["graph"]))):
+        key = tuple(run[k] for k in ("order", "epochs", "graph", "split", "model", "parts"))
+        found.setdefault(key, {}).setdefault(run["scheme"], []).append(run)
     return found
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Markdown: points, their difference to float32 seed by seed with its standard error, and bytes."""
+    """Markdown: points, their difference to float32 seed by seed with its standard error, and bytes.
+
+    A table for each order of the hidden layer and number of epochs.
+    """
+    found = []
+    for (order, epochs), of_both in itertools.groupby(groups(runs).items(), key=lambda item: item[0][:2]):
+        lines = _rows({key[2:]: schemes for key, schemes in of_both})
+        found.append("\n".join([f"Order {order}, {epochs} epochs:", "", *lines]))
+    return "\n\n".join(found)
+
+
+def _rows(found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]]) -> list[str]:
     lines = [
         "| graph | split | model | parts | scheme | test accuracy | less float32 | validation less float32 "
         "| MB an epoch | of float32's | bits forward, back |",
         "| --- | --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for (graph, split, model, parts), schemes in groups(runs).items():
+    for (graph, split, model, parts), schemes in found.items():
         # without rounding lean computes the same, sooner where the features are many
         plain = "float32" if "float32" in schemes else "lean32"
         base = {run["seed"]: run for run in schemes.get(plain, [])}
@@ -129,7 +140,7 @@ def table(runs: list[dict[str, Any]]) -> str:
                 bits = [mean(run[f"mean_bits_{way}"] for run in of_scheme) for way in ("forward", "backward")]
                 cells += [f"{sent / 1e6:.3f}", f"{sent / whole:.1%}", f"{bits[0]:.1f}, {bits[1]:.1f}"]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return lines
 
 
 def pareto(runs: list[dict[str, Any]], path: Path) -> None:
@@ -202,17 +213,17 @@ def run_all(o: argparse.Namespace, runs: list[dict[str, Any]], folder: Path) -> 
         numbers(o.seeds), o.graphs.split(","), o.splits.split(","), o.models.split(","), numbers(o.parts),
         o.schemes.split(","),
     ):  # fmt: skip
-        key = (graph, split, model, parts, scheme, o.order, seed)
+        key = (graph, split, model, parts, scheme, o.order, o.epochs, seed)
         if key in done:
             continue
         path = prepare(folder, _raw_of(o.raw, graph), graph, split, parts, seed)
         if scheme == "pyg":
             from gnn_pyg import train_pyg
 
-            found = train_pyg(path, model, epochs=o.epochs, seed=seed)
+            found = train_pyg(path, model, epochs=o.epochs, seed=seed, dropped_first=o.order != "norm")
         else:
             found = train(path, model, scheme, o.order, seed, o.epochs)
-        runs.append({**dict(zip(KEY, key, strict=True)), "epochs": o.epochs, **found})
+        runs.append({**dict(zip(KEY, key, strict=True)), **found})
         done.add(key)
         o.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(o.json, {"benchmark": "gnn_accuracy", "runs": runs})

@@ -1,8 +1,8 @@
 """PyTorch Geometric on one process, with the network, order and optimiser of pdadmm.gnn: a baseline.
 
 GCN or GraphSAGE with the mean of the neighbours; LayerNorm over each node's columns, ReLU and dropout after
-hidden convolutions; Xavier-uniform start, Adam, full batch. The adjacency is a torch.sparse CSR tensor,
-with which an epoch takes a fraction of what it takes with edge_index.
+hidden convolutions, or dropout first; Xavier-uniform start, Adam, full batch. The adjacency is a
+torch.sparse CSR tensor, with which an epoch takes a fraction of what it takes with edge_index.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def load(path: Path, model: str) -> dict[str, Any]:
     }
 
 
-def build(model: str, widths: list[int], dropout: float) -> Any:
+def build(model: str, widths: list[int], dropout: float, dropped_first: bool = False) -> Any:
     """The network as a torch module that takes features and adjacency."""
 
     class Net(nn.Module):
@@ -85,12 +85,14 @@ def build(model: str, widths: list[int], dropout: float) -> Any:
                     start(parameter)
 
         def forward(self, x: Any, adjacency: Any) -> Any:
-            last = len(self.convolutions) - 1
-            for i, convolution in enumerate(self.convolutions):
+            *hidden, last = self.convolutions
+            for convolution, norm in zip(hidden, self.norms, strict=True):
                 x = convolution(x, adjacency)
-                if i < last:
-                    x = nn.functional.dropout(torch.relu(self.norms[i](x)), dropout, self.training)
-            return x
+                if dropped_first:
+                    x = torch.relu(norm(nn.functional.dropout(x, dropout, self.training)))
+                else:
+                    x = nn.functional.dropout(torch.relu(norm(x)), dropout, self.training)
+            return last(x, adjacency)
 
     return Net()
 
@@ -105,12 +107,13 @@ def train_pyg(
     rate: float = 0.01,
     seed: int = 0,
     eval_every: int = 10,
+    dropped_first: bool = False,
 ) -> dict[str, Any]:
     """Accuracies of the last epoch and at the best one on validation, and seconds an epoch."""
     data = load(path, model)
     torch.manual_seed(seed)
     x, y, split, adjacency = data["x"], data["y"], data["split"], data["adjacency"]
-    network = build(model, [x.shape[1], *[hidden] * (layers - 1), data["classes"]], dropout)
+    network = build(model, [x.shape[1], *[hidden] * (layers - 1), data["classes"]], dropout, dropped_first)
     optimiser = torch.optim.Adam(network.parameters(), lr=rate)
     train = split == 1
     seconds: list[float] = []

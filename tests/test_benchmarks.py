@@ -112,6 +112,48 @@ def test_communication_table(folder: Path, tmp_path: Path) -> None:
     assert coded["bytes_per_iteration"] < 0.2 * coded["float32_bytes_per_iteration"]
 
 
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small graph file under the name that benchmarks/gnn_accuracy.py looks for."""
+    folder = tmp_path_factory.mktemp("graphs")
+    options = ["--parts", "2", "--partitioner", "blocks", "--synthetic-nodes", "300"]
+    out = folder / "cora-public-2-0.h5"
+    succeed(python("-m", "pdadmm.gnn.prepare", "synthetic", *options, "--out", out))
+    return folder
+
+
+def gnn_accuracy(graphs: Path, results: Path, *arguments: str) -> Finished:
+    options = ["--data", graphs, "--json", results, "--graphs", "cora", "--splits", "public", "--parts", "2"]
+    return benchmark("gnn_accuracy", *options, *arguments)
+
+
+def test_graph_networks_in_another_order_are_a_table_of_their_own(graphs: Path, tmp_path: Path) -> None:
+    results = tmp_path / "gnn_accuracy.json"
+    for asked in (["--epochs", "2"], ["--epochs", "30"], ["--epochs", "30", "--order", "scheme"]):
+        options = ["--models", "sage", "--schemes", "float32", "--seeds", "0", *asked]
+        found = gnn_accuracy(graphs, results, *options)
+    captions = [line for line in found.out.splitlines() if line.startswith("Order")]
+    assert captions == [f"Order {of}:" for of in ("norm, 2 epochs", "norm, 30 epochs", "scheme, 30 epochs")]
+    norm, own = json.loads(results.read_text())["runs"][1:]
+    accuracies = ("test_accuracy", "best_val_accuracy", "test_accuracy_at_best_val")
+    assert [norm[name] for name in accuracies] != [own[name] for name in accuracies]
+
+
+@pytest.mark.parametrize("model", ["gcn", "sage"])
+def test_pyg_learns_the_graph_as_well_as_the_program(graphs: Path, tmp_path: Path, model: str) -> None:
+    pytest.importorskip("torch_geometric")
+    results = tmp_path / "gnn_accuracy.json"
+    asked = ["--models", model, "--schemes", "float32,pyg", "--seeds", "0", "--epochs", "30"]
+    for order in ("norm", "scheme"):
+        gnn_accuracy(graphs, results, *asked, "--order", order)
+    runs = json.loads(results.read_text())["runs"]
+    assert [(run["scheme"], run["order"]) for run in runs] == [
+        (scheme, order) for order in ("norm", "scheme") for scheme in ("float32", "pyg")
+    ]
+    for ours, theirs in (runs[:2], runs[2:]):
+        assert theirs["test_accuracy"] == pytest.approx(ours["test_accuracy"], abs=0.05)
+
+
 def test_a_long_run_is_watched_on_every_rank(tmp_path: Path) -> None:
     if find_mpirun() is None:
         pytest.skip("there is no mpirun: pip install 'pdadmm[mpich]' or load an MPI library")
