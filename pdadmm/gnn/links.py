@@ -43,12 +43,8 @@ class Times:
             self._found.setdefault((slot, part), []).append(time.perf_counter() - self._since[slot])
 
     def seconds(self) -> dict[tuple[str, int], float]:
-        """Medians since :meth:`forget`."""
+        """Medians so far; an exchange has its own, so since the last assignment."""
         return {key: median(values) for key, values in self._found.items()}
-
-    def forget(self) -> None:
-        """Begin a cycle."""
-        self._found = {}
 
 
 @dataclass(frozen=True)
