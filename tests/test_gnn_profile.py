@@ -101,13 +101,38 @@ def test_what_was_assigned_is_in_the_profile(run: Path) -> None:
     assert counts == assigned[-1]["widths"]
 
 
+def test_a_resumed_run_keeps_what_was_assigned(
+    graphs: dict[int, Path], tmp_path: Path, mpirun: MPIRun
+) -> None:
+    options = [*words(OPTIONS), "--checkpoint-every", "20"]
+    succeed(mpirun(2, "-m", "pdadmm.gnn.run", graphs[4], *options, "--out", tmp_path / "run"))
+    whole, before = load(tmp_path / "run"), summary_of(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had ended after the checkpoint
+    succeed(mpirun(4, "-m", "pdadmm.gnn.run", "--resume", "--quiet", "--out", tmp_path / "run"))
+    resumed, after = load(tmp_path / "run"), summary_of(tmp_path / "run")
+    for key in ("epoch", "widths"):
+        first, second = ([a[key] for a in p["run"]["assignments"]] for p in (whole, resumed))
+        assert first == second
+    for name in ("bytes_per_epoch", "evaluation_bytes_per_evaluation"):
+        assert after[name] == before[name]
+    # epochs 21 to 24 went on, 25 to 30 were another cycle
+    assert [s["iterations"] for s in resumed["ranks"][3]["stages"]] == [1, 3]
+    sums = [
+        {link["name"]: (link["bytes"], link["messages"]) for rank in p["ranks"]
+         for link in rank["stages"][-1]["links"] if link["kind"] == "sent"}
+        for p in (whole, resumed)
+    ]  # fmt: skip
+    assert sums[0] == sums[1]
+
+
 def test_the_report_shows_links_widths_and_efficiencies(run: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.json"
     page = tmp_path / "t.html"
     found = succeed(
         python("-m", "pdadmm.profile", run, "--json", table, "--html", page, "--network", "50us,100Mbit")
     )
-    for text in ("4 parts on 2", "parallel efficiency", "sparse", "rows by", "predicted"):
+    expected = ("4 parts on 2", "parallel efficiency", "of it transfer", "sparse", "rows by", "before epoch")
+    for text in (*expected, "predicted"):
         assert text in found.out, text
     whole = json.loads(table.read_text())
     (only,) = whole["runs"]
@@ -115,7 +140,10 @@ def test_the_report_shows_links_widths_and_efficiencies(run: Path, tmp_path: Pat
     # parts 0 and 1 are on rank 0: what goes between them is no link
     assert "F2 0>2: rank 0 to 1" in names and not any(" 0>1" in name for name in names)
     assert all(sum(link["widths"].values()) == link["rows"] for link in only["links"])
-    assert "aggregation" in page.read_text()
+    assert "aggregation" in page.read_text() and "before epoch" in page.read_text()
+    product = only["serialisation_efficiency"] * only["transfer_efficiency"]
+    assert product == pytest.approx(only["communication_efficiency"])
+    assert 0 < only["serialisation_efficiency"] <= 1.001
     assert whole["predictions"][0]["iteration"] > 0
 
 

@@ -38,12 +38,24 @@ class Mark(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     sha256: Sha256
 
 
+#: of a slot, or a number of bits
+Name = Annotated[str, Meta(pattern=r"\A([FB]?[0-9]{1,6})\Z")]
+
+
+class Assigned(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """An assignment of widths, as the profile shows it."""
+
+    epoch: Whole
+    seconds: NotNegative
+    widths: dict[Name, dict[Name, Whole]]  #: slot → bits → rows
+
+
 class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What is the same on all ranks."""
 
     epoch: Annotated[int, Meta(ge=1, lt=1 << 62)]
     step: Whole
-    assignments: Whole
+    assigned: list[Assigned]
     message_bytes: Whole
     bits_forward: NotNegative
     bits_backward: NotNegative

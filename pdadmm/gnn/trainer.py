@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from pdadmm.codec.rows import FLOAT32, WIDTHS
@@ -171,7 +172,6 @@ class Trainer:
         self.last: Record | None = None
         self.best: Record | None = None
         self.epoch = 0
-        self.assignments = 0
         self.message_bytes = 0
         self.bits_sent = {"forward": 0.0, "backward": 0.0}
         self.entries_sent = {"forward": 0.0, "backward": 0.0}
@@ -236,7 +236,7 @@ class Trainer:
         epochs = self.config.training.epochs
         while self.epoch < epochs:
             self.epoch += 1
-            self.waiter.where.set_iteration(self.epoch, self.assignments)
+            self.waiter.where.set_iteration(self.epoch, len(self.assigned))
             if self._assigns_before(self.epoch):
                 self._assign()
             self.control.before()
@@ -294,7 +294,7 @@ class Trainer:
         state = {
             "epoch": self.epoch,
             "step": self.parameters.step,
-            "assignments": self.assignments,
+            "assigned": self.assigned,
             "message_bytes": int(sums[0]),
             "bits_forward": sums[2],
             "bits_backward": sums[3],
@@ -333,7 +333,8 @@ class Trainer:
         self._hats = agree(
             self.waiter, lambda: saved.restore_hats(resumed, self.parts, self._changes, layers)
         )
-        self.epoch, self.assignments, self.best = state.epoch, state.assignments, state.best
+        self.epoch, self.best = state.epoch, state.best
+        self.assigned = msgspec.to_builtins(state.assigned)
         self.parameters.step = state.step
         if rank == 0:
             self.message_bytes = state.message_bytes
@@ -377,8 +378,8 @@ class Trainer:
 
     def _train(self) -> None:
         """An epoch."""
-        t, drops = self.config.training, self._drops(self.config.network.dropout)
         self._laps.begin(self._since)
+        t, drops = self.config.training, self._drops(self.config.network.dropout)
         self.exchange.begin(self.epoch)
         self.network.forward(self.exchange, drops)
         for number in self.parts:
@@ -437,7 +438,6 @@ class Trainer:
         self._hats = self.exchange.hats()
         self._open_cycle()
         self.traces.forget()
-        self.assignments += 1
         seconds = time.perf_counter() - start
         self.seconds_assignment += seconds
         self.assigned.append({"epoch": self.epoch, "seconds": seconds, "widths": self._rows_by_width()})

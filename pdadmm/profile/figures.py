@@ -6,17 +6,29 @@ of the iterations of the last stage, warm-up dropped. With *useful* the time a r
 * load balance = mean useful / largest useful
 * communication efficiency = largest useful / runtime
 * parallel efficiency = load balance × communication efficiency = mean useful / runtime
+
+and, from a simulation of the same iteration on a network that takes no time:
+
+* serialisation efficiency = largest useful / ideal runtime: what is lost to waiting for each other
+* transfer efficiency = ideal runtime / runtime: what is lost to the network; together the communication's
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from pdadmm.errors import InputError
 from pdadmm.files import Record
+from pdadmm.profile.load import is_graph
+from pdadmm.profile.predict import Scenario, predict
+from pdadmm.profile.predict_graph import predict_graph
+from pdadmm.profile.simulate import Network
 from pdadmm.trace.clock import PHASES
 
 __all__ = ["Figures", "LinkFigures", "RankFigures", "figures"]
 
+#: bytes/s of a network that takes no time
+_NO_TIME = 1e18
 _NOT_USEFUL = ("send", "wait", "reduction")
 #: what a link's own facts are
 _FACTS = ("coupling", "upward", "slot", "sender_part", "receiver_part", "rows", "cols", "widths")
@@ -79,7 +91,10 @@ class RankFigures:
 
 @dataclass
 class Figures:
-    """A run's numbers; times are seconds an iteration."""
+    """A run's numbers; times are seconds an iteration.
+
+    The efficiencies of serialisation and transfer are None where the profile cannot be simulated.
+    """
 
     name: str
     run: Record
@@ -91,6 +106,8 @@ class Figures:
     wait_share: float
     load_balance: float
     communication_efficiency: float
+    serialisation_efficiency: float | None
+    transfer_efficiency: float | None
     parallel_efficiency: float
     slowest_rank: int
     slowest_link: str | None
@@ -131,6 +148,7 @@ def figures(profile: Record, name: str) -> Figures:
         for link in rank["stages"][-1]["links"]
         if link["kind"] == "sent" and link["messages"]
     ]
+    ideal = _ideal(profile)
     balance = sum(useful) / len(useful) / max(useful) if max(useful) else 1.0
     return Figures(
         name=name,
@@ -145,12 +163,26 @@ def figures(profile: Record, name: str) -> Figures:
         / runtime,
         load_balance=balance,
         communication_efficiency=max(useful) / runtime,
+        serialisation_efficiency=max(useful) / ideal if ideal else None,
+        transfer_efficiency=ideal / runtime if ideal else None,
         parallel_efficiency=sum(useful) / len(useful) / runtime,
         slowest_rank=max(ranks, key=lambda rank: rank.useful).rank,
         slowest_link=max(links, key=lambda link: (link.exposed, link.wait)).name if links else None,
         ranks=ranks,
         links=links,
     )
+
+
+def _ideal(profile: Record) -> float | None:
+    """Seconds an iteration by the same computing where messages take no time; None where it is not known."""
+    network = Network(0.0, _NO_TIME)
+    try:
+        # means, as the runtime is one: computing then adds up to what was useful
+        if is_graph(profile):
+            return predict_graph(profile, network, "mean").iteration
+        return predict(profile, Scenario(network), statistic="mean").iteration
+    except InputError:
+        return None
 
 
 def _rank(rank: Record, links: list[LinkFigures]) -> RankFigures:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pdadmm.profile.figures import Figures
-from pdadmm.profile.report import QUANTITIES, shares_of_time, title_of
+from pdadmm.profile.report import QUANTITIES, assignments_of, shares_of_time, title_of
 from pdadmm.profile.simulate import Outcome
 from pdadmm.profile.svg import STYLE, bars
 from pdadmm.profile.units import rate, seconds, share, size
@@ -75,7 +75,7 @@ def _comparison(runs: Sequence[Figures]) -> str:
         for run in runs:
             value = getattr(run, attribute)
             ratio = f" ({value / base:.3g} ×)" if compared and run is not runs[0] and base else ""
-            cells.append(show(value) + ratio)
+            cells.append("-" if value is None else show(value) + ratio)
         rows.append([text, *cells])
     rows.append(["slowest rank", *(str(run.slowest_rank) for run in runs)])
     rows.append(["slowest link", *(run.slowest_link or "none" for run in runs)])
@@ -120,6 +120,8 @@ def _section(run: Figures) -> str:
             speeds.append(("measured baseline", [link.baseline_bandwidth for link in run.links]))
         chart = bars("bandwidth of the links", links, speeds, "from send to receipt", rate, False)
         parts.append(_figure("Effective bandwidth (a lower bound where nothing waited)", chart))
+    if run.run.get("assignments"):
+        parts.append("<h3>Assignments of widths, mean bits by slot</h3>" + _table(*assignments_of(run)))
     return "\n".join(parts)
 
 

@@ -16,7 +16,15 @@ from pdadmm.profile.units import rate, seconds, share, size
 from pdadmm.runtime.console import plain_console
 from pdadmm.trace.clock import PHASES
 
-__all__ = ["QUANTITIES", "print_report", "shares_of_time", "title_of", "write_csv", "write_report_json"]
+__all__ = [
+    "QUANTITIES",
+    "assignments_of",
+    "print_report",
+    "shares_of_time",
+    "title_of",
+    "write_csv",
+    "write_report_json",
+]
 
 #: attribute, text, unit, how it is shown, whether ratios to the first run are
 QUANTITIES: tuple[tuple[str, str, str, Callable[[float], str], bool], ...] = (
@@ -28,6 +36,8 @@ QUANTITIES: tuple[tuple[str, str, str, Callable[[float], str], bool], ...] = (
     ("wait_share", "all waiting", "1", share, False),
     ("load_balance", "load balance", "1", share, False),
     ("communication_efficiency", "communication efficiency", "1", share, False),
+    ("serialisation_efficiency", "of it serialisation", "1", share, False),
+    ("transfer_efficiency", "of it transfer", "1", share, False),
     ("parallel_efficiency", "parallel efficiency", "1", share, False),
 )
 
@@ -58,6 +68,8 @@ def print_report(runs: Sequence[Figures], predictions: Sequence[tuple[str, Outco
         _ranks(run, console)
         if run.links:
             _links(run, console)
+        if run.run.get("assignments"):
+            _assignments(run, console)
     if predictions:
         _predictions(runs[0], predictions, console)
 
@@ -72,7 +84,7 @@ def _summary(runs: Sequence[Figures], console: Console) -> None:
         cells = []
         for run in runs:
             value, base = getattr(run, attribute), getattr(first, attribute)
-            cell = show(value)
+            cell = "-" if value is None else show(value)
             if compared and run is not first and base:
                 cell += f" ({value / base:.3g} x)"
             cells.append(cell)
@@ -146,6 +158,32 @@ def _links(run: Figures, console: Console) -> None:
     console.print(table)
 
 
+def assignments_of(run: Figures) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of the assignments of widths: mean bits of a row in every slot."""
+    found = run.run["assignments"]
+    slots = list(dict.fromkeys(slot for assigned in found for slot in assigned["widths"]))
+    rows = []
+    for assigned in found:
+        cells = [str(assigned["epoch"]), seconds(assigned["seconds"])]
+        for slot in slots:
+            counts = {int(bits): rows for bits, rows in assigned["widths"].get(slot, {}).items()}
+            of_slot = sum(counts.values())
+            mean = sum(bits * count for bits, count in counts.items()) / of_slot if of_slot else None
+            cells.append("-" if mean is None else f"{mean:.3g}")
+        rows.append(cells)
+    return ["before epoch", "took", *slots], rows
+
+
+def _assignments(run: Figures, console: Console) -> None:
+    head, rows = assignments_of(run)
+    table = Table(title=f"{run.name}: assignments of widths, mean bits by slot")
+    for column in head:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
 def _predictions(run: Figures, predictions: Sequence[tuple[str, Outcome]], console: Console) -> None:
     table = Table(title=f"predicted from {run.name}")
     for column in ("scenario", "iteration", "of measured", "exposed communication", "load balance"):
@@ -169,7 +207,8 @@ def write_csv(path: Path, runs: Sequence[Figures]) -> None:
         lines.writerow(("run", "scope", "item", "quantity", "unit", "value"))
         for run in runs:
             for attribute, _, unit, _, _ in QUANTITIES:
-                lines.writerow((run.name, "run", "", attribute, unit, getattr(run, attribute)))
+                value = getattr(run, attribute)
+                lines.writerow((run.name, "run", "", attribute, unit, "" if value is None else value))
             for rank in run.ranks:
                 values = {**rank.phases, "useful": rank.useful, "late_sender": rank.late_sender}
                 values |= {"exposed": rank.exposed, "iteration": rank.iteration}
