@@ -30,6 +30,15 @@ PDADMM_FN float kept(u32 keeps, float scale) { return float_of(bits_of(scale) & 
 
 static const float NORM_EPSILON = 1e-5f;
 
+// Correctly rounded, host and device
+PDADMM_FN float square_root(float x) {
+#ifdef __CUDACC__
+  return sqrtf(x);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
+
 // gamma N + beta, and its activation, which keeps NaN
 PDADMM_FN float norm_affine(float n, float gamma, float beta) { return gamma * n + beta; }
 PDADMM_FN float positive_part(float x) { return 0.0f > x ? 0.0f : x; }
@@ -42,7 +51,7 @@ PDADMM_FN float norm_gradient(float g, float n, float mean, float along, float i
 // Adam: a running mean of shares, and a step along them; correction and rate have the powers of the step
 PDADMM_FN float running_mean(float mean, float keep, float share) { return mean * keep + share; }
 PDADMM_FN float adam_step(float x, float first, float second, float correction, float rate, float epsilon) {
-  return x - rate * first / (__builtin_sqrtf(second / correction) + epsilon);
+  return x - rate * first / (square_root(second / correction) + epsilon);
 }
 
 }  // namespace PDADMM_NAMESPACE

@@ -94,7 +94,7 @@ void hidden_in_order(const HiddenLayer &a, int64_t first, int64_t last) {
     for (int64_t j = 0; j < n; ++j) N[j] -= mean;
     const float left = row_sum(N, n) / (float)n;
     const float variance = positive_part(row_product(N, N, n) / (float)n - left * left);
-    const float inverse = a.inverse[row] = 1.0f / __builtin_sqrtf(variance + NORM_EPSILON);
+    const float inverse = a.inverse[row] = 1.0f / square_root(variance + NORM_EPSILON);
     PDADMM_ELEMENTWISE
     for (int64_t j = 0; j < n; ++j) {
       N[j] = (N[j] - left) * inverse;

@@ -67,9 +67,11 @@ class RawModule:
         macros = re.findall(r"\b(\w+_)##name\(", code)
         grids = re.findall(r"\b(\w+)##BITS\(", code)
         codecs = re.findall(r"what\((\w+), [A-Z]", code)
+        lanes = re.findall(r"^PDADMM_AGGREGATE\((\d+)\)", code, re.MULTILINE)
         names = [n for n in names if not n.endswith("_") and n + "##" not in code]
         names += [m + c for m in macros for c in codecs]
         names += [g + bits for g in grids for bits in "842"]
+        names += [f"aggregate{count}" for count in lanes]
         table = "".join(f'static bool add_{n} = fibers::add("{n}", {n});\n' for n in dict.fromkeys(names))
         path = self.folder / f"source{number}.cpp"
         path.write_text(f'#include "{HEADER}"\n{code}\n{table}')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from pdadmm.admm.passes import Copies, HiddenSums
 from pdadmm.arrays import sources
 from pdadmm.gnn.passes.host import HostPasses
-from pdadmm.gnn.passes.protocol import Passes
+from pdadmm.gnn.passes.protocol import Passes, Sparse
 from pdadmm.gnn.passes.reference import ReferencePasses
 
 
@@ -66,6 +66,8 @@ class OnDevice:
             def move(a: Any) -> Any:
                 if isinstance(a, Copies):
                     return Copies(*(move(value) for value in vars(a).values()))
+                if isinstance(a, Sparse):
+                    return Sparse(*(move(value) for value in vars(a).values()))
                 if not isinstance(a, np.ndarray):
                     return a
                 return moved.setdefault(id(a), (a, self.cupy.asarray(a)))[1]
@@ -83,6 +85,8 @@ class OnDevice:
             return HiddenSums(*(float(value) for value in vars(result).values()))
         if result is None or isinstance(result, float):
             return result
+        if isinstance(result, tuple):
+            return tuple(self._back(value) for value in result)
         result = self.cupy.asnumpy(result)
         return float(result) if result.ndim == 0 else result
 
@@ -96,6 +100,14 @@ def make(side: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
 
         return AdmmPasses(int(side[0]))
     from pdadmm.admm.passes.cuda import CudaPasses
+
+    return on_device(CudaPasses, side, monkeypatch, folder)
+
+
+def on_device(
+    passes: Callable[[], Any], side: str, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> OnDevice:
+    """CUDA passes on a GPU, side ``cuda``, or their sources run on the CPU; skips the test without g++."""
     from pdadmm.kernels import cuda
 
     if side == "cuda-on-cpu":
@@ -106,10 +118,10 @@ def make(side: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
         monkeypatch.setattr(
             cuda, "_module", lambda name, device: cupy.RawModule(cuda.source(name), cuda.OPTIONS)
         )
-        return OnDevice(CudaPasses(), cupy)
+        return OnDevice(passes(), cupy)
     import cupy
 
-    return OnDevice(CudaPasses(), cupy)
+    return OnDevice(passes(), cupy)
 
 
 def graph_sides() -> list[str]:

@@ -27,6 +27,7 @@ __all__ = [
     "NULL",
     "OPTIONS",
     "CudaKernels",
+    "CudaLibrary",
     "check",
     "flat_blocks",
     "length_arguments",
@@ -75,14 +76,13 @@ def _module(name: str, device: int) -> RawModule:
     return cupy.RawModule(code=source(name), options=OPTIONS)
 
 
-#: codecs with kernels; NumPy's forms run in CuPy's operations for others
-_FUSED = ("float32", "grid", "affine", "delta")
+class CudaLibrary:
+    """Starts kernels on the current device, and knows whether one has met NaN or Inf.
 
-
-class CudaKernels:
-    """Codecs and sums on CuPy arrays; methods and results as in :class:`pdadmm.kernels.plain.PlainKernels`.
-
-    Codes and decoded copies equal the host's bit for bit, and sums do not change from run to run.
+    Attributes
+    ----------
+    calls
+        Kernels started so far.
     """
 
     name = "fused"
@@ -95,13 +95,7 @@ class CudaKernels:
         self._functions: dict[str, Callable[..., None]] = {}
         self._room: dict[str, Array] = {}
         self._bad = cupy.zeros(1, np.int32)
-        self._codecs: dict[int, tuple[Codec, str, tuple[np.float32, np.float32]]] = {}
-        #: kernels started so far
         self.calls = 0
-
-    def fuses(self, codec: Codec) -> bool:
-        """Whether a codec has kernels."""
-        return codec.name in _FUSED
 
     def require_finite(self) -> None:
         """Wait for the device and raise if it has encoded NaN or Inf since the last look.
@@ -129,6 +123,25 @@ class CudaKernels:
         if room is None or room.size < size:
             room = self._room[name] = self._cupy.empty(size, dtype)
         return room
+
+
+#: codecs with kernels; NumPy's forms run in CuPy's operations for others
+_FUSED = ("float32", "grid", "affine", "delta")
+
+
+class CudaKernels(CudaLibrary):
+    """Codecs and sums on CuPy arrays; methods and results as in :class:`pdadmm.kernels.plain.PlainKernels`.
+
+    Codes and decoded copies equal the host's bit for bit, and sums do not change from run to run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._codecs: dict[int, tuple[Codec, str, tuple[np.float32, np.float32]]] = {}
+
+    def fuses(self, codec: Codec) -> bool:
+        """Whether a codec has kernels."""
+        return codec.name in _FUSED
 
     def _with_sums(self, kernel: str, blocks: int, count: int, *arguments: object) -> Array:
         """Start a pass that ends in `count` sums a block; returns the sums, (count,) float64."""

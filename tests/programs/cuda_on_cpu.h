@@ -136,6 +136,11 @@ T __shfl_xor_sync(unsigned, T x, int mask) {
   return fibers::exchange(x, [=](auto of) { return of(lane ^ (unsigned)mask); });
 }
 template <class T>
+T __shfl_sync(unsigned, T x, int from, int width = 32) {
+  const unsigned first = threadIdx.x % 32 / (unsigned)width * (unsigned)width;
+  return fibers::exchange(x, [=](auto of) { return of(first + (unsigned)from); });
+}
+template <class T>
 T __shfl_down_sync(unsigned, T x, int by) {
   const unsigned lane = threadIdx.x % 32;
   return fibers::exchange(x, [=](auto of) { return lane + by < 32 ? of(lane + by) : of(lane); });
