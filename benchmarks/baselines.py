@@ -47,7 +47,9 @@ def _network(widths: list[int]) -> nn.Sequential:
 def _grown(network: nn.Sequential, depth: int) -> nn.Sequential:
     """The network with identity layers inserted below its output layer."""
     parts = list(network)
-    hidden = parts[0].out_features
+    first = parts[0]
+    assert isinstance(first, nn.Linear)
+    hidden = first.out_features
     new: list[nn.Module] = []
     for _ in range(depth - (len(parts) + 1) // 2):
         linear = nn.Linear(hidden, hidden)

@@ -52,8 +52,10 @@ def scheme_options(scheme: str, order: str) -> list[str]:
     return found if order == "scheme" else [*found, "--order", order]
 
 
-def _run(*command: object, env: dict[str, str] | None = None) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+def run_python(*command: object, env: dict[str, str] | None = None) -> str:
+    """What Python prints, with the package of this checkout and these benchmarks; ends when it fails."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    environment = {**os.environ, "PYTHONPATH": path, **(env or {})}
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         env=environment,
@@ -64,6 +66,7 @@ def _run(*command: object, env: dict[str, str] | None = None) -> None:
     )
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def prepare(folder: Path, raw: str, graph: str, split: str, parts: int, seed: int) -> Path:
@@ -71,7 +74,7 @@ def prepare(folder: Path, raw: str, graph: str, split: str, parts: int, seed: in
     path = folder / f"{graph}-{split}-{parts}-{seed}.h5"
     if not path.exists():
         options = ["--parts", parts, "--split", split, "--seed", seed, "--out", path]
-        _run("-m", "pdadmm.gnn.prepare", graph, *options, *(["--raw", raw] if raw else []))
+        run_python("-m", "pdadmm.gnn.prepare", graph, *options, *(["--raw", raw] if raw else []))
     return path
 
 
@@ -80,7 +83,7 @@ def train(path: Path, model: str, scheme: str, order: str, seed: int, epochs: in
     with tempfile.TemporaryDirectory() as folder:
         options = ["--model", model, "--seed", seed, "--epochs", epochs, "--quiet", "--out", f"{folder}/run"]
         command = ["-m", "pdadmm.gnn.run", path, *options, *scheme_options(scheme, order)]
-        _run(*command, env={"OMP_NUM_THREADS": "1"})
+        run_python(*command, env={"OMP_NUM_THREADS": "1"})
         summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
     found = {key: summary[key] for key in _KEPT}
     return {**found, "seconds_per_epoch": summary["seconds_epochs"] / epochs}

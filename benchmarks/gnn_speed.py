@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,29 +22,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pdadmm.files import write_json
+from gnn_accuracy import run_python
 
-ROOT = Path(__file__).resolve().parents[1]
+from pdadmm.files import write_json
 
 
 def _python(arguments: list[object], threads: int) -> str:
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]),
-        "OMP_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
-    }
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(done.stderr[-2000:])
-    return done.stdout
+    env = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    return run_python(*arguments, env=env)
 
 
 def ours(path: Path, model: str, scheme: str, threads: int, epochs: int) -> float:

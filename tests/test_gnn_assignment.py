@@ -156,3 +156,4 @@ def test_hidden_time_is_that_from_sending_to_waiting(monkeypatch):
         times.sent("F2")
         times.waits("F2", 1)
     assert times.seconds() == {("F2", 1): pytest.approx(0.5)}  # the median
+    assert times.seconds() == {}  # a new cycle

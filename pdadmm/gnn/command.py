@@ -29,7 +29,6 @@ from pdadmm.runtime.metrics import Metrics
 from pdadmm.runtime.progress import Progress
 from pdadmm.runtime.threads import set_threads
 from pdadmm.trace.collect import write_profile
-from pdadmm.trace.offsets import read_offset
 
 __all__ = ["open_graph", "train"]
 
@@ -175,16 +174,8 @@ def _warn(line: str) -> None:
 
 def _write_profile(folder: Path, trainer: Trainer, threads: int, baseline: Record | None) -> None:
     """Write profile.json, and trace.json when asked for; collective."""
-    waiter = trainer.waiter
     seconds = {"evaluation": trainer.seconds_evaluation, "checkpoint": trainer.seconds_checkpoints}
-    timeline = None
-    if trainer.config.output.trace:
-        from pdadmm.trace.timeline import write_timeline
-
-        timeline = partial(write_timeline, folder / "trace.json")
-    end = read_offset(waiter.comm)
-    run = in_profile(trainer, threads)
-    write_profile(folder, run, trainer.accounts, end, waiter, seconds, timeline, baseline)
+    write_profile(folder, in_profile(trainer, threads), trainer.accounts, trainer.waiter, seconds, baseline)
 
 
 def _stop_early(folder: Path, trainer: Trainer) -> None:

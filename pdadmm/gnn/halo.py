@@ -160,11 +160,8 @@ class Exchange:
         Slots whose rows travel as changes since the epoch before, all of a message at the same width.
     hats
         What both ends of these messages have come to; none: zeros.
-
-    Attributes
-    ----------
     times
-        For how long messages were hidden.
+        Told when messages were sent and waited for, where somebody wants to know.
     """
 
     def __init__(
@@ -182,12 +179,13 @@ class Exchange:
         laps: Laps | None = None,
         changes: Set[str] = frozenset(),
         hats: Hats | None = None,
+        times: Times | None = None,
     ) -> None:
         self.slots = {slot.name: slot for slot in slots}
         self.widths = widths
         self._passes, self._seed = passes, seed
         self._laps = laps or Laps()
-        self.times = Times()
+        self._times = times
         self._changes = changes
         self._hats: dict[tuple[str, int, int, bool], np.ndarray] = {}
         self._epoch = 0
@@ -266,11 +264,13 @@ class Exchange:
                     ) from None
             self._laps.start(end)
 
-        self.times.sent(slot)
+        if self._times is not None:
+            self._times.sent(slot)
 
     def receive(self, slot: str, part: int, X: Array) -> None:
         """Wait for the messages to a part and decode them into the halo rows of X, (n + h, cols)."""
-        self.times.waits(slot, part)
+        if self._times is not None:
+            self._times.waits(slot, part)
         for end, message in self._receives.get((slot, part), ()):
             self._laps.wait(end)
             for group, view in zip(message.layout.groups, message.views, strict=True):

@@ -7,14 +7,18 @@ nothing is told.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
-from pdadmm.arrays import Array
 from pdadmm.comm.channel import Incoming, Outgoing
-from pdadmm.gnn.passes.protocol import Drop, Passes, Sparse
+from pdadmm.gnn.passes.protocol import Passes
 from pdadmm.gnn.products import Products
 from pdadmm.trace.clock import Clock
 
-__all__ = ["Laps", "TimedPasses", "TimedProducts", "gradients_name"]
+__all__ = ["Laps", "gradients_name", "timed"]
+
+Worker = TypeVar("Worker", Passes, Products)
 
 
 def gradients_name(layer: int) -> str:
@@ -82,85 +86,34 @@ class Laps:
             self.lap("reduction")
 
 
-class TimedPasses(Passes):
-    """Passes that tell their laps; see :class:`pdadmm.gnn.passes.protocol.Passes`."""
-
-    def __init__(self, passes: Passes, laps: Laps) -> None:
-        self._passes, self._laps = passes, laps
-        self.name = passes.name
-
-    def aggregate(self, matrix: Sparse, X: Array, out: Array, add: bool = False) -> None:
-        self._passes.aggregate(matrix, X, out, add)
-        self._laps.lap("aggregation")
-
-    def hidden(
-        self,
-        Z: Array,
-        bias: Array,
-        gamma: Array,
-        beta: Array,
-        nodes: Array,
-        drop: Drop,
-        N: Array,
-        inverse: Array,
-        H: Array,
-    ) -> None:
-        self._passes.hidden(Z, bias, gamma, beta, nodes, drop, N, inverse, H)
-        self._laps.lap("updates")
-
-    def hidden_backward(
-        self,
-        G: Array,
-        N: Array,
-        inverse: Array,
-        gamma: Array,
-        beta: Array,
-        nodes: Array,
-        drop: Drop,
-        sums: Array,
-    ) -> None:
-        self._passes.hidden_backward(G, N, inverse, gamma, beta, nodes, drop, sums)
-        self._laps.lap("updates")
-
-    def column_sums(self, G: Array, sums: Array) -> None:
-        self._passes.column_sums(G, sums)
-        self._laps.lap("updates")
-
-    def encode_rows(self, X: Array, rows: Array, bits: int, key: int, out: Array) -> None:
-        self._passes.encode_rows(X, rows, bits, key, out)
-        self._laps.lap("codec")
-
-    def decode_rows(self, message: Array, bits: int, rows: Array, X: Array) -> None:
-        self._passes.decode_rows(message, bits, rows, X)
-        self._laps.lap("codec")
-
-    def softmax_loss(
-        self, Z: Array, bias: Array, labels: Array, weight: float, G: Array
-    ) -> tuple[float, int]:
-        found = self._passes.softmax_loss(Z, bias, labels, weight, G)
-        self._laps.lap("updates")
-        return found
-
-    def adam(
-        self, x: Array, gradient: Array, first: Array, second: Array, step: int, rate: float, decay: float
-    ) -> None:
-        self._passes.adam(x, gradient, first, second, step, rate, decay)
-        self._laps.lap("updates")
+#: what the methods of passes and products count as
+_PHASES = {
+    "aggregate": "aggregation",
+    "hidden": "updates",
+    "hidden_backward": "updates",
+    "column_sums": "updates",
+    "encode_rows": "codec",
+    "decode_rows": "codec",
+    "softmax_loss": "updates",
+    "adam": "updates",
+    "rows": "products",
+    "over_rows": "products",
+}
 
 
-class TimedProducts(Products):
-    """Products that tell their laps."""
+def timed(worker: Worker, laps: Laps) -> Worker:
+    """Passes or products that tell a lap after all that they do."""
+    public = {name: getattr(worker, name) for name in dir(worker) if not name.startswith("_")}
+    for name, phase in _PHASES.items():
+        if name in public:
+            public[name] = _then_lap(public[name], laps, phase)
+    return cast(Worker, SimpleNamespace(**public))
 
-    def __init__(self, products: Products, laps: Laps) -> None:
-        self._products, self._laps = products, laps
 
-    def rows(self, A: Array, B: Array, out: Array, add: bool = False) -> None:
-        self._products.rows(A, B, out, add)
-        self._laps.lap("products")
+def _then_lap(method: Callable[..., Any], laps: Laps, phase: str) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+        result = method(*arguments, **named)
+        laps.lap(phase)
+        return result
 
-    def over_rows(self, G: Array, A: Array, out: Array) -> None:
-        self._products.over_rows(G, A, out)
-        self._laps.lap("products")
-
-    def close(self) -> None:
-        self._products.close()
+    return call

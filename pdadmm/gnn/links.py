@@ -43,8 +43,9 @@ class Times:
             self._found.setdefault((slot, part), []).append(time.perf_counter() - self._since[slot])
 
     def seconds(self) -> dict[tuple[str, int], float]:
-        """Medians so far; an exchange has its own, so since the last assignment."""
-        return {key: median(values) for key, values in self._found.items()}
+        """Medians since this was asked for last."""
+        found, self._found = self._found, {}
+        return {key: median(values) for key, values in found.items()}
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from pdadmm.files import Record
 from pdadmm.gnn import saved
 from pdadmm.gnn.assignment import Traces
 from pdadmm.gnn.halo import Exchange, Hats, Slot, Widths, uniform_widths
-from pdadmm.gnn.laps import Laps, TimedPasses, TimedProducts
+from pdadmm.gnn.laps import Laps, timed
 from pdadmm.gnn.layer import Network, Shape, slots_of
-from pdadmm.gnn.links import LinkModel, measure_links
+from pdadmm.gnn.links import LinkModel, Times, measure_links
 from pdadmm.gnn.measure import Targets, measure
 from pdadmm.gnn.optimiser import Parameters
 from pdadmm.gnn.options import CHANGE_BITS, Config
@@ -131,8 +131,7 @@ class Trainer:
         self.config, self.facts, self.waiter, self.choice = config, facts, waiter, choice
         self.clock = Clock(config.output.trace)
         self._laps = laps = Laps(self.clock)
-        self.passes: Passes = TimedPasses(passes, laps)
-        self.products = TimedProducts(products, laps)
+        self.passes, self.products = timed(passes, laps), timed(products, laps)
         ranks, rank = waiter.comm.size, waiter.comm.rank
         owners = [parts_of_rank(facts.parts, ranks, r) for r in range(ranks)]
         self.shape = shape_of(config, facts)
@@ -184,6 +183,8 @@ class Trainer:
         self.accounts: Accounts
         self.assigned: list[Record] = []  #: epoch, seconds and rows by width of every assignment
         self._links: LinkModel | None = None
+        measured = config.assigns and m.links == "measured"
+        self._times = Times() if measured else None
         self._since = 0  # epochs since the exchange was opened
 
     def _start_widths(self) -> Widths:
@@ -366,6 +367,7 @@ class Trainer:
             laps=self._laps,
             changes=frozenset(slot.name for slot in self._changes if slot in slots),
             hats=self._hats,
+            times=self._times,
         )
 
     def _drops(self, rate: float) -> Mapping[int, Drop]:
@@ -430,7 +432,7 @@ class Trainer:
             m.assignment,
             scheme.every_byte,
             self._link_model(),
-            self.exchange.times.seconds(),
+            self._times.seconds() if self._times is not None else None,
         )
         self.widths = {**self.widths, **found}
         self._close_cycle()
@@ -444,7 +446,7 @@ class Trainer:
 
     def _link_model(self) -> LinkModel | None:
         """The links between the ranks, measured when they are first needed; None where bytes count."""
-        if self.config.messages.links == "uniform":
+        if self._times is None:
             return None
         if self._links is None:
             ranks = self.waiter.comm.size

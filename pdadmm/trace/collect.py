@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from pdadmm.comm.waiter import Waiter
 from pdadmm.files import Record, write_json
 from pdadmm.trace.clock import WARM_UP, Clock, Message
 from pdadmm.trace.messages import flights
-from pdadmm.trace.offsets import Reading
+from pdadmm.trace.offsets import Reading, read_offset
 from pdadmm.trace.schema import SCHEMA, SCHEMA_VERSION
+from pdadmm.trace.timeline import write_timeline
 
 __all__ = ["Accounts", "write_profile"]
 
@@ -115,29 +116,25 @@ def write_profile(
     folder: Path,
     run: Record,
     accounts: Accounts,
-    end: Reading,
     waiter: Waiter,
     seconds: dict[str, float],
-    timeline: Callable[[list[Record]], None] | None = None,
     baseline: Record | None = None,
 ) -> None:
-    """Gather the accounts and write ``profile.json`` on rank 0; collective.
+    """Gather the accounts; write ``profile.json`` on rank 0, and ``trace.json`` if asked for; collective.
 
     Parameters
     ----------
     run
         What the run was, for the head of the file; rank 0's counts.
-    accounts, end
-        This rank's, and the reading of the clocks after the last iteration.
+    accounts
+        This rank's.
     seconds
         Evaluation and checkpoint seconds of this rank.
-    timeline
-        Called on rank 0 with what every rank kept, to write the timeline.
     baseline
         Result of :func:`pdadmm.runtime.links.measure_neighbours`, of the way that the run's messages take;
         rank 0's counts.
     """
-    clock = accounts.clock
+    clock, end = accounts.clock, read_offset(waiter.comm)
     mine: Record = {
         "rank": waiter.comm.rank,
         "host": platform.node(),
@@ -152,8 +149,8 @@ def write_profile(
     ranks = waiter.gather(mine)
     if ranks is None:
         return
-    if timeline is not None:
-        timeline(ranks)
+    if clock.traced:
+        write_timeline(folder / "trace.json", ranks)
     measured = flights(ranks)
     for rank in ranks:
         for stage, per_link in zip(rank["stages"], measured[rank["rank"]], strict=True):
