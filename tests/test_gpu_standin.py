@@ -24,8 +24,10 @@ from support import (
     PROGRAMS,
     STANDIN,
     Finished,
+    find_mpirun,
     on_standin,
     records_of,
+    start,
     succeed,
     summary_of,
     weights_of,
@@ -123,16 +125,44 @@ def test_rounds_among_any_peers_carry_messages_of_any_size(
     assert sum(sent for sent, _ in counts) == sum(received for _, received in counts)
 
 
+@pytest.mark.parametrize(("status", "words"), [("", "REMOTE_ERROR"), ("99", "status 99")])
 def test_an_error_of_nccl_ends_the_job_and_names_rank_and_link(
-    small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+    status: str, words: str, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
     (tmp_path / "failed").touch()
-    env = on_standin(STANDIN_NCCL_FAILS=str(tmp_path / "failed"))
+    env = on_standin(STANDIN_NCCL_FAILS=str(tmp_path / "failed"), STANDIN_NCCL_STATUS=status)
     options = f"{SHAPE} --backend cupy --transport nccl --iterations 100000".split()
     finished = mpirun(3, "-m", "pdadmm.run", small, *options, "--out", tmp_path / "out", env=env, timeout=60)
     assert finished.code not in (0, 2)
     line = next(line for line in finished.err.splitlines() if "NCCL" in line)
-    assert line.startswith("pdadmm: rank ") and "on the link to rank" in line
+    assert line.startswith("pdadmm: rank ") and "on the link to rank" in line and words in line
+
+
+@pytest.mark.parametrize("transport", ["mpi", "nccl"], ids=["staged", "over_nccl"])
+def test_a_gpu_that_fails_ends_the_job_in_one_line(
+    transport: str, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    options = f"{SHAPE} --backend cupy --transport {transport} --iterations 100000".split()
+    env = on_standin(STANDIN_FAILS_AT="300")
+    finished = mpirun(2, "-m", "pdadmm.run", small, *options, "--out", tmp_path / "out", env=env, timeout=40)
+    assert finished.code == 1 and "Traceback" not in finished.err
+    lines = [line for line in finished.err.splitlines() if "the GPU has failed" in line]
+    assert lines and all("cudaErrorIllegalAddress" in line and "rank" in line for line in lines)
+
+
+def test_ranks_of_which_some_have_no_gpu_are_refused(small: Path, tmp_path: Path) -> None:
+    program = find_mpirun()
+    if program is None:
+        pytest.skip("there is no mpirun")
+    command = [program]
+    for devices in ("1", "0"):
+        arguments = ["-m", "pdadmm.run", str(small), *SHAPE.split(), "--out", str(tmp_path / "out")]
+        separator = [":"] if devices == "0" else []
+        rank = ["-n", "1", "/usr/bin/env", f"STANDIN_DEVICES={devices}", sys.executable, *arguments]
+        command += [*separator, *rank]
+    finished = start(command, 40, on_standin())
+    assert finished.code == 2 and finished.err.count("\n") == 1
+    assert "1 ranks have a GPU and 1 have none (rank 1" in finished.err
 
 
 def test_a_rank_that_hangs_ends_the_others_that_wait_for_nccl(

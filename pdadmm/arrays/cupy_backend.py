@@ -12,6 +12,7 @@ from pdadmm.arrays.backend import PRECISIONS, Wait
 from pdadmm.arrays.helpers import DeviceArray as Array
 from pdadmm.arrays.helpers import Scalar
 from pdadmm.arrays.sources import find_source
+from pdadmm.arrays.streams import new_event
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -128,7 +129,7 @@ class CupyBackend:
         cupy = self._cupy
         there = [i for i, value in enumerate(values) if not isinstance(value, (float, int))]
         found = [0.0 if i in there else float(value) for i, value in enumerate(values)]
-        event = cupy.cuda.Event(disable_timing=True)
+        event = new_event(timed=False)
         gathered = None
         if there:
             gathered = cupy.stack([values[i].reshape(()).astype(np.float64) for i in there])

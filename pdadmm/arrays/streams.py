@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import functools
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from pdadmm.arrays.helpers import DeviceArray
+from pdadmm.errors import RunError
 
 if TYPE_CHECKING:
     from cupy.cuda import Stream
 
-__all__ = ["Event", "IdleTime", "Streams"]
+__all__ = ["Event", "IdleTime", "Streams", "new_event"]
+
+#: what CUDA says of an event that the device has not reached: cudaErrorNotReady
+_NOT_READY = 600
 
 
 class Event(Protocol):
@@ -19,8 +25,39 @@ class Event(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether the device came by; never waits."""
+        """Whether the device came by; never waits.
+
+        Raises
+        ------
+        RunError
+            When the device has failed: it reaches no event any more.
+        """
         ...
+
+
+def new_event(timed: bool = True) -> Any:
+    """An event of CuPy that tells a device which has failed from one that is not there yet.
+
+    CuPy's own ``done`` is False for both, and who polls it would do so for ever.
+    """
+    import cupy
+
+    return _event_type(cupy.cuda)(disable_timing=not timed)
+
+
+@functools.cache
+def _event_type(cuda: ModuleType) -> Any:
+    runtime = cuda.runtime
+
+    class CheckedEvent(cuda.Event):  # type: ignore[misc, unused-ignore]
+        @property
+        def done(self) -> bool:
+            status = runtime.eventQuery(self.ptr)
+            if status not in (0, _NOT_READY):
+                raise RunError(f"the GPU has failed: {runtime.CUDARuntimeError(status)}")
+            return bool(status == 0)
+
+    return CheckedEvent
 
 
 class Streams:
@@ -86,9 +123,9 @@ class Streams:
         self._cupy.cuda.get_current_stream().synchronize()
 
     def _mark(self, stream: Stream) -> Event:
-        event = self._cupy.cuda.Event(disable_timing=True)
+        event = new_event(timed=False)
         event.record(stream)
-        return event
+        return event  # type: ignore[no-any-return]
 
 
 class IdleTime:
@@ -102,9 +139,9 @@ class IdleTime:
 
     def begin(self) -> Event:
         """Event at the end of the work that was given so far."""
-        event = self._cuda.Event()
+        event = new_event()
         event.record(self._cuda.get_current_stream())
-        return event
+        return event  # type: ignore[no-any-return]
 
     def end(self, begun: Event) -> None:
         """The compute stream has just been told to wait for a message."""

@@ -31,7 +31,7 @@ from pdadmm.comm.channel import Channel, Ends, Incoming, Outgoing
 from pdadmm.comm.rounds import Rounds
 from pdadmm.comm.waiter import Waiter
 from pdadmm.comm.where import stopped_ranks
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from cupy.cuda.nccl import NcclCommunicator
@@ -362,9 +362,14 @@ class CupyNccl(Streams):
         links = " or ".join(f"rank {peer}" for peer in peers)
         try:
             self.communicator.check_async_error()
-        except self._nccl.NcclError as error:
-            return f"{error} on the link to {links}" if peers else str(error)
-        if self.overdue is not None and self.overdue.passed():
+        except (self._nccl.NcclError, KeyError) as error:  # CuPy looks up what a status means
+            found = f"status {error}" if isinstance(error, KeyError) else str(error)
+            return f"{found} on the link to {links}" if peers else found
+        try:
+            overdue = self.overdue is not None and self.overdue.passed()
+        except RunError as error:
+            return str(error)
+        if overdue and self.overdue is not None:
             return (
                 f"no answer within {self.overdue.timeout:g} s on the link to {links}; "
                 + (stopped_ranks() or "that process hangs or is slow: look at its host")

@@ -6,8 +6,12 @@ arrays, and NaN or Inf does not raise; :meth:`CudaKernels.require_finite` looks 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +23,7 @@ from pdadmm.codec import Codec, NonFiniteError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from cupy import RawModule
+    from cupy.cuda import Module
 
 __all__ = [
     "BLOCK",
@@ -69,11 +73,30 @@ def source(name: str) -> str:
 
 
 @functools.cache
-def _module(name: str, device: int) -> RawModule:
-    """A compiled source, loaded once a process and device; CuPy keeps compiled ones between runs."""
-    import cupy
+def _module(name: str, device: int) -> Module:
+    """A compiled source, loaded once a process and device; compiled ones are kept between runs.
 
-    return cupy.RawModule(code=source(name), options=OPTIONS)
+    ``cupy.RawModule`` would flush numbers below 1.2e-38 to zero, whatever the options say, and the host
+    does not.
+    """
+    from cupy.cuda import Device, Module, compiler, nvrtc
+
+    text = source(name)
+    made_by = (*OPTIONS, Device(device).compute_capability, nvrtc.getVersion())
+    digest = hashlib.sha256(repr((text, made_by)).encode()).hexdigest()[:40]
+    kept = Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache").expanduser() / f"pdadmm_{digest}"
+    module = Module()
+    with contextlib.suppress(OSError):
+        module.load(kept.read_bytes())
+        return module
+    compiled, _ = compiler.compile_using_nvrtc(text, OPTIONS, filename=name)
+    module.load(compiled)
+    with contextlib.suppress(OSError):  # another run compiles it again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        beside = kept.with_name(f"{kept.name}.{os.getpid()}")
+        beside.write_bytes(compiled)
+        beside.replace(kept)
+    return module
 
 
 class CudaLibrary:

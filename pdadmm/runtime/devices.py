@@ -70,6 +70,7 @@ ON_CPUS = Choice()
 def look_around(run: Run, waiter: Waiter) -> Place:
     """What this rank finds; imports CuPy only where the options leave a choice of it."""
     host = platform.node()
+    place = place_on_node(waiter.comm)[0]  # collective: before what only some ranks may find
     if run.backend == "numpy":
         return Place(host)
     if importlib.util.find_spec("cupy") is None:
@@ -87,7 +88,7 @@ def look_around(run: Run, waiter: Waiter) -> Place:
     from pdadmm.arrays.cupy_backend import device_name
     from pdadmm.comm.nccl import require_nccl
 
-    device = place_on_node(waiter.comm)[0] % count
+    device = place % count
     name, uuid = device_name(device)
     problem, version = None, 0
     try:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Protocol
 
-from pdadmm.arrays.streams import Event
+from pdadmm.arrays.streams import Event, new_event
 from pdadmm.trace.clock import Clock
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class DeviceClock(Clock):
     # ---- what the device came by ----------------------------------------------------------------------
 
     def _mark(self, function: Callable[..., None], *arguments: str | int) -> None:
-        event = self._pool.pop() if self._pool else self._cuda.Event()
+        event = self._pool.pop() if self._pool else new_event()
         self._marks.append((event, perf_counter_ns()))
         event.record(self._stream)
         self._notes.append((function, arguments, True))

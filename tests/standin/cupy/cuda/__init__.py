@@ -19,6 +19,8 @@ class Event:
         self._reached = threading.Event()
         self._reached.set()
         self._timed = not disable_timing
+        self.ptr = id(self)
+        runtime.events[self.ptr] = self
         self.time = time.perf_counter()
 
     def record(self, stream: Any = None) -> None:

@@ -64,6 +64,8 @@ class NcclCommunicator:
     def check_async_error(self) -> None:
         when = os.environ.get("STANDIN_NCCL_FAILS")
         if when and os.path.exists(when):
+            if os.environ.get("STANDIN_NCCL_STATUS"):
+                raise KeyError(int(os.environ["STANDIN_NCCL_STATUS"]))
             raise NcclError("NCCL_ERROR_REMOTE_ERROR: remote process exited or there was a network error")
 
     def destroy(self) -> None:
