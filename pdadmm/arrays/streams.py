@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +15,7 @@ from pdadmm.errors import RunError
 if TYPE_CHECKING:
     from cupy.cuda import Stream
 
-__all__ = ["Event", "IdleTime", "Streams", "new_event"]
+__all__ = ["Event", "IdleTime", "Recorded", "Streams", "new_event"]
 
 #: what CUDA says of an event that the device has not reached: cudaErrorNotReady
 _NOT_READY = 600
@@ -35,7 +36,13 @@ class Event(Protocol):
         ...
 
 
-def new_event(timed: bool = True) -> Any:
+class Recorded(Event, Protocol):
+    """An event of CuPy, which can be put into a stream, and knows its time where it is timed."""
+
+    def record(self, stream: Stream) -> None: ...
+
+
+def new_event(timed: bool = True) -> Recorded:
     """An event of CuPy that tells a device which has failed from one that is not there yet.
 
     CuPy's own ``done`` is False for both, and who polls it would do so for ever.
@@ -46,10 +53,11 @@ def new_event(timed: bool = True) -> Any:
 
 
 @functools.cache
-def _event_type(cuda: ModuleType) -> Any:
+def _event_type(cuda: ModuleType) -> Callable[..., Recorded]:
     runtime = cuda.runtime
+    event: Any = cuda.Event
 
-    class CheckedEvent(cuda.Event):  # type: ignore[misc, unused-ignore]
+    class CheckedEvent(event):
         @property
         def done(self) -> bool:
             status = runtime.eventQuery(self.ptr)
@@ -125,7 +133,7 @@ class Streams:
     def _mark(self, stream: Stream) -> Event:
         event = new_event(timed=False)
         event.record(stream)
-        return event  # type: ignore[no-any-return]
+        return event
 
 
 class IdleTime:
@@ -141,7 +149,7 @@ class IdleTime:
         """Event at the end of the work that was given so far."""
         event = new_event()
         event.record(self._cuda.get_current_stream())
-        return event  # type: ignore[no-any-return]
+        return event
 
     def end(self, begun: Event) -> None:
         """The compute stream has just been told to wait for a message."""

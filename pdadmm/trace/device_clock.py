@@ -12,21 +12,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Protocol
 
-from pdadmm.arrays.streams import Event, new_event
+from pdadmm.arrays.streams import Recorded, new_event
 from pdadmm.trace.clock import Clock
 
-if TYPE_CHECKING:
-    from cupy.cuda import Stream
-
 __all__ = ["DeviceClock"]
-
-
-class TimedEvent(Event, Protocol):
-    """An event of CuPy that knows its time."""
-
-    def record(self, stream: Stream) -> None: ...
 
 
 #: iterations that are kept for a device which does not catch up, at most
@@ -51,7 +41,7 @@ class DeviceClock(Clock):
         import cupy
 
         self._cuda = cupy.cuda
-        self._pool: list[TimedEvent] = []
+        self._pool: list[Recorded] = []
         super().__init__(traced)
 
     def begin_stage(self, depth: int = 1) -> None:
@@ -59,12 +49,12 @@ class DeviceClock(Clock):
         self._inside = False  # an iteration
         #: of the iteration under way: notes, and events with the host's time when they were recorded
         self._notes: list[_Note] = []
-        self._marks: list[tuple[TimedEvent, int]] = []
+        self._marks: list[tuple[Recorded, int]] = []
         #: iterations that the device may not have passed, and those whose times (ns) were read
-        self._given: deque[tuple[list[_Note], list[tuple[TimedEvent, int]]]] = deque()
+        self._given: deque[tuple[list[_Note], list[tuple[Recorded, int]]]] = deque()
         self._passed: list[tuple[list[_Note], list[int]]] = []
         #: last event read, its time since the first one, and the host's time of that one, at least
-        self._before: TimedEvent | None = None
+        self._before: Recorded | None = None
         self._device, self._offset = 0, self._last
         self._aligned = False  # at first the device is behind the host, by the stage's forward pass
         self._to_place: list[tuple[str, str, int]] = []
@@ -149,7 +139,7 @@ class DeviceClock(Clock):
             self._aligned = True
         return True
 
-    def _read(self, event: TimedEvent, given: int) -> int:
+    def _read(self, event: Recorded, given: int) -> int:
         """Nanoseconds from the first event to this one; the one before goes back to the pool."""
         if self._before is not None:
             # from event to event, since the times are single-precision numbers
