@@ -108,12 +108,14 @@ def train_pyg(
     seed: int = 0,
     eval_every: int = 10,
     dropped_first: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Accuracies of the last epoch and at the best one on validation, and seconds an epoch."""
     data = load(path, model)
     torch.manual_seed(seed)
-    x, y, split, adjacency = data["x"], data["y"], data["split"], data["adjacency"]
-    network = build(model, [x.shape[1], *[hidden] * (layers - 1), data["classes"]], dropout, dropped_first)
+    x, y, split, adjacency = (data[name].to(device) for name in ("x", "y", "split", "adjacency"))
+    widths = [x.shape[1], *[hidden] * (layers - 1), data["classes"]]
+    network = build(model, widths, dropout, dropped_first).to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=rate)
     train = split == 1
     seconds: list[float] = []
@@ -126,6 +128,8 @@ def train_pyg(
         loss = nn.functional.cross_entropy(network(x, adjacency)[train], y[train])
         loss.backward()
         optimiser.step()
+        if device != "cpu":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
         if epoch % eval_every == 0 or epoch == epochs:
             network.eval()

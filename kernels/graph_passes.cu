@@ -437,3 +437,14 @@ PDADMM_KERNEL decode_rows(const u8 *message, const int *chosen, float *X, i64 ro
   if (bits == 2) decode_affine_rows<2>(message, chosen, X, rows, cols);
   if (bits == 1) decode_affine_rows<1>(message, chosen, X, rows, cols);
 }
+
+// The widths of the next cycle go by these: variances at 1 bit of what came, from the heads alone
+PDADMM_KERNEL add_variances(const u8 *message, const int *chosen, double *sums, i64 rows, i64 cols, int bits,
+                            i64 first) {
+  const double up = (double)power_of_two(*reinterpret_cast<const int *>(message)) * ((1 << bits) - 1);
+  const u16 *scales = reinterpret_cast<const u16 *>(message + BODY) + rows;
+  for (i64 row = first_thread(); row < rows; row += thread_stride()) {
+    const double span = (double)half_value(scales[row]) * up;
+    sums[chosen[row] - first] += (double)cols / 6.0 * (span * span);
+  }
+}

@@ -7,6 +7,8 @@ threads of a block as fibers (``programs/cuda_on_cpu.h``). It is slow, and no su
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -49,19 +51,18 @@ class Function:
 
 
 class RawModule:
-    """Compiles a CUDA source for the CPU, once a source."""
+    """Compiles a CUDA source for the CPU, once a source and folder."""
 
     folder: Path
-    _built: dict[int, ctypes.CDLL] = {}  # noqa: RUF012
 
     def __init__(self, code: str, options: tuple[str, ...]) -> None:
         assert "--fmad=false" in options
-        key = hash(code)
-        if key not in self._built:
-            self._built[key] = self._build(code, len(self._built))
-        self._library = self._built[key]
+        self._library = self._build(code)
 
-    def _build(self, code: str, number: int) -> ctypes.CDLL:
+    def _build(self, code: str) -> ctypes.CDLL:
+        library = self.folder / f"{hashlib.sha256(code.encode()).hexdigest()[:16]}.so"
+        if library.exists():
+            return ctypes.CDLL(str(library))
         # the source's own mentions of a kernel: in full, or as the NAME_##codec of a macro
         names = re.findall(r"PDADMM_KERNEL (\w+)\(", code)
         macros = re.findall(r"\b(\w+_)##name\(", code)
@@ -73,11 +74,21 @@ class RawModule:
         names += [g + bits for g in grids for bits in "842"]
         names += [f"aggregate{count}" for count in lanes]
         table = "".join(f'static bool add_{n} = fibers::add("{n}", {n});\n' for n in dict.fromkeys(names))
-        path = self.folder / f"source{number}.cpp"
+        path = self.folder / f"{library.stem}.{os.getpid()}.cpp"
         path.write_text(f'#include "{HEADER}"\n{code}\n{table}')
-        library = path.with_suffix(".so")
-        command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-ffp-contract=off"]
-        subprocess.run([*command, str(path), "-o", str(library)], check=True)
+        made = path.with_suffix(".so")
+        command = [
+            "g++",
+            "-std=c++17",
+            "-O1",
+            "-fPIC",
+            "-shared",
+            "-w",
+            "-ffp-contract=off",
+            "-U_FORTIFY_SOURCE",
+        ]
+        subprocess.run([*command, str(path), "-o", str(made)], check=True)
+        made.replace(library)  # ranks build side by side
         return ctypes.CDLL(str(library))
 
     def get_function(self, name: str) -> Function:

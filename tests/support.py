@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,14 @@ def words(text: str) -> list[str]:
 def on_standin(devices: int = 4, **others: str) -> dict[str, str]:
     """Environment of a program that is to find the stand-in for CuPy, with so many devices."""
     path = os.pathsep.join([str(STANDIN), str(Path(__file__).parents[1])])
-    return {"PYTHONPATH": path, "STANDIN_DEVICES": str(devices), **others}
+    cache = {"CUPY_CACHE_DIR": _cache().name}
+    return {"PYTHONPATH": path, "STANDIN_DEVICES": str(devices), **cache, **others}
+
+
+@functools.cache
+def _cache() -> tempfile.TemporaryDirectory[str]:
+    """Where compiled CUDA sources are kept, until this process ends."""
+    return tempfile.TemporaryDirectory(prefix="pdadmm-cuda-")
 
 
 @dataclass

@@ -66,7 +66,7 @@ class Case:
         """Of an epoch at 8 bits."""
         exchange = self.exchange(self.uniform(8))
         self.gradient(exchange, 1)
-        traces = Traces(self.parts, self.slots)
+        traces = Traces(self.parts, self.slots, ReferencePasses())
         traces.note(exchange)
         return traces
 

@@ -144,6 +144,21 @@ def test_messages_have_the_bytes_of_the_codec(device, host, size, bits, rng):
     np.testing.assert_array_equal(Y, Y_host)
 
 
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_variances_are_the_host_s(device, host, bits, rng):
+    X = normal(rng, 50, 33) * np.float32(10.0) ** rng.integers(-9, 5, (50, 1)).astype(np.float32)
+    X[3] = 0.25
+    rows, columns = np.arange(0, 50, 2, dtype=np.int32), rng.permutation(60)[:25].astype(np.int32) + 100
+    message = np.empty(row_message_bytes(25, 33, bits), np.uint8)
+    host.encode_rows(X, rows, bits, 7, message)
+    found, wanted, by_definition = (np.full(60, 2.0) for _ in range(3))
+    assert_ran(device, lambda: device.add_variances(message, bits, columns, 100, 33, found), 1)
+    host.add_variances(message, bits, columns, 100, 33, wanted)
+    np.testing.assert_array_equal(found, wanted)
+    by_definition[columns - 100] += 33 / 6 * np.ptp(X[rows], axis=1).astype(np.float64) ** 2
+    np.testing.assert_allclose(found, by_definition, rtol=0.01)
+
+
 @pytest.mark.parametrize("bits", [FLOAT32, 8, 1])
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-9, 1e30, 3e38])
 def test_messages_of_any_size(device, host, bits, scale, rng):

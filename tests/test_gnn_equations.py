@@ -77,6 +77,13 @@ def test_sigmoid_cross_entropy(rng):
     share = 1 / (1 + np.exp(-Z))
     np.testing.assert_allclose(losses, -np.log(np.where(labels == 1, share, 1 - share)).sum(axis=1))
     assert_is_gradient(gradient, lambda: float(equations.sigmoid_cross_entropy(Z, labels)[0].sum()), Z)
+    known = np.array(labels, float)
+    known[1] = np.nan  # takes no part
+    written = np.full_like(gradient, 7.0)
+    equations.sigmoid_gradient(Z, known, written)
+    np.testing.assert_array_equal(written[1], 0.0)
+    others = np.arange(len(Z)) != 1
+    np.testing.assert_allclose(written[others], gradient[others], rtol=1e-14)
     losses, gradient = equations.sigmoid_cross_entropy(np.array([[-2000.0, 2000.0]]), np.array([[1.0, 1.0]]))
     np.testing.assert_allclose(losses, [2000.0])
     np.testing.assert_allclose(gradient, [[-1.0, 0.0]])

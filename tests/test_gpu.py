@@ -64,6 +64,10 @@ def test_products(precision: str, bound: float) -> None:
         for b in (device(y), device(np.ascontiguousarray(y.T)).T):
             found = backend.to_host(backend.matmul(a, b, out=backend.empty((500, 77))))
             assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
+            out = backend.asarray(np.ones((500, 77), np.float32))
+            backend.add_product(a, b, out)
+            added = backend.to_host(out) - 1
+            assert np.abs(added - expected).max() <= (bound + 1e-7) * np.abs(expected).max() + 1e-6
 
 
 @pytest.mark.parametrize("step", ["exact", "doubling"])

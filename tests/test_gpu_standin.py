@@ -289,6 +289,8 @@ def test_products_in_every_layout(precision: str, cupy: Any) -> None:
             out = backend.empty((7, 3))
             assert backend.matmul(a, b, out=out) is out
             np.testing.assert_allclose(backend.to_host(out), expected, rtol=3e-5, atol=3e-5)
+            backend.add_product(a, b, out)
+            np.testing.assert_allclose(backend.to_host(out), 2 * expected, rtol=3e-5, atol=3e-5)
     if precision != "float32":  # CuPy itself takes any strides
         with pytest.raises(ValueError, match="C-contiguous"):
             backend.matmul(device(x)[:, ::2], device(y)[::2])

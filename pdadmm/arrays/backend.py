@@ -56,6 +56,10 @@ class Backend(Protocol):
         """Numbers on the host; `wait(done, what)` polls until the device has them."""
         ...
 
+    def settle(self, wait: Wait) -> None:
+        """Poll by `wait(done, what)` until the device has done all it was given."""
+        ...
+
 
 class NumpyBackend:
     """Arrays on the host; see :class:`Backend`."""
@@ -85,6 +89,10 @@ class NumpyBackend:
     @staticmethod
     def floats(values: Sequence[float], wait: Wait) -> list[float]:
         return [float(value) for value in values]
+
+    @staticmethod
+    def settle(wait: Wait) -> None:
+        """Nothing to wait for."""
 
 
 NUMPY = NumpyBackend()

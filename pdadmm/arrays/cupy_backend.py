@@ -79,17 +79,27 @@ class CupyBackend:
             return out
         if self.precision == "float32":
             return self._cupy.dot(a, b, out=out)
+        return self._product(a, b, out, self._zero)
+
+    def add_product(self, a: Array, b: Array, out: Array) -> None:
+        """``out += a b``, as :meth:`matmul` computes it."""
+        if out.size:
+            self._product(a, b, out, self._one)
+
+    def _product(self, a: Array, b: Array, out: Array, beta: np.ndarray) -> Array:
+        """``out = a b + beta out``."""
         from cupy.cuda import cublas
         from cupy_backends.cuda.api import runtime
 
-        if self.precision == "tf32":
-            whole = runtime.CUDA_R_32F
-            self._gemm(a, b, out, whole, cublas.CUBLAS_COMPUTE_32F_FAST_TF32, self._zero)
+        if self.precision != "bf16x3":
+            fast = self.precision == "tf32"
+            compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if fast else cublas.CUBLAS_COMPUTE_32F
+            self._gemm(a, b, out, runtime.CUDA_R_32F, compute, beta)
             return out
         parts = runtime.CUDA_R_16BF
         (a_high, a_low), (b_high, b_low) = self._split_parts(a, "a"), self._split_parts(b, "b")
         # small terms first
-        self._gemm(a_low, b_high, out, parts, cublas.CUBLAS_COMPUTE_32F, self._zero)
+        self._gemm(a_low, b_high, out, parts, cublas.CUBLAS_COMPUTE_32F, beta)
         self._gemm(a_high, b_low, out, parts, cublas.CUBLAS_COMPUTE_32F, self._one)
         self._gemm(a_high, b_high, out, parts, cublas.CUBLAS_COMPUTE_32F, self._one)
         return out
@@ -129,16 +139,19 @@ class CupyBackend:
         cupy = self._cupy
         there = [i for i, value in enumerate(values) if not isinstance(value, (float, int))]
         found = [0.0 if i in there else float(value) for i, value in enumerate(values)]
-        event = new_event(timed=False)
         gathered = None
         if there:
             gathered = cupy.stack([values[i].reshape(()).astype(np.float64) for i in there])
-        event.record(cupy.cuda.get_current_stream())
-        wait(lambda: event.done, f"{self.description} to finish its work")
+        self.settle(wait)
         if gathered is not None:
             for i, value in zip(there, gathered.get().tolist(), strict=True):
                 found[i] = value
         return found
+
+    def settle(self, wait: Wait) -> None:
+        event = new_event(timed=False)
+        event.record(self._cupy.cuda.get_current_stream())
+        wait(lambda: event.done, f"{self.description} to finish its work")
 
 
 def _layout(x: Array) -> tuple[int, int]:

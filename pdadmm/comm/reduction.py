@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pdadmm.arrays import Array, copy_into
+from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.comm.waiter import ALL_RANKS, Waiter
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def _whole(node: Node, mine: range) -> list[Node]:
     return [*_whole((first, middle), mine), *_whole((middle, last), mine)]
 
 
-def _sum(node: Node, known: Mapping[Node, np.ndarray]) -> np.ndarray:
+def _sum(node: Node, known: Mapping[Node, Array]) -> Array:
     """The sum of a node from those of nodes in or below it."""
     if node in known:
         return known[node]
@@ -50,8 +52,9 @@ def _sum(node: Node, known: Mapping[Node, np.ndarray]) -> np.ndarray:
 class Reduction:
     """The sum of a vector of every part, on all ranks; made once, collective to use.
 
-    :meth:`start`, :meth:`combine` and :meth:`finish` follow each other, with other work between them;
-    all ranks call them in the same order.
+    :meth:`start`, :meth:`launch`, :meth:`combine` and :meth:`finish` follow each other, with other work
+    between them; all ranks call them in the same order. Vectors on a device are added up there within the
+    rank, and travel through the host.
 
     Parameters
     ----------
@@ -61,6 +64,8 @@ class Reduction:
         The parts of every rank, in order, together all parts.
     size
         Entries of the vector.
+    backend
+        Where the vectors are.
 
     Attributes
     ----------
@@ -70,8 +75,16 @@ class Reduction:
         Of it, to each of the others: subtrees of its slice, on average, and then the sum of this rank's.
     """
 
-    def __init__(self, waiter: Waiter, owners: Sequence[range], size: int, dtype: type = np.float32) -> None:
-        self._waiter = waiter
+    def __init__(
+        self,
+        waiter: Waiter,
+        owners: Sequence[range],
+        size: int,
+        dtype: type = np.float32,
+        backend: Backend = NUMPY,
+    ) -> None:
+        self._waiter, self._backend = waiter, backend
+        self._of_rank: list[Array] = []  # sums of the rank's subtrees, on a device
         self._tree = (0, owners[-1].stop)
         self._trees = [_whole(self._tree, mine) for mine in owners]
         self._mine = owners[waiter.comm.rank]
@@ -87,20 +100,39 @@ class Reduction:
         self._received = np.empty(sum(self._receive_counts), dtype)
         self._part = np.empty(self._sizes[rank], dtype)
         self._total: np.ndarray = np.empty(size, dtype)
+        self._found: Array = backend.empty(size, dtype) if backend.on_device else self._total
         self._requests: list[Request] = []
         away = sum(self._send_counts) - self._send_counts[rank] + (ranks - 1) * self._sizes[rank]
         self.nbytes = away * self._total.itemsize
         self.slice_bytes = self._sizes[rank] * self._total.itemsize if ranks > 1 else 0
         self.piece = self.nbytes // (ranks - 1) - self.slice_bytes if ranks > 1 else 0
 
-    def start(self, vectors: Mapping[int, np.ndarray]) -> None:
-        """Begin with this rank's vectors by part, which may change as soon as this returns."""
-        known: dict[Node, np.ndarray] = {(i, i + 1): vectors[i] for i in self._mine}
+    def start(self, vectors: Mapping[int, Array]) -> None:
+        """Begin with this rank's vectors by part.
+
+        They may change as soon as this returns, on a device after :meth:`launch`.
+        """
+        known: dict[Node, Array] = {(i, i + 1): vectors[i] for i in self._mine}
         rank = self._waiter.comm.rank
         sums = [_sum(node, known) for node in self._trees[rank]]
         if len(self._trees) == 1:
-            self._total[:] = sums[0]
-            return
+            self._found[:] = sums[0]
+        elif self._backend.on_device:
+            self._of_rank = sums
+        else:
+            self._send(sums)
+
+    def launch(self) -> None:
+        """Begin to send what is still on a device, once it has been computed.
+
+        The host waits for the device here, so that it should have nothing else to give it.
+        """
+        if self._of_rank:
+            self._waiter.settle(self._backend)
+            sums, self._of_rank = self._of_rank, []
+            self._send([self._backend.to_host(found) for found in sums])
+
+    def _send(self, sums: Sequence[np.ndarray]) -> None:
         place = 0
         for first, last in zip(self._ends, self._ends[1:], strict=False):
             for found in sums:
@@ -132,11 +164,13 @@ class Reduction:
             self._waiter.comm.Iallgatherv(self._part, [self._total, self._sizes, self._ends[:-1], None])
         ]
 
-    def finish(self) -> np.ndarray:
-        """The sum, (size,); the next one writes over it."""
+    def finish(self) -> Array:
+        """The sum, (size,), where the vectors are; the next one writes over it."""
         if len(self._trees) > 1:
             self._waiter.all(self._requests, "the sums of the other ranks", ALL_RANKS)
-        return self._total
+            if self._backend.on_device:
+                copy_into(self._found, self._total)
+        return self._found
 
 
 def _starts(counts: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -84,6 +84,12 @@ def poll(
             pause = min(pause * 1.25, 5e-4)
 
 
+class Settles(Protocol):
+    """A backend: what waits for its device."""
+
+    def settle(self, wait: Callable[[Callable[[], bool], str], object]) -> None: ...
+
+
 class Waiter:
     """Polls requests politely; one a process.
 
@@ -138,6 +144,12 @@ class Waiter:
                 yield
         else:
             yield
+
+    def settle(self, backend: Settles) -> None:
+        """Wait for a device to do all it was given; no exposed communication."""
+        seconds = self.seconds
+        backend.settle(self.until)
+        self.seconds = seconds
 
     def until(self, done: Callable[[], bool], what: str, patience: float = 1.0) -> float:
         """Poll `done` until it holds, for `patience` times the timeout; returns the seconds waited."""

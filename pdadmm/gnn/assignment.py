@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pdadmm.codec.rows import FLOAT32, spans
+from pdadmm.arrays.backend import NUMPY, Backend
+from pdadmm.codec.rows import FLOAT32
 from pdadmm.comm.waiter import Waiter
 from pdadmm.gnn.bits import Message, assign, exact
-from pdadmm.gnn.equations import variance_of_row
 from pdadmm.gnn.halo import Exchange, Slot, Widths
 from pdadmm.gnn.links import LinkModel
 from pdadmm.gnn.part import Part
+from pdadmm.gnn.passes.protocol import Passes
 
 __all__ = ["Traces"]
 
@@ -33,18 +34,24 @@ class Traces:
         Of this rank.
     slots
         Those whose widths are assigned.
+    passes
+        That read the heads.
+    backend
+        Where the messages are.
 
     Attributes
     ----------
     sums
-        By slot and part: (h,) sums of the rows' variances at 1 bit.
+        By slot and part: (h,) float64 sums of the rows' variances at 1 bit, where the messages are.
     """
 
-    def __init__(self, parts: Mapping[int, Part], slots: Sequence[Slot]) -> None:
-        self._parts = parts
+    def __init__(
+        self, parts: Mapping[int, Part], slots: Sequence[Slot], passes: Passes, backend: Backend = NUMPY
+    ) -> None:
+        self._parts, self._passes, self._backend = parts, passes, backend
         self._slots = list(slots)
         self.sums = {
-            (slot.name, number): np.zeros(len(part.halo))
+            (slot.name, number): backend.zeros(len(part.halo), np.float64)
             for slot in self._slots
             for number, part in parts.items()
         }
@@ -57,8 +64,7 @@ class Traces:
                 for _, groups in exchange.received(slot.name, number):
                     for bits, columns, message in groups:
                         if bits != FLOAT32:
-                            span = spans(message, len(columns), bits)
-                            sums[columns - part.size] += variance_of_row(slot.cols, span)
+                            self._passes.add_variances(message, bits, columns, part.size, slot.cols, sums)
 
     def forget(self) -> None:
         """Begin a cycle."""
@@ -71,7 +77,8 @@ class Traces:
         for slot in self._slots:
             for number, part in self._parts.items():
                 reach = part.reach_backward if slot.back else part.reach_forward
-                beta = (reach * self.sums[slot.name, number]).astype(np.float32)
+                sums = self._backend.to_host(self.sums[slot.name, number])
+                beta = (reach * sums).astype(np.float32)
                 for sender, columns in part.receives.items():
                     found[slot.name, sender, number] = beta[columns - part.size]
         return found

@@ -15,14 +15,12 @@ from pdadmm.errors import InputError
 from pdadmm.files import Record, write_json
 from pdadmm.gnn.model_file import write_model
 from pdadmm.gnn.options import Config, parse
-from pdadmm.gnn.passes.select import make_passes
-from pdadmm.gnn.products import Products
 from pdadmm.gnn.report import final_table, in_profile, show, summarise
 from pdadmm.gnn.trainer import Facts, Trainer
 from pdadmm.inputs.graph_file import GraphFile, GraphSource
 from pdadmm.runtime.checkpoint import Checkpoint, newest
 from pdadmm.runtime.control import STOPPED_EARLY, Control
-from pdadmm.runtime.devices import ON_CPUS, describe
+from pdadmm.runtime.devices import Choice, choose, describe
 from pdadmm.runtime.folder import RunFolder, begin_files, run_folder
 from pdadmm.runtime.launch import agree
 from pdadmm.runtime.metrics import Metrics
@@ -46,6 +44,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     started = time.monotonic()
     np.seterr(all="ignore")  # overflow shows as NaN in a message or the loss, which ends the run in words
     config, facts = _configure(waiter, arguments)
+    choice = _choose(config, waiter)
     with run_folder(waiter, config.output, facts.dataset, _warn) as folder:
         threads = set_threads(config.run, waiter.comm)
         threadpool_limits(1)  # the products have threads of their own
@@ -57,7 +56,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
             waiter, o.checkpoint_every, o.checkpoint_seconds, o.max_seconds, started, listen=True
         )
         with waiter.patient():
-            trainer = agree(waiter, lambda: _trainer(config, facts, waiter, threads, control, record))
+            trainer = agree(waiter, lambda: _trainer(config, facts, waiter, threads, choice, control, record))
         resumed = newest(folder.path, waiter, _warn, trainer.fits) if o.resume else None
         agree(waiter, lambda: _begin_files(folder, trainer, metrics, resumed))
         _announce(trainer, threads)
@@ -99,11 +98,25 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
 
 
 def _require_known(config: Config) -> None:
-    """Refuse shared options that graph networks do not heed: they compute on CPUs."""
-    run = config.run
-    if run.backend == "cupy" or run.transport == "nccl" or run.cuda_aware_mpi:
-        raise InputError("graph networks are trained on CPUs; use --backend numpy and --transport mpi")
-    run.backend, run.transport = "numpy", "mpi"
+    """Refuse shared options that graph networks do not heed."""
+    run, bits = config.run, config.messages
+    if run.transport == "nccl" and run.backend == "numpy":
+        raise InputError("--transport nccl needs --backend cupy; use --transport mpi on CPUs")
+    if run.backend != "numpy" and run.kernels == "reference":
+        if run.backend == "cupy":
+            raise InputError("--kernels reference: graph networks have none on GPUs; use --backend numpy")
+        run.backend = "numpy"
+    if run.backend != "numpy" and bits.links == "measured":
+        if run.backend == "cupy":
+            raise InputError("--links measured tells times by the host's clock; use --backend numpy")
+        run.backend = "numpy"
+
+
+def _choose(config: Config, waiter: Waiter) -> Choice:
+    """Backend and transport, in the options too; collective."""
+    choice = choose(config.run, waiter)
+    config.run.backend, config.run.transport = choice.backend, choice.transport
+    return choice
 
 
 def open_graph(path: str, parts: int) -> GraphSource:
@@ -121,12 +134,12 @@ def _trainer(
     facts: Facts,
     waiter: Waiter,
     threads: int,
+    choice: Choice,
     control: Control,
     record: partial[None],
 ) -> Trainer:
-    passes = make_passes(config.run.kernels, threads)
     with open_graph(config.graph, waiter.comm.size) as source:
-        return Trainer(config, facts, source, waiter, passes, Products(threads), ON_CPUS, control, record)
+        return Trainer(config, facts, source, waiter, threads, choice, control, record)
 
 
 def _progress(config: Config, waiter: Waiter) -> Progress:
@@ -199,7 +212,7 @@ def _write_results(folder: Path, trainer: Trainer, threads: int, started: float)
         "multilabel": int(trainer.facts.multilabel),
         "test_accuracy": summary["test_accuracy"],
     }
-    write_model(folder / "model.h5", trainer.shape, trainer.parameters.weights, attributes)
+    write_model(folder / "model.h5", trainer.shape, trainer.weights(), attributes)
     summary["seconds_total"] = time.monotonic() - started
     write_json(folder / "summary.json", summary)
     if not trainer.config.output.quiet:

@@ -34,6 +34,7 @@ __all__ = [
     "hidden_output",
     "mean_weights",
     "sigmoid_cross_entropy",
+    "sigmoid_gradient",
     "softmax_cross_entropy",
     "variance_of_row",
     "xavier_uniform",
@@ -198,6 +199,19 @@ def sigmoid_cross_entropy(Z: Array, labels: Array) -> tuple[Array, Array]:
     raised = np.exp(-np.abs(Z))
     sigmoid = np.where(Z >= 0, 1, raised) / (1 + raised)
     return losses, sigmoid - labels
+
+
+def sigmoid_gradient(Z: Array, labels: Array, G: Array) -> None:
+    """Write the gradient of :func:`sigmoid_cross_entropy` into G; 0 where a label is NaN.
+
+    Parameters
+    ----------
+    Z, labels, G
+        (n, classes).
+    """
+    raised = np.exp(-np.abs(Z))
+    sigmoid = np.where(Z >= 0, 1, raised) / (1 + raised)
+    G[...] = np.where(np.isnan(labels), 0, sigmoid - labels)
 
 
 # ---- weights ----------------------------------------------------------------------------------------

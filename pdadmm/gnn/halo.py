@@ -8,7 +8,7 @@ know the widths, so that nothing travels but heads and codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,17 @@ from pdadmm.gnn.links import Times
 from pdadmm.gnn.part import Part, parts_of_rank
 from pdadmm.gnn.passes.protocol import Passes
 
-__all__ = ["Exchange", "Hats", "Layout", "Slot", "Widths", "channel_name", "message_key", "uniform_widths"]
+__all__ = [
+    "Exchange",
+    "Hats",
+    "Layout",
+    "Slot",
+    "Widths",
+    "channel_name",
+    "message_key",
+    "rounds_of",
+    "uniform_widths",
+]
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class _Group:
     """The rows of one width in a message."""
 
     bits: int
-    rows: np.ndarray  #: (k,) int32, of the matrix at this end
+    rows: Array  #: (k,) int32, of the matrix at this end
     first: int  #: of its bytes in the message
     nbytes: int
 
@@ -98,9 +108,18 @@ class Layout:
         Entries of a row.
     changes
         They travel as changes, all at the same width.
+    backend
+        Where the matrix is.
     """
 
-    def __init__(self, rows: np.ndarray, widths: np.ndarray, cols: int, changes: bool = False) -> None:
+    def __init__(
+        self,
+        rows: np.ndarray,
+        widths: np.ndarray,
+        cols: int,
+        changes: bool = False,
+        backend: Backend = NUMPY,
+    ) -> None:
         self.groups: list[_Group] = []
         self.nbytes = 0
         for bits in (FLOAT32, *WIDTHS):
@@ -110,7 +129,7 @@ class Layout:
                     nbytes = -(-DeltaCodec(bits).nbytes(len(chosen), cols) // 4) * 4
                 else:
                     nbytes = row_message_bytes(len(chosen), cols, bits)
-                self.groups.append(_Group(bits, chosen, self.nbytes, nbytes))
+                self.groups.append(_Group(bits, backend.asarray(chosen), self.nbytes, nbytes))
                 self.nbytes += nbytes
 
 
@@ -135,6 +154,47 @@ class _Message:
     views: tuple[Array, ...]  #: of the groups in the buffer
 
 
+def _owners(total: int, ranks: int) -> dict[int, int]:
+    """Rank of every part."""
+    return {part: rank for rank in range(ranks) for part in parts_of_rank(total, ranks, rank)}
+
+
+def _messages(parts: Mapping[int, Part]) -> Iterator[tuple[tuple[int, int], bool, np.ndarray]]:
+    """Sender and receiver of every message of a slot, whether it is sent from here, and its rows here."""
+    for part in parts.values():
+        for other, rows in part.sends.items():
+            yield (part.number, other), True, rows
+        for other, rows in part.receives.items():
+            yield (other, part.number), False, rows
+
+
+def _channel(
+    slot: Slot, ends: tuple[int, int], sends: bool, total: int, owner: Mapping[int, int], nbytes: int
+) -> Channel:
+    sender, receiver = ends
+    other = receiver if sends else sender
+    tag = (slot.index * total + sender) * total + receiver
+    return Channel(channel_name(slot.name, *ends), owner[other], tag, nbytes, sends, f"part {other}")
+
+
+def rounds_of(parts: Mapping[int, Part], total: int, slots: Sequence[Slot], ranks: int, rank: int) -> Rounds:
+    """What a rank sends to and receives from others in an epoch, whatever the sizes.
+
+    Parameters
+    ----------
+    parts
+        Of this rank.
+    total
+        Parts of the graph.
+    """
+    owner = _owners(total, ranks)
+    rounds = []
+    for slot in slots:
+        channels = (_channel(slot, ends, sends, total, owner, 1) for ends, sends, _ in _messages(parts))
+        rounds.append(Round(slot.name, tuple(c for c in channels if c.peer != rank)))
+    return Rounds(tuple(rounds))
+
+
 class Exchange:
     """The messages of this rank's parts, sent and taken slot by slot.
 
@@ -154,6 +214,8 @@ class Exchange:
         That encode and decode.
     seed
         Of the rounding.
+    backend
+        Where the matrices and the messages are.
     laps
         Told of what is sent and waited for.
     changes
@@ -187,38 +249,29 @@ class Exchange:
         self._laps = laps or Laps()
         self._times = times
         self._changes = changes
-        self._hats: dict[tuple[str, int, int, bool], np.ndarray] = {}
+        self._hats: dict[tuple[str, int, int, bool], Array] = {}
+        self._backend = backend
         self._epoch = 0
-        self._owner = {part: r for r in range(ranks) for part in parts_of_rank(total, ranks, r)}
+        owner = _owners(total, ranks)
         self._sends: dict[tuple[str, int], list[tuple[Outgoing, _Message]]] = {}
         self._receives: dict[tuple[str, int], list[tuple[Incoming, _Message]]] = {}
         layouts: dict[tuple[str, int, int, bool], Layout] = {}
         rounds, local = [], []
         for slot in slots:
             channels = []
-            for part in parts.values():
-                for sends, others in ((True, part.sends), (False, part.receives)):
-                    for other, rows in others.items():
-                        ends = (part.number, other) if sends else (other, part.number)
-                        of_rows = widths[slot.name, ends[0], ends[1]]
-                        layout = Layout(rows, of_rows, slot.cols, slot.name in changes)
-                        if slot.name in changes:
-                            hat = (hats or {}).get((slot.name, *ends))
-                            kept = np.zeros((len(rows), slot.cols), np.float32) if hat is None else hat.copy()
-                            self._hats[slot.name, ends[0], ends[1], sends] = kept
-                        layouts[slot.name, ends[0], ends[1], sends] = layout
-                        channel = Channel(
-                            channel_name(slot.name, *ends),
-                            self._owner[other],
-                            (slot.index * total + ends[0]) * total + ends[1],
-                            layout.nbytes,
-                            sends,
-                            f"part {other}",
-                        )
-                        if self._owner[other] != rank:
-                            channels.append(channel)
-                        elif sends:
-                            local.append(channel)
+            for ends, sends, rows in _messages(parts):
+                key = (slot.name, ends[0], ends[1])
+                layout = Layout(rows, widths[key], slot.cols, slot.name in changes, backend)
+                layouts[slot.name, ends[0], ends[1], sends] = layout
+                if slot.name in changes:
+                    hat = (hats or {}).get(key)
+                    kept = np.zeros((len(rows), slot.cols), np.float32) if hat is None else hat.copy()
+                    self._hats[slot.name, ends[0], ends[1], sends] = backend.asarray(kept)
+                channel = _channel(slot, ends, sends, total, owner, layout.nbytes)
+                if channel.peer != rank:
+                    channels.append(channel)
+                elif sends:
+                    local.append(channel)
             rounds.append(Round(slot.name, tuple(channels)))
         self.rounds = Rounds(tuple(rounds))
         within = local_ends(local, backend)
@@ -298,9 +351,9 @@ class Exchange:
 
     def hats(self) -> Hats:
         """What both ends of the messages that travel as changes have come to."""
-        return {key[:3]: hat for key, hat in self._hats.items()}
+        return {key[:3]: self._backend.to_host(hat) for key, hat in self._hats.items()}
 
-    def received(self, slot: str, part: int) -> list[tuple[int, list[tuple[int, np.ndarray, Array]]]]:
+    def received(self, slot: str, part: int) -> list[tuple[int, list[tuple[int, Array, Array]]]]:
         """What came last to a part: by sender, the groups' bits, columns of the part and bytes."""
         return [
             (

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pdadmm.arrays import Array
+from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.datasets.graph import Matrix
 from pdadmm.gnn.equations import drop_rows, hidden_output
 from pdadmm.gnn.halo import Slot
@@ -116,38 +117,44 @@ class Inputs:
     ----------
     matrix
         (n, n_0), an array or a scipy.sparse.csr_matrix.
+    backend
+        Where they are multiplied.
     """
 
-    def __init__(self, matrix: Matrix, dtype: type = np.float32) -> None:
+    def __init__(self, matrix: Matrix, dtype: type = np.float32, backend: Backend = NUMPY) -> None:
         self._shape = matrix.shape
+        self._backend = backend
         self.sparse: tuple[Sparse, Sparse] | None = None
         self.dense: Array | None = None
         if isinstance(matrix, np.ndarray):
-            self.dense = np.ascontiguousarray(matrix, dtype)
+            self.dense = backend.asarray(np.ascontiguousarray(matrix, dtype))
         else:
-            self.sparse = _csr(matrix, dtype), _csr(matrix.T.tocsr(), dtype)
+            turned = matrix.T.tocsr()
+            self.sparse = _csr(matrix, dtype).to(backend), _csr(turned, dtype).to(backend)
 
     def times(self, W: Array, products: Products, passes: Passes, out: Array, add: bool = False) -> None:
         """``out = X Wᵀ`` or ``out += X Wᵀ``."""
         if self.dense is not None:
             products.rows(self.dense, W.T, out, add)
         elif self.sparse is not None:
-            passes.aggregate(self.sparse[0], np.ascontiguousarray(W.T), out, add)
+            passes.aggregate(self.sparse[0], W.T.copy(), out, add)
 
     def rows(self) -> Array:
         """All of it as an array."""
         if self.dense is not None:
             return self.dense
         assert self.sparse is not None
-        matrix = self.sparse[0]
-        return sp.csr_matrix((matrix.values, matrix.indices, matrix.indptr), shape=self._shape).toarray()
+        values, indices, indptr = (
+            self._backend.to_host(x) for x in reversed(list(vars(self.sparse[0]).values()))
+        )
+        return self._backend.asarray(sp.csr_matrix((values, indices, indptr), shape=self._shape).toarray())
 
     def gradient(self, G: Array, products: Products, passes: Passes, out: Array) -> None:
         """``out = Gᵀ X``."""
         if self.dense is not None:
             products.over_rows(G, self.dense, out)
         elif self.sparse is not None:
-            turned = np.empty((out.shape[1], out.shape[0]), out.dtype)
+            turned = self._backend.empty((out.shape[1], out.shape[0]), out.dtype)
             passes.aggregate(self.sparse[1], G, turned)
             out[...] = turned.T
 
@@ -190,22 +197,24 @@ class _PartOfLayer:
         (n, n_in) input before dropout, of marginal rows alone, where that travels.
     """
 
-    def __init__(self, part: Part, shape: Shape, layer: int, dtype: type, backward: bool) -> None:
+    def __init__(
+        self, part: Part, shape: Shape, layer: int, dtype: type, backward: bool, backend: Backend
+    ) -> None:
         n, n_in, n_out = part.size, shape.widths[layer - 1], shape.widths[layer]
         turns, exact = shape.transforms_first(layer), layer == 1 and shape.exact_inputs
 
         def make(rows: int, cols: int, wanted: bool = True) -> Array:
-            return np.zeros((rows if wanted else 0, cols), dtype)
+            return backend.zeros((rows if wanted else 0, cols), dtype)
 
         self.Z: Array = make(n, n_out)
-        self.inverse: Array = np.ones(n, dtype)
+        self.inverse: Array = backend.asarray(np.ones(n, dtype))
         self.forward = make(part.extent, shape.sent(layer), not exact)
         self.back = make(part.extent, shape.sent(layer), backward and layer > 1)
         self.H = make(n, n_in, not exact) if turns or exact else self.forward[:n]
         self.A = make(n, n_in, not (turns or exact))
         self.G = self.back[:n] if turns else make(n, n_out, backward)
         self.G_A = make(n, n_out, backward and turns)
-        self.sums = np.zeros((3, n_out))
+        self.sums: Array = backend.zeros((3, n_out), np.float64)
         self.undropped = make(n, n_in, shape.sends_undropped(layer))
         self.central = _Range(self, slice(0, part.central), part)
         self.marginal = _Range(self, slice(part.central, n), part)
@@ -232,6 +241,8 @@ class Network:
         Whether there is room for a backward pass.
     laps
         Told which layer it is.
+    backend
+        Where the arrays are; those of `parts` are copied there.
     """
 
     def __init__(
@@ -247,15 +258,18 @@ class Network:
         dtype: type = np.float32,
         backward: bool = True,
         laps: Laps | None = None,
+        backend: Backend = NUMPY,
     ) -> None:
         self._laps = laps or Laps()
-        self.shape, self.parts = shape, parts
+        self.shape = shape
+        self.parts = parts = {number: part.to(backend) for number, part in parts.items()}
         self._inputs, self._own = inputs, own_inputs
         self._weights, self._gradients = weights, gradients
         self._passes, self._products = passes, products
         self._at = {
             layer: {
-                number: _PartOfLayer(part, shape, layer, dtype, backward) for number, part in parts.items()
+                number: _PartOfLayer(part, shape, layer, dtype, backward, backend)
+                for number, part in parts.items()
             }
             for layer in range(1, shape.layers + 1)
         }

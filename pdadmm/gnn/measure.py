@@ -42,13 +42,10 @@ class Targets:
         """Rows of a split."""
         return np.flatnonzero(self.split == 1 + SPLITS.index(name))
 
-    def loss(self, Z: Array, rows: np.ndarray, G: Array | None = None) -> float:
-        """Summed loss of some rows; writes its gradient into G, 0 elsewhere, where one is given."""
+    def loss(self, Z: Array, rows: np.ndarray) -> float:
+        """Summed loss of some rows."""
         entropy = sigmoid_cross_entropy if self.multilabel else softmax_cross_entropy
-        losses, gradient = entropy(Z[rows], self.labels[rows])
-        if G is not None:
-            G[:] = 0
-            G[rows] = gradient
+        losses, _ = entropy(Z[rows], self.labels[rows])
         return float(losses.sum(dtype=np.float64))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pdadmm.arrays import Array
+from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.comm.reduction import Reduction
 from pdadmm.comm.waiter import Waiter
 from pdadmm.files import Record
@@ -36,6 +38,8 @@ class Parameters:
         Of the start.
     laps
         Told of the sums.
+    backend
+        Where the vectors are.
 
     Attributes
     ----------
@@ -56,27 +60,25 @@ class Parameters:
         passes: Passes,
         seed: int,
         laps: Laps | None = None,
+        backend: Backend = NUMPY,
     ) -> None:
         self._passes = passes
         self._laps = laps or Laps()
         self._shapes = {layer: shape.parameters(layer) for layer in range(1, shape.layers + 1)}
         sizes = {layer: _size(named) for layer, named in self._shapes.items()}
-        self.vectors = {layer: np.zeros(size, np.float32) for layer, size in sizes.items()}
-        self.moments = {
-            layer: Moments(np.zeros(size, np.float32), np.zeros(size, np.float32))
-            for layer, size in sizes.items()
-        }
-        self._of_part = {
-            part: {layer: np.zeros(size, np.float32) for layer, size in sizes.items()} for part in mine
-        }
+        zeros = backend.zeros
+        self.vectors = {layer: backend.asarray(self._start(seed, layer)) for layer in sizes}
+        self.moments = {layer: Moments(zeros(size), zeros(size)) for layer, size in sizes.items()}
+        self._of_part = {part: {layer: zeros(size) for layer, size in sizes.items()} for part in mine}
         self.weights = {layer: self._named(layer, vector) for layer, vector in self.vectors.items()}
         self.gradients = {
             part: {layer: self._named(layer, vector) for layer, vector in vectors.items()}
             for part, vectors in self._of_part.items()
         }
-        self._reductions = {layer: Reduction(waiter, owners, size) for layer, size in sizes.items()}
+        self._reductions = {
+            layer: Reduction(waiter, owners, size, backend=backend) for layer, size in sizes.items()
+        }
         self.step = 0
-        self._start(seed)
 
     @property
     def bytes_sent(self) -> int:
@@ -99,6 +101,8 @@ class Parameters:
         """A step of Adam with the sums over all parts, divided by the number of `examples`; collective."""
         layers = sorted(self.vectors, reverse=True)
         for layer in layers:
+            self._reductions[layer].launch()
+        for layer in layers:
             self._laps.part("update", layer)
             self._reductions[layer].combine()
             self._laps.reduced(layer)
@@ -114,17 +118,20 @@ class Parameters:
                 self.vectors[layer], gradient, moments.first, moments.second, self.step, rate, decay
             )
 
-    def _start(self, seed: int) -> None:
-        for layer, named in self.weights.items():
-            rng = np.random.default_rng([seed, layer])
-            for name in sorted(named):
-                if named[name].ndim == 2:
-                    n_out, n_in = named[name].shape
-                    named[name][...] = xavier_uniform(n_out, n_in, rng)
-                elif name == "gamma":
-                    named[name][...] = 1
+    def _start(self, seed: int, layer: int) -> np.ndarray:
+        """A layer's first vector."""
+        vector = np.zeros(_size(self._shapes[layer]), np.float32)
+        named = self._named(layer, vector)
+        rng = np.random.default_rng([seed, layer])
+        for name in sorted(named):
+            if named[name].ndim == 2:
+                n_out, n_in = named[name].shape
+                named[name][...] = xavier_uniform(n_out, n_in, rng)
+            elif name == "gamma":
+                named[name][...] = 1
+        return vector
 
-    def _named(self, layer: int, vector: np.ndarray) -> Mapping[str, np.ndarray]:
+    def _named(self, layer: int, vector: Array) -> Mapping[str, Array]:
         """Views of a layer's vector."""
         views, place = {}, 0
         for name, shape in self._shapes[layer].items():

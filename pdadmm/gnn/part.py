@@ -8,11 +8,12 @@ graph file both; the halo, copies of remote neighbours, follows them in ascendin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pdadmm.arrays.backend import Backend
 from pdadmm.gnn.equations import gcn_weights, mean_weights
 from pdadmm.gnn.passes.protocol import Sparse
 
@@ -81,6 +82,13 @@ class Part:
     def extent(self) -> int:
         """Own rows and halo."""
         return len(self.rows) + len(self.halo)
+
+    def to(self, backend: Backend) -> Part:
+        """The same with what an epoch reads where a backend computes; rows and halos stay on the host."""
+        forward = self.forward.to(backend)
+        backward = forward if self.backward is self.forward else self.backward.to(backend)
+        nodes, halo_nodes = backend.asarray(self.nodes), backend.asarray(self.halo_nodes)
+        return replace(self, nodes=nodes, halo_nodes=halo_nodes, forward=forward, backward=backward)
 
     @classmethod
     def of(cls, source: GraphSource, number: int, model: str, dtype: type = np.float32) -> Part:

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from pdadmm.arrays import Array
+from pdadmm.arrays.backend import Backend
+from pdadmm.arrays.cupy_backend import CupyBackend
 
-__all__ = ["Products"]
+__all__ = ["DeviceProducts", "Products", "make_products"]
 
 #: rows of a tile: enough to hide the start of a product, few enough to share out evenly
 _TILE = 1024
@@ -74,3 +76,25 @@ class Products:
         else:
             for _ in self._pool.map(work, items):
                 pass
+
+
+class DeviceProducts(Products):
+    """The same on a GPU, in the precision of its backend."""
+
+    def __init__(self, backend: CupyBackend) -> None:
+        super().__init__()
+        self._backend = backend
+
+    def rows(self, A: Array, B: Array, out: Array, add: bool = False) -> None:
+        if add:
+            self._backend.add_product(A, B, out)
+        else:
+            self._backend.matmul(A, B, out=out)
+
+    def over_rows(self, G: Array, A: Array, out: Array) -> None:
+        self._backend.matmul(G.T, A, out=out)
+
+
+def make_products(backend: Backend, threads: int = 1) -> Products:
+    """Products where a backend computes."""
+    return DeviceProducts(backend) if isinstance(backend, CupyBackend) else Products(threads)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
+from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.datasets.graph import Matrix
 from pdadmm.gnn.layer import Inputs, Shape
 from pdadmm.gnn.part import Part
@@ -23,24 +24,35 @@ _SPARSE_BELOW = 0.15
 
 
 def read_inputs(
-    source: GraphSource, parts: Mapping[int, Part], shape: Shape, passes: Passes
+    source: GraphSource,
+    parts: Mapping[int, Part],
+    shape: Shape,
+    passes: Passes,
+    backend: Backend = NUMPY,
 ) -> tuple[dict[int, Inputs], dict[int, Inputs]]:
     """What the first layer multiplies, and GraphSAGE's own features, by part.
 
     With exact inputs that is the aggregation of the features, for which a part reads those of its halo
     from the graph file, too: nothing travels.
+
+    Parameters
+    ----------
+    passes
+        Of the host, that aggregate here.
+    backend
+        Where the first layer multiplies.
     """
     inputs, own = {}, {}
     for number, part in parts.items():
         X = _thin(_features(source, part.rows))
         if shape.model == "sage" or not shape.exact_inputs:
-            own[number] = Inputs(X)
+            own[number] = Inputs(X, backend=backend)
         if not shape.exact_inputs:
             inputs[number] = own[number]
             continue
         halo = source.features_of(part.halo)
         whole = sp.vstack([X, halo]).tocsr() if sp.issparse(X) else np.concatenate([X, _dense(halo)])
-        inputs[number] = Inputs(_thin(_aggregated(part, whole, passes)))
+        inputs[number] = Inputs(_thin(_aggregated(part, whole, passes)), backend=backend)
     return inputs, own if shape.model == "sage" else {}
 
 

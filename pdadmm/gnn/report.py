@@ -60,6 +60,8 @@ def summarise(trainer: Trainer, threads: int) -> Record:
         "backend": c.run.backend,
         "transport": c.run.transport,
         "kernels": trainer.passes.name,
+        "precision": c.run.precision,
+        "devices": trainer.choice.devices,
         "overlap": c.run.overlap,
         "threads": threads,
         **trainer.summary(),

@@ -7,12 +7,14 @@ a part keeps of the messages that come to it is under the number of layers, one,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
+from pdadmm.arrays import copy_into
+from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.codec.rows import FLOAT32, WIDTHS
 from pdadmm.errors import InputError
 from pdadmm.files import Record
@@ -22,9 +24,6 @@ from pdadmm.gnn.optimiser import Parameters
 from pdadmm.gnn.part import Part
 from pdadmm.runtime.checkpoint import START_AFRESH, Checkpoint
 from pdadmm.runtime.index import Sha256, Whole
-
-if TYPE_CHECKING:
-    from pdadmm.arrays import Array
 
 __all__ = ["State", "arrays_of", "check", "restore", "restore_hats", "state_of"]
 
@@ -127,13 +126,17 @@ def arrays_of(
     traces: Traces | None,
     hats: Hats,
     rank: int,
-) -> dict[int, dict[str, Array]]:
+    backend: Backend = NUMPY,
+) -> dict[int, dict[str, np.ndarray]]:
     """What this rank saves, by position and name."""
-    found: dict[int, dict[str, Array]] = {}
+    found: dict[int, dict[str, np.ndarray]] = {}
+    host = backend.to_host
     if rank == 0:
         for layer, vector in parameters.vectors.items():
             moments = parameters.moments[layer]
-            found[layer] = {"vector": vector, "first": moments.first, "second": moments.second}
+            found[layer] = {
+                "vector": host(vector), "first": host(moments.first), "second": host(moments.second)
+            }  # fmt: skip
     layers = len(parameters.vectors)
     for (slot_name, sender, receiver), hat in hats.items():
         if receiver in parts:  # the sender's copy is the same
@@ -143,7 +146,7 @@ def arrays_of(
     for number, part in parts.items():
         named = found.setdefault(layers + 1 + number, {})
         for slot in slots:
-            named[f"{slot.name}/trace"] = traces.sums[slot.name, number]
+            named[f"{slot.name}/trace"] = host(traces.sums[slot.name, number])
             for other in part.receives:
                 named[f"{slot.name}/bits/{other}"] = widths[slot.name, other, number]
     return found
@@ -167,20 +170,17 @@ def restore(
     layers = len(parameters.vectors)
     for layer, vector in parameters.vectors.items():
         saved = checkpoint.layers[layer]
-        vector[:] = saved["vector"]
-        parameters.moments[layer].first[:], parameters.moments[layer].second[:] = (
-            saved["first"],
-            saved["second"],
-        )
+        copy_into(vector, saved["vector"])
+        copy_into(parameters.moments[layer].first, saved["first"])
+        copy_into(parameters.moments[layer].second, saved["second"])
     if traces is None:
         return widths
     found = dict(widths)
     for number, part in parts.items():
         for slot in slots:
             name = f"{slot.name}/trace"
-            traces.sums[slot.name, number][:] = _array(
-                checkpoint, layers + 1 + number, name, "<f8", len(part.halo)
-            )
+            sums = _array(checkpoint, layers + 1 + number, name, "<f8", len(part.halo))
+            copy_into(traces.sums[slot.name, number], sums)
             for other, columns in part.receives.items():
                 bits = _bits(checkpoint, layers + 1 + number, slot, other, len(columns))
                 found[slot.name, other, number] = bits

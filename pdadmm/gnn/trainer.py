@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from pdadmm.arrays import Array
+from pdadmm.arrays.backend import Backend
+from pdadmm.codec import NonFiniteError
 from pdadmm.codec.rows import FLOAT32, WIDTHS
 from pdadmm.comm.channel import Incoming, Outgoing
 from pdadmm.comm.mpi import ProgressThread
@@ -20,7 +23,8 @@ from pdadmm.errors import RunError
 from pdadmm.files import Record
 from pdadmm.gnn import saved
 from pdadmm.gnn.assignment import Traces
-from pdadmm.gnn.halo import Exchange, Hats, Slot, Widths, uniform_widths
+from pdadmm.gnn.equations import sigmoid_gradient
+from pdadmm.gnn.halo import Exchange, Hats, Slot, Widths, rounds_of, uniform_widths
 from pdadmm.gnn.laps import Laps, timed
 from pdadmm.gnn.layer import Network, Shape, slots_of
 from pdadmm.gnn.links import LinkModel, Times, measure_links
@@ -28,15 +32,16 @@ from pdadmm.gnn.measure import Targets, measure
 from pdadmm.gnn.optimiser import Parameters
 from pdadmm.gnn.options import CHANGE_BITS, Config
 from pdadmm.gnn.part import Part, parts_of_rank
-from pdadmm.gnn.passes.protocol import Drop, Passes
-from pdadmm.gnn.products import Products
+from pdadmm.gnn.passes.protocol import Drop
+from pdadmm.gnn.passes.select import make_passes
+from pdadmm.gnn.products import make_products
 from pdadmm.gnn.reading import read_inputs
 from pdadmm.runtime import checkpoint
 from pdadmm.runtime.checkpoint import Checkpoint
 from pdadmm.runtime.control import CONTINUE, STOP, Control
 from pdadmm.runtime.devices import Choice, make_backend, make_transport
 from pdadmm.runtime.launch import agree
-from pdadmm.trace.clock import Clock
+from pdadmm.trace.choose import make_clock
 from pdadmm.trace.collect import Accounts
 from pdadmm.trace.offsets import read_offset
 
@@ -106,8 +111,8 @@ class Trainer:
         The graph; read here, and not needed any more afterwards.
     waiter
         Waits for MPI; holds the communicator.
-    passes, products
-        That compute.
+    threads
+        Of this rank, on the host.
     choice
         Arrays and way of the messages.
     control
@@ -122,25 +127,27 @@ class Trainer:
         facts: Facts,
         source: GraphSource,
         waiter: Waiter,
-        passes: Passes,
-        products: Products,
+        threads: int,
         choice: Choice,
         control: Control | None = None,
         progress: Callable[[Record], None] | None = None,
     ) -> None:
         self.config, self.facts, self.waiter, self.choice = config, facts, waiter, choice
-        self.clock = Clock(config.output.trace)
-        self._laps = laps = Laps(self.clock)
-        self.passes, self.products = timed(passes, laps), timed(products, laps)
         ranks, rank = waiter.comm.size, waiter.comm.rank
+        self.backend = backend = make_backend(choice, rank, config.run.precision)
+        self.clock = make_clock(backend, config.output.trace)
+        self._laps = laps = Laps(self.clock)
+        on_host = make_passes(config.run.kernels, threads)  # reads the inputs
+        passes = make_passes(config.run.kernels, threads, backend.name) if backend.on_device else on_host
+        self.passes, self.products = timed(passes, laps), timed(make_products(backend, threads), laps)
         owners = [parts_of_rank(facts.parts, ranks, r) for r in range(ranks)]
         self.shape = shape_of(config, facts)
         self.parts = {number: Part.of(source, number, config.network.model) for number in owners[rank]}
         self.targets = {number: _targets(source, number, facts, part) for number, part in self.parts.items()}
         self.parameters = Parameters(
-            self.shape, owners[rank], owners, waiter, self.passes, config.training.seed, laps
+            self.shape, owners[rank], owners, waiter, self.passes, config.training.seed, laps, backend
         )
-        inputs, own = read_inputs(source, self.parts, self.shape, passes)
+        inputs, own = read_inputs(source, self.parts, self.shape, on_host, backend)
         self.network = Network(
             self.shape,
             self.parts,
@@ -151,20 +158,17 @@ class Trainer:
             self.passes,
             self.products,
             laps=laps,
+            backend=backend,
         )
-        if not facts.multilabel:
-            self._train_labels = {
-                number: np.where(t.split == 1, t.labels, -1).astype(np.int64)
-                for number, t in self.targets.items()
-            }
-        self._no_bias = np.zeros(facts.classes, np.float32)  # the network has added it
+        self._train_labels = {number: _train_labels(t, backend) for number, t in self.targets.items()}
+        self._no_bias = backend.zeros(facts.classes)  # the network has added it
         self.slots = slots_of(self.shape)
         m = config.messages
         codec = {slot: m.backward if slot.back else m.forward for slot in self.slots}
         self._affine = [slot for slot in self.slots if codec[slot] == "affine"]
         self._changes = [slot for slot in self.slots if codec[slot] == "delta"]
         self.widths = self._start_widths()
-        self.traces = Traces(self.parts, self._affine) if config.assigns else None
+        self.traces = Traces(self.parts, self._affine, self.passes, backend) if config.assigns else None
         self._hats: Hats = {}  # of the messages that travel as changes, from a checkpoint
         self._progress = progress
         self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
@@ -183,6 +187,7 @@ class Trainer:
         self.accounts: Accounts
         self.assigned: list[Record] = []  #: epoch, seconds and rows by width of every assignment
         self._links: LinkModel | None = None
+        self._transport: Transport | None = None
         measured = config.assigns and m.links == "measured"
         self._times = Times() if measured else None
         self._since = 0  # epochs since the exchange was opened
@@ -225,14 +230,22 @@ class Trainer:
         """
         comm, r = self.waiter.comm, self.config.run
         self._progress_thread = None
-        if r.overlap and comm.size > 1 and ProgressThread.available():
+        if r.overlap and comm.size > 1 and not self.backend.on_device and ProgressThread.available():
             self._progress_thread = ProgressThread(comm)
         if resumed is not None:
             self._restore(resumed)
         # collective, so not in the constructor, where one rank may find its data unusable
         self.accounts = Accounts(self.clock, read_offset(comm))
-        self._open_cycle()
         forward = [Slot(s.name, len(self.slots) + s.index, s.layer, s.cols) for s in self.slots if not s.back]
+        if comm.size > 1:
+            stages = [
+                rounds_of(self.parts, self.facts.parts, slots, comm.size, comm.rank)
+                for slots in (self.slots, forward)
+            ]
+            self._transport = make_transport(
+                self.choice, self.backend, self.waiter, r, self._progress_thread, stages
+            )
+        self._open_cycle()
         self._exact = self._open(forward, uniform_widths(self.parts, forward, FLOAT32))
         epochs = self.config.training.epochs
         while self.epoch < epochs:
@@ -241,17 +254,22 @@ class Trainer:
             if self._assigns_before(self.epoch):
                 self._assign()
             self.control.before()
+            evaluates = self.epoch % self.config.output.eval_every == 0 or self.epoch == epochs
             exposed, start = self.waiter.seconds, time.perf_counter()
             self._train()
+            if evaluates:
+                self.waiter.settle(self.backend)
             seconds = time.perf_counter() - start
             self.seconds_epochs += seconds
             if self.clock.counts(self._since):
                 self.accounts.iterated(seconds)
             self._since += 1
             self.seconds_exposed += self.waiter.seconds - exposed
-            if self.epoch % self.config.output.eval_every == 0 or self.epoch == epochs:
+            if evaluates:
+                self.seconds_exposed += self._device_waited()
                 with self.clock.span("evaluation"):
                     self._evaluate()
+                self._device_waited()  # those of the evaluation are no part of the epochs
             verdict = self.control.after(self.epoch)
             if verdict != CONTINUE and self.epoch < epochs:
                 with self.clock.span("checkpoint"):
@@ -318,6 +336,7 @@ class Trainer:
             self.traces,
             self.exchange.hats(),
             w.comm.rank,
+            self.backend,
         )
         checkpoint.write(folder, self.epoch, state, arrays, w)
         self.control.saved()
@@ -346,24 +365,23 @@ class Trainer:
 
     # ---- an epoch -----------------------------------------------------------------------------------
 
+    def _device_waited(self) -> float:
+        """Seconds that a device stood still for messages since this was asked for last; it has settled."""
+        return self._transport.waited() if self._transport is not None else 0.0
+
     def _open(self, slots: list[Slot], widths: Widths) -> Exchange:
         comm = self.waiter.comm
-        transport: Transport | None = None
-        if comm.size > 1:
-            backend = make_backend(self.choice, comm.rank, self.config.run.precision)
-            transport = make_transport(
-                self.choice, backend, self.waiter, self.config.run, self._progress_thread, []
-            )
         return Exchange(
             self.parts,
             self.facts.parts,
             slots,
             widths,
-            transport,
+            self._transport,
             comm.size,
             comm.rank,
             self.passes,
             self.config.training.seed,
+            self.backend,
             laps=self._laps,
             changes=frozenset(slot.name for slot in self._changes if slot in slots),
             hats=self._hats,
@@ -407,10 +425,11 @@ class Trainer:
             self.network.output_gradient(number),
             self.targets[number],
         )
+        labels = self._train_labels[number]
         if targets.multilabel:
-            targets.loss(Z, targets.rows("train"), G)
+            sigmoid_gradient(Z, labels, G)
         else:
-            self.passes.softmax_loss(Z, self._no_bias, self._train_labels[number], 1.0, G)
+            self.passes.softmax_loss(Z, self._no_bias, labels, 1.0, G)
 
     def _assigns_before(self, epoch: int) -> bool:
         if self.traces is None:
@@ -488,7 +507,9 @@ class Trainer:
         start = time.perf_counter()
         self._exact.begin(self.epoch)
         self.network.forward(self._exact, self._drops(0.0))
-        outputs = {number: self.network.output(number) for number in self.parts}
+        self.waiter.settle(self.backend)
+        self._require_finite()
+        outputs = {number: self.backend.to_host(self.network.output(number)) for number in self.parts}
         found = measure(outputs, self.targets, self.facts.parts, self.facts.classes, self.waiter)
         self.evaluation_bytes = sum(end.channel.nbytes for end in self._exact.outgoing)
         self.seconds_evaluation += time.perf_counter() - start
@@ -513,10 +534,27 @@ class Trainer:
         if self._progress is not None:
             self._progress(record)
 
+    def _require_finite(self) -> None:
+        """Raise for NaN or Inf in a message, which a device does not tell at once."""
+        try:
+            self.passes.require_finite()
+        except NonFiniteError:
+            raise RunError("NaN or Inf in a message; lower --lr or take more bits") from None
+
+    def weights(self) -> dict[int, dict[str, np.ndarray]]:
+        """Parameters by layer and name, on the host."""
+        host = self.backend.to_host
+        return {
+            layer: {name: host(x) for name, x in named.items()}
+            for layer, named in self.parameters.weights.items()
+        }
+
     def close(self) -> None:
         """Free what the messages took; collective."""
         self.exchange.close()
         self._exact.close()
+        if self._transport is not None:
+            self._transport.close()
         if self._progress_thread is not None:
             self._progress_thread.close()
         self.products.close()
@@ -568,6 +606,16 @@ class Trainer:
         """Columns of a row in every message of the scheme `float32`."""
         inputs = self.shape.widths[:-1]
         return [*inputs, *inputs[1:]]
+
+
+def _train_labels(targets: Targets, backend: Backend) -> Array:
+    """Labels of the training nodes where they are compared: (n,), -1 for others, or (n, classes), NaN."""
+    train = targets.split == 1
+    if targets.multilabel:
+        labels = np.where(train[:, None], targets.labels, np.nan).astype(np.float32)
+    else:
+        labels = np.where(train, targets.labels, -1).astype(np.int64)
+    return backend.asarray(labels)
 
 
 def _targets(source: GraphSource, number: int, facts: Facts, part: Part) -> Targets:

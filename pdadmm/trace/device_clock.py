@@ -46,7 +46,7 @@ class DeviceClock(Clock):
 
     def begin_stage(self, depth: int = 1) -> None:
         super().begin_stage(depth)
-        self._inside = False  # an iteration
+        self._inside = self._each = False  # an iteration, and one whose laps count
         #: of the iteration under way: notes, and events with the host's time when they were recorded
         self._notes: list[_Note] = []
         self._marks: list[tuple[Recorded, int]] = []
@@ -69,6 +69,8 @@ class DeviceClock(Clock):
 
     def begin_iteration(self, iteration: int, now: int = 0) -> None:
         self._inside = True
+        # an event costs the host as much as a kernel: laps that nobody accounts for have none
+        self._each = self.traced or self.counts(iteration) or self.counts(iteration + 1)
         self._stream = self._cuda.get_current_stream()
         self._mark(Clock.begin_iteration, iteration)
         if self._settle():  # what the clock itself takes is no part of the products that follow
@@ -77,10 +79,16 @@ class DeviceClock(Clock):
     def part(self, name: str, layer: int) -> None:
         if self._nvtx is not None:
             self._open_range(self._nvtx, name, layer)
-        self._notes.append((Clock.part, (name, layer), False))
+        if self._each:
+            self._notes.append((Clock.part, (name, layer), False))
 
     def lap(self, phase: str, layer: int, now: int = 0) -> None:
-        self._mark(DeviceClock._lap, phase, layer)
+        if self._each:
+            self._mark(DeviceClock._lap, phase, layer)
+
+    def about(self, name: str) -> None:
+        if self._inside and self._each:
+            self._notes.append((Clock.about, (name,), False))
 
     def end_iteration(self, layer: int, now: int = 0) -> None:
         self._close_range()
@@ -91,7 +99,8 @@ class DeviceClock(Clock):
 
     def message(self, kind: str, name: str, sequence: int, start: int, now: int = 0) -> None:
         if self._inside:
-            self._notes.append((DeviceClock._message, (kind, name, sequence), False))
+            if self._each:
+                self._notes.append((DeviceClock._message, (kind, name, sequence), False))
         else:  # the last messages of a stage: they are there, since the device was waited for
             super().message(kind, name, sequence, start, now)
 

@@ -4,9 +4,11 @@
 #pragma once
 
 #include <math.h>
+#include <setjmp.h>
 #include <string.h>
 #include <ucontext.h>
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <string>
@@ -46,13 +48,22 @@ struct Barrier {
   unsigned count = 0, generation = 0;
 };
 
-static std::vector<ucontext_t> contexts;
+// Begun as a context, changed to and from by jumps, which ask nothing of the kernel; one a thread, for all blocks
+struct Fiber {
+  ucontext_t begin;
+  jmp_buf place;
+  bool begun = false;
+  std::vector<char> stack;
+};
+static std::deque<Fiber> threads_of_block;
 static std::vector<char> finished;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static Barrier block_barrier, warp_barrier[32];
 static std::vector<double> slots;  // one a thread, wide enough for what is exchanged
 
-static void pause() { swapcontext(&contexts[threadIdx.x], &scheduler); }
+static void pause() {
+  if (!_setjmp(threads_of_block[threadIdx.x].place)) _longjmp(scheduler, 1);
+}
 
 static void wait(Barrier &barrier, unsigned members) {
   const unsigned generation = barrier.generation;
@@ -80,32 +91,39 @@ T exchange(T x, Take take) {
 
 static std::function<void()> *body;
 static void enter() {
-  (*body)();
-  finished[threadIdx.x] = 1;
-  pause();
+  for (;;) {
+    (*body)();
+    finished[threadIdx.x] = 1;
+    pause();
+  }
+}
+
+static __attribute__((noinline)) void resume(Fiber &fiber) {
+  if (_setjmp(scheduler)) return;
+  if (fiber.begun) _longjmp(fiber.place, 1);
+  fiber.begun = true;
+  setcontext(&fiber.begin);
 }
 
 static void run_block(std::function<void()> &work) {
   const unsigned threads = blockDim.x;
-  const size_t stack = 64 << 10;
-  static std::vector<char> stacks;
-  stacks.resize(threads * stack);
-  contexts.assign(threads, ucontext_t());
   finished.assign(threads, 0);
   slots.assign(threads, 0.0);
   body = &work;
-  for (unsigned t = 0; t < threads; ++t) {
-    getcontext(&contexts[t]);
-    contexts[t].uc_stack.ss_sp = &stacks[t * stack];
-    contexts[t].uc_stack.ss_size = stack;
-    contexts[t].uc_link = nullptr;
-    makecontext(&contexts[t], enter, 0);
+  while (threads_of_block.size() < threads) {
+    Fiber &fiber = threads_of_block.emplace_back();
+    fiber.stack.resize(64 << 10);
+    getcontext(&fiber.begin);
+    fiber.begin.uc_stack.ss_sp = fiber.stack.data();
+    fiber.begin.uc_stack.ss_size = fiber.stack.size();
+    fiber.begin.uc_link = nullptr;
+    makecontext(&fiber.begin, enter, 0);
   }
   for (unsigned left = threads; left;)
     for (unsigned t = 0; t < threads; ++t) {
       if (finished[t]) continue;
       threadIdx = {t, 0, 0};
-      swapcontext(&scheduler, &contexts[t]);
+      resume(threads_of_block[t]);
       left -= finished[t];
     }
 }

@@ -158,6 +158,19 @@ class CudaPasses(CudaLibrary):
         else:
             self._run("decode_rows", (row_blocks(count),), message, rows, X, *shape, np.int32(bits))
 
+    def add_variances(
+        self, message: Array, bits: int, rows: Array, first: int, cols: int, sums: Array
+    ) -> None:
+        count = len(rows)
+        _require_message(message, count, cols, bits)
+        _require(np.int32, rows, shape=(count,))
+        _require(np.float64, sums)
+        if count:
+            self._run(
+                "add_variances", (_blocks(count, BLOCK),),
+                message, rows, sums, np.int64(count), np.int64(cols), np.int32(bits), np.int64(first),
+            )  # fmt: skip
+
     def softmax_loss(
         self, Z: Array, bias: Array, labels: Array, weight: float, G: Array
     ) -> tuple[Scalar, Scalar]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from pdadmm.arrays import Array
 from pdadmm.codec import NonFiniteError
-from pdadmm.codec.rows import FLOAT32, WIDTHS, row_message_bytes
-from pdadmm.gnn.equations import ADAM_EPSILON, ADAM_FIRST, ADAM_SECOND, dropout_threshold
+from pdadmm.codec.rows import FLOAT32, WIDTHS, row_message_bytes, spans
+from pdadmm.gnn.equations import ADAM_EPSILON, ADAM_FIRST, ADAM_SECOND, dropout_threshold, variance_of_row
 from pdadmm.gnn.passes.protocol import Drop, Sparse
 from pdadmm.kernels.host import HostLibrary, same_shape
 
@@ -191,6 +191,14 @@ class HostPasses(HostLibrary):
         chosen = self._integer_address(rows, _INT32, count, len(X))
         at = self._message_address(message, count, cols, bits)
         self._decode_rows(_DECODE_ROWS(count, cols, at, chosen, self._address(X), bits))
+
+    def require_finite(self) -> None:
+        """NaN and Inf are found when they are encoded."""
+
+    def add_variances(
+        self, message: Array, bits: int, rows: Array, first: int, cols: int, sums: Array
+    ) -> None:
+        sums[rows - first] += variance_of_row(cols, spans(message, len(rows), bits))
 
     def softmax_loss(
         self, Z: Array, bias: Array, labels: Array, weight: float, G: Array

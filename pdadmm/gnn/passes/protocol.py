@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from pdadmm.arrays import Array
+from pdadmm.arrays import Array, Scalar
+from pdadmm.arrays.backend import Backend
 
 __all__ = ["Drop", "Passes", "Sparse"]
 
@@ -29,9 +28,9 @@ class Sparse:
         (entries,) float32, or float64 where the passes compute in it.
     """
 
-    indptr: np.ndarray
-    indices: np.ndarray
-    values: np.ndarray
+    indptr: Array
+    indices: Array
+    values: Array
 
     @property
     def rows(self) -> int:
@@ -41,6 +40,10 @@ class Sparse:
     def between(self, first: int, last: int) -> Sparse:
         """Rows `first` to `last` - 1, sharing the entries."""
         return Sparse(self.indptr[first : last + 1], self.indices, self.values)
+
+    def to(self, backend: Backend) -> Sparse:
+        """The same where a backend computes."""
+        return Sparse(*(backend.asarray(x) for x in (self.indptr, self.indices, self.values)))
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ class Passes(Protocol):
     """The passes; all of them are deterministic, and none depends on the number of threads."""
 
     name: str  #: ``fused`` or ``reference``
+
+    def require_finite(self) -> None:
+        """Look whether messages on a device have had NaN or Inf since the last look; waits for the device.
+
+        Raises
+        ------
+        pdadmm.codec.NonFiniteError
+        """
+        ...
 
     def aggregate(self, matrix: Sparse, X: Array, out: Array, add: bool = False) -> None:
         """``out = matrix X``, or ``out += matrix X``; X (n, m), out (rows, m)."""
@@ -144,9 +156,27 @@ class Passes(Protocol):
         """Write the rows of a message into rows `rows`, (k,) int32, of X, (n, m)."""
         ...
 
+    def add_variances(
+        self, message: Array, bits: int, rows: Array, first: int, cols: int, sums: Array
+    ) -> None:
+        """Add the variances at 1 bit of a message's rows: :func:`pdadmm.gnn.equations.variance_of_row`.
+
+        Parameters
+        ----------
+        message, bits, rows
+            As in :meth:`decode_rows`; not at 32 bits.
+        first
+            Row of the matrix whose sum is the first one of `sums`.
+        cols
+            Entries of a row.
+        sums
+            (h,) float64.
+        """
+        ...
+
     def softmax_loss(
         self, Z: Array, bias: Array, labels: Array, weight: float, G: Array
-    ) -> tuple[float, int]:
+    ) -> tuple[Scalar, Scalar]:
         """Loss, hits and gradient of the output layer: :func:`pdadmm.gnn.equations.softmax_cross_entropy`.
 
         Parameters
@@ -165,7 +195,7 @@ class Passes(Protocol):
         -------
         loss, hits
             Sum over the rows that take part, unweighted, in float64; how many of them have their largest
-            entry, the first of equal ones, at their label.
+            entry, the first of equal ones, at their label. On a device both stay there.
         """
         ...
 

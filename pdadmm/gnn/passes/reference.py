@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pdadmm.arrays import Array
-from pdadmm.codec.rows import decode_rows, encode_rows
+from pdadmm.codec.rows import decode_rows, encode_rows, spans
 from pdadmm.gnn.equations import (
     Moments,
     adam,
@@ -14,6 +14,7 @@ from pdadmm.gnn.equations import (
     hidden,
     hidden_backward,
     softmax_cross_entropy,
+    variance_of_row,
 )
 from pdadmm.gnn.passes.protocol import Drop, Sparse
 
@@ -24,6 +25,9 @@ class ReferencePasses:
     """One operation at a time; see :class:`pdadmm.gnn.passes.protocol.Passes`."""
 
     name = "reference"
+
+    def require_finite(self) -> None:
+        """NaN and Inf are found when they are encoded."""
 
     def aggregate(self, matrix: Sparse, X: Array, out: Array, add: bool = False) -> None:
         first, last = int(matrix.indptr[0]), int(matrix.indptr[-1])
@@ -75,6 +79,11 @@ class ReferencePasses:
 
     def decode_rows(self, message: Array, bits: int, rows: Array, X: Array) -> None:
         decode_rows(message, bits, rows, X)
+
+    def add_variances(
+        self, message: Array, bits: int, rows: Array, first: int, cols: int, sums: Array
+    ) -> None:
+        sums[rows - first] += variance_of_row(cols, spans(message, len(rows), bits))
 
     def softmax_loss(
         self, Z: Array, bias: Array, labels: Array, weight: float, G: Array

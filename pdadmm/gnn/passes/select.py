@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pdadmm.arrays import sources
-from pdadmm.errors import InputError
 from pdadmm.gnn.passes.protocol import Passes
 
 __all__ = ["make_passes"]
@@ -20,17 +19,21 @@ def make_passes(choice: str, threads: int, backend: str = "numpy") -> Passes:
     threads
         Of a pass.
     backend
-        ``numpy``.
+        ``numpy``, or ``cupy``, which has the compiled ones alone.
 
     Raises
     ------
     pdadmm.arrays.sources.LibraryError
         When compiled kernels are asked for and missing, or are another version's.
-    InputError
-        For another backend.
+    ValueError
+        For the reference on another backend.
     """
-    if backend != "numpy":
-        raise InputError(f"graph networks have no passes on {backend}; choose --backend numpy")
+    if backend == "cupy":
+        if choice == "reference":
+            raise ValueError("there are no reference passes on cupy")
+        from pdadmm.gnn.passes.cuda import CudaPasses
+
+        return CudaPasses()
     # imported here: the reference needs no library
     missing = sources.find(sources.HOST_LIBRARY) is None
     if choice == "reference" or (choice == "auto" and missing):

@@ -10,7 +10,8 @@ import time
 from typing import Any, ClassVar
 
 import cupy
-from cupy.cuda import cublas, device, nccl, nvtx, runtime  # noqa: F401
+from cupy.cuda import compiler, cublas, device, nccl, nvrtc, nvtx, runtime  # noqa: F401
+from cupy.cuda.function import Module  # noqa: F401
 
 
 class Event:
@@ -105,6 +106,8 @@ class Device:
         if not 0 <= number < runtime.getDeviceCount():
             raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
         self.id = number
+
+    compute_capability = "90"
 
     def use(self) -> None:
         pass

@@ -1,0 +1,141 @@
+"""Graph networks with CuPy's arrays and the CUDA sources, without a GPU: both stand in, see tests/standin.
+
+The kernels are those of a GPU, run on the CPU, so that their bits are; NCCL's messages go over MPI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import (
+    PROGRAMS,
+    Finished,
+    on_standin,
+    python,
+    records_of,
+    succeed,
+    summary_of,
+    without_times,
+    words,
+)
+
+from pdadmm.profile.load import load
+
+SHAPE = "--hidden 16 --epochs 12 --reassign 5 --eval-every 4 --quiet"
+#: ways through an epoch
+WAYS = {
+    "lean": "--messages lean",
+    "adaqp": "--messages adaqp --model sage",
+    "changes": "--messages lean --forward delta --no-overlap",
+    "float32": "--messages float32 --model sage --layers 2 --order adaqp",
+}
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "graph.h5"
+    options = "--synthetic-nodes 240 --synthetic-features 40 --synthetic-train-per-class 9 --parts 4"
+    succeed(python("-m", "pdadmm.gnn.prepare", "synthetic", *words(options), "--out", path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def on_numpy(
+    graph: Path, mpirun: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The folder of a run of WAYS with NumPy on one rank, made once."""
+    folder = tmp_path_factory.mktemp("numpy")
+
+    def run(name: str) -> Path:
+        out = folder / name
+        if not out.exists():
+            options = words(f"{SHAPE} {WAYS[name]} --backend numpy")
+            succeed(mpirun(1, "-m", "pdadmm.gnn.run", graph, *options, "--out", out))
+        return out
+
+    return run
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    return [without_times(record) for record in records_of(folder)]
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "transport"),
+    [
+        *((name, ranks, transport) for name in WAYS for ranks, transport in ((1, "mpi"), (3, "nccl"))),
+        ("lean", 2, "mpi"),
+        ("lean", 4, "nccl"),
+        ("changes", 4, "mpi"),
+    ],
+)
+def test_epochs_are_those_of_numpy(
+    name: str,
+    ranks: int,
+    transport: str,
+    graph: Path,
+    on_numpy: Callable[[str], Path],
+    tmp_path: Path,
+    mpirun: Callable[..., Finished],
+) -> None:
+    options = words(f"{SHAPE} {WAYS[name]} --backend cupy --transport {transport}")
+    run = [*options, "--out", tmp_path / "run"]
+    succeed(mpirun(ranks, "-m", "pdadmm.gnn.run", graph, *run, timeout=120, env=on_standin()))
+    assert records(tmp_path / "run") == records(on_numpy(name))
+    summary, expected = summary_of(tmp_path / "run"), summary_of(on_numpy(name))
+    assert summary["backend"] == "cupy" and summary["kernels"] == "fused"
+    assert summary["transport"] == (transport if ranks > 1 else "mpi")
+    assert len(set(summary["devices"])) == ranks
+    for key in ("bytes_per_epoch", "mean_bits_forward", "mean_bits_backward"):
+        assert summary[key] == expected[key]
+    profile = load(tmp_path / "run")
+    for rank in profile["ranks"]:
+        counted = [stage for stage in rank["stages"] if stage["iterations"]]
+        assert counted
+        for stage in counted:
+            phases = sum(sum(row.values()) for row in stage["phases"].values())
+            assert phases == pytest.approx(stage["wall_seconds"], rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["lean", "changes"])
+def test_a_checkpoint_of_gpus_is_gone_on_from_on_cpus(
+    name: str, graph: Path, on_numpy: Callable[[str], Path], tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    options = words(f"{SHAPE} {WAYS[name]} --checkpoint-every 7")
+    run = ["-m", "pdadmm.gnn.run", graph, *options, "--out", tmp_path / "run"]
+    nccl = words("--backend cupy --transport nccl")
+    succeed(mpirun(2, *run, *nccl, timeout=120, env=on_standin()))
+    succeed(mpirun(3, *run, *words("--backend numpy --resume"), timeout=120))
+    assert records(tmp_path / "run") == records(on_numpy(name))
+
+
+def test_an_epoch_waits_for_nothing(graph: Path) -> None:
+    """On one rank: the host gives the device its work and looks at no number of it."""
+    finished = succeed(python(PROGRAMS / "gnn_waits.py", graph, env=on_standin()))
+    assert finished.out.split() == ["0"]
+
+
+def test_nan_in_a_message_ends_the_run(graph: Path, tmp_path: Path, mpirun: Callable[..., Finished]) -> None:
+    options = words(f"{SHAPE} --backend cupy --lr 1e30 --out {tmp_path / 'run'}")
+    finished = mpirun(2, "-m", "pdadmm.gnn.run", graph, *options, timeout=120, env=on_standin())
+    assert finished.code == 1 and "Traceback" not in finished.err
+    assert "NaN or Inf in a message" in finished.err or "the run diverges" in finished.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--backend cupy --kernels reference", "--kernels reference"),
+        ("--backend cupy --links measured", "--links measured"),
+        ("--backend numpy --transport nccl", "--transport nccl needs --backend cupy"),
+    ],
+)
+def test_what_gpus_do_not_have_is_refused_in_one_line(
+    options: str, said: str, graph: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    run = [*words(options), "--out", tmp_path / "run"]
+    finished = mpirun(2, "-m", "pdadmm.gnn.run", graph, *run, env=on_standin())
+    assert finished.code == 2 and finished.err.count("\n") == 1 and said in finished.err
+    assert not (tmp_path / "run").exists()
