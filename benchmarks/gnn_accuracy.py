@@ -54,7 +54,8 @@ def scheme_options(scheme: str, order: str) -> list[str]:
 
 def run_python(*command: object, env: dict[str, str] | None = None) -> str:
     """What Python prints, with the package of this checkout and these benchmarks; ends when it fails."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    before = filter(None, [os.environ.get("PYTHONPATH")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), *before])
     environment = {**os.environ, "PYTHONPATH": path, **(env or {})}
     done = subprocess.run(
         [sys.executable, *map(str, command)],

@@ -5,9 +5,11 @@
 // Length of a gradient step (pdadmm/admm/updates.py, step_length); one thread.
 //
 // `image` and `norm` are the squared norms of the direction's image and of the gradient. A norm that is
-// not finite leaves the smallest `label` in `first_bad`: the host reads it when it next looks.
+// not finite leaves the smallest label in `first_bad`: the host reads it when it next looks. A label is
+// `label` plus `*moved`, since the arguments of an iteration that is launched again stay as they were.
 EXTERN step_length(const double *image, const double *norm, double curvature, double weight, int doubling,
-                   long long label, double *length, long long *first_bad) {
+                   long long label, const long long *moved, double *length, long long *first_bad) {
+  label += *moved;
   double n = *norm, i = *image;
   // x - x is NaN for Inf and NaN
   if (!(n - n == 0.0 && i - i == 0.0) && label < *first_bad) *first_bad = label;

@@ -114,6 +114,30 @@ def test_no_iteration_waits_for_the_device(transport: str, mpirun: Callable[...,
     assert all(float(share) == pytest.approx(1, rel=1e-3) for *_, share in lines)
 
 
+@pytest.mark.parametrize("options", ["--codec delta --bits 4", "--codec float32 --mu 0 --z-centre linear"])
+def test_graphs_give_the_iterates_of_single_kernels(
+    options: str, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    shape = "--layers 3 --hidden 12 --stages 3 --iterations 46 --refresh 7 --backend cupy --quiet"
+    runs = []
+    # the phases of a traced run are told apart, so that it has no graphs
+    for name, more in (("graphs", ""), ("kernels", "--trace")):
+        command = [small, *f"{shape} {options} {more}".split(), "--out", tmp_path / name]
+        finished = succeed(mpirun(1, PROGRAMS / "gpu_graphs.py", *command, timeout=120, env=on_standin()))
+        runs.append([int(word) for word in finished.out.split()])
+    (graphs, launches), (none, single) = runs
+    assert none == 0 and graphs >= 20 and launches < 0.7 * single
+    assert list(map(without_times, records_of(tmp_path / "graphs"))) == list(
+        map(without_times, records_of(tmp_path / "kernels"))
+    )
+    for a, b in zip(
+        *(weights_of(tmp_path / name / "model.h5") for name in ("graphs", "kernels")), strict=True
+    ):
+        assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
+    found, expected = (summary_of(tmp_path / name) for name in ("graphs", "kernels"))
+    assert found["bytes_per_iteration"] == expected["bytes_per_iteration"]
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("options", ["mpi", "mpi --no-overlap", "nccl"])
 def test_rounds_among_any_peers_carry_messages_of_any_size(
@@ -320,6 +344,18 @@ def test_the_first_step_that_is_not_finite_is_named(cupy: Any) -> None:
     for iteration, position, norm in ((3, 2, one), (4, 7, bad), (4, 6, bad), (5, 1, bad)):
         lengths.step(1.0, 1.0, one, norm, "exact", label_of(iteration, position, "W"))
     assert place_of(lengths.first_bad() or 0) == (4, 6, "W")
+    # a graph's label is that of the iteration it is launched for, other labels stay
+    lengths = DeviceLengths()
+    lengths.step(1.0, 1.0, one, one, "exact", label_of(2, 2, "p"))
+    stream = cupy.cuda.Stream(non_blocking=True)
+    stream.begin_capture()
+    lengths.step(1.0, 1.0, one, bad, "exact", label_of(3, 2, "p"))
+    graph = stream.end_capture()
+    lengths.move(4)
+    graph.launch()
+    assert place_of(lengths.first_bad() or 0) == (7, 2, "p")
+    lengths.step(1.0, 1.0, one, bad, "exact", label_of(5, 1, "W"))
+    assert place_of(lengths.first_bad() or 0) == (5, 1, "W")
 
 
 def test_nan_on_the_device_ends_the_run_with_layer_and_iteration(cupy: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 from pdadmm.admm.coupling import CouplingEnd, Edge
@@ -12,6 +12,7 @@ from pdadmm.admm.growth import stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms
 from pdadmm.admm.passes.lengths import place_of
 from pdadmm.admm.passes.protocol import Passes
+from pdadmm.admm.replay import Replay
 from pdadmm.admm.weights import Inputs
 from pdadmm.arrays import Array, Scalar
 from pdadmm.arrays.backend import NUMPY, Backend
@@ -134,6 +135,7 @@ class Stage:
         self.waiter = waiter
         self.clock = clock
         self._ends = Ends({}, {})
+        self._replay: Replay | None = None
 
     # ---- forward passes -----------------------------------------------------------------------------
 
@@ -231,6 +233,7 @@ class Stage:
             own = p[layer.position] if layer.below is None else layer.below.own
             labels = y if layer.activation is None else None
             layer.start(own, z[layer.position], labels, hyper, passes, work, self.clock)
+        self._replay = Replay(self) if Replay.fits(self) else None
 
     def _connect(
         self,
@@ -315,6 +318,17 @@ class Stage:
         if not self.layers:
             return {}
         self.clock.begin_iteration(iteration)
+        if self._replay is not None and not self.clock.detailed:
+            terms = self._replay.iterate(iteration, measure)
+        else:
+            terms = self.work(iteration, measure)
+        if measure and self.backend.on_device:
+            terms = self._from_device(terms, iteration)
+        self.clock.end_iteration(self.layers[-1].position)
+        return terms
+
+    def work(self, iteration: int, measure: bool) -> dict[int, Terms]:
+        """The updates of an iteration; the terms of a device stay there."""
         for layer in reversed(self.layers):
             self.clock.part("p", layer.position)
             layer.update_p(iteration)
@@ -327,9 +341,6 @@ class Stage:
             found = layer.update_outputs(iteration, measure)
             if found is not None:
                 terms[layer.position] = found
-        if measure and self.backend.on_device:
-            terms = self._from_device(terms, iteration)
-        self.clock.end_iteration(self.layers[-1].position)
         return terms
 
     def floats(self, values: list[Scalar]) -> list[float]:
@@ -342,7 +353,7 @@ class Stage:
 
     def _from_device(self, terms: dict[int, Terms], iteration: int) -> dict[int, Terms]:
         """Terms as floats, in one copy; RunError when a gradient was NaN or Inf since the last time."""
-        values = self.floats([value for found in terms.values() for value in astuple(found)])
+        values = self.floats([value for found in terms.values() for value in vars(found).values()])
         passes = self.layers[0].passes
         bad = passes.lengths.first_bad()
         if bad is not None:

@@ -158,7 +158,8 @@ class RowSpaceWeights:
         self.W = W
         self._X, self._backend = X, backend
         self._start_norm = squared_norm(W)
-        self._scale: Scalar = 1.0
+        #: on a device always the same array
+        self._scale: Scalar = backend.asarray(np.ones(())) if backend.on_device else 1.0
         self._coefficients = backend.zeros((X.shape[0], W.shape[0]))
         self._direction = self._coefficients
         self._mu = 0.0
@@ -207,7 +208,11 @@ class RowSpaceWeights:
 
     def step(self, length: Scalar, passes: Passes) -> None:
         passes.subtract(self._coefficients, self._direction, length)
-        self._scale = (1.0 - length * self._mu) * self._scale
+        scale = (1.0 - length * self._mu) * self._scale
+        if self._backend.on_device:
+            self._scale[...] = scale
+        else:
+            self._scale = scale
 
     def penalty(self) -> Scalar:
         products, start_image = self._trained
@@ -227,5 +232,9 @@ class RowSpaceWeights:
         return {"W": self.W, "rows/coefficients": self._coefficients, "rows/scale": scale}
 
     def restore(self, saved: Mapping[str, Array]) -> None:
-        self._scale = float(saved["rows/scale"][0])
+        scale = float(saved["rows/scale"][0])
+        if self._backend.on_device:
+            self._scale[...] = scale
+        else:
+            self._scale = scale
         copy_into(self._coefficients, saved["rows/coefficients"])

@@ -93,6 +93,8 @@ class Clock:
         By stage that ended: messages for the timeline, and how many iterations it shows of how many.
     """
 
+    _every = _EVERY
+
     def __init__(self, traced: bool = False) -> None:
         self.events: list[tuple[str, int, int, int]] | None = [] if traced else None
         self.past: list[list[Message]] = []
@@ -158,13 +160,18 @@ class Clock:
         spreads = self._steps.spreads
         return [Step(*place, *spreads[3 * i : 3 * i + 3]) for i, place in enumerate(self._places)]
 
+    @property
+    def detailed(self) -> bool:
+        """Whether the parts of the iteration under way have to be told apart."""
+        return True
+
     # every time may be given (`now`, in ns) by who knows it better than this process's clock
 
     def counts(self, iteration: int) -> bool:
         """Whether an iteration, counted from 0 in its stage, is accounted for; the same on all ranks."""
         if iteration < WARM_UP:
             return False
-        return iteration < _EACH or iteration % _EVERY == 0 or self.events is not None
+        return iteration < _EACH or iteration % self._every == 0 or self.events is not None
 
     def begin_iteration(self, iteration: int, now: int = 0) -> None:
         """Start the first lap of an iteration, counted from 0 in its stage."""

@@ -22,6 +22,9 @@ __all__ = ["DeviceClock"]
 #: iterations that are kept for a device which does not catch up, at most
 _UNALIGNED = 256
 
+#: as in :mod:`pdadmm.trace.clock`: events make an iteration of a small network take many times as long
+_EVERY = 64
+
 #: what was noted: the method that makes it up, its arguments, and whether it takes an event's time
 _Note = tuple[Callable[..., None], tuple[str | int, ...], bool]
 
@@ -36,6 +39,8 @@ class DeviceClock(Clock):
     evaluated iteration. So of all offsets that let no event come before it was recorded, the smallest
     is right within a kernel launch, and none of these times is later than the host saw it.
     """
+
+    _every = _EVERY
 
     def __init__(self, traced: bool = False) -> None:
         import cupy
@@ -59,6 +64,10 @@ class DeviceClock(Clock):
         self._aligned = False  # at first the device is behind the host, by the stage's forward pass
         self._to_place: list[tuple[str, str, int]] = []
         self._layer = 0  # last of this rank
+
+    @property
+    def detailed(self) -> bool:
+        return self._each
 
     def end_stage(self) -> None:
         self._settle()

@@ -75,6 +75,7 @@ class DeviceLengths:
         import cupy
 
         self._cupy = cupy
+        self._iterations = 0
 
     @functools.cached_property
     def _kernel(self) -> Callable[..., None]:
@@ -88,6 +89,19 @@ class DeviceLengths:
     def _first_bad(self) -> DeviceArray:
         return self._cupy.full(1, _NEVER, np.int64)
 
+    @functools.cached_property
+    def _moved(self) -> DeviceArray:
+        return self._cupy.zeros(1, np.int64)
+
+    def move(self, iterations: int) -> None:
+        """Labels of steps that are launched again are those of so many iterations later, until the next call.
+
+        Those of :meth:`step` stay what they are.
+        """
+        if iterations != self._iterations:
+            self._iterations = iterations
+            self._moved.fill(label_of(iterations, 0, "p"))
+
     def step(
         self, curvature: float, weight: float, image: Scalar, norm: Scalar, step: str, label: int
     ) -> Scalar:
@@ -98,7 +112,7 @@ class DeviceLengths:
             (1,), (1,),
             (
                 image, norm, np.float64(curvature), np.float64(weight), np.int32(step == "doubling"),
-                np.int64(label), length, self._first_bad,
+                np.int64(label - label_of(self._iterations, 0, "p")), self._moved, length, self._first_bad,
             ),
         )  # fmt: skip
         return length

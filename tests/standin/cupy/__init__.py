@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-counts = {"waits": 0, "arrays": 0, "events": 0}
+counts = {"waits": 0, "arrays": 0, "events": 0, "launches": 0, "graphs": 0}
+#: what a captured iteration does; None: work is done at once
+tape: list[Any] | None = None
 __version__ = "stand-in"
 
 float64, float32, uint8, uint16, int64, int32 = (
@@ -42,21 +44,26 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         )
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """As CuPy's, within a captured iteration too."""
         if method != "__call__":
             return NotImplemented
         unknown = set(kwargs) - {"out", "dtype", "casting"}
         if unknown:
             raise TypeError(f"Wrong arguments {unknown}")
         out = kwargs.pop("out", None)
-        if out is not None:
-            kwargs["out"] = tuple(map(_unwrap, out))
-        result = ufunc(*map(_unwrap, inputs), **kwargs)
-        return out[0] if out is not None else _wrap(result)
+        taken = tuple(map(_unwrap, inputs))
+        if out is None:
+            return _made(lambda: ufunc(*taken, **kwargs))
+        kwargs["out"] = tuple(map(_unwrap, out))
+        _do(lambda: ufunc(*taken, **kwargs))
+        return out[0]
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        return _wrap(func(*_unwrap(args), **_unwrap(kwargs)))
+        taken, named = _unwrap(args), _unwrap(kwargs)
+        return _made(lambda: func(*taken, **named))
 
     def _to_host(self, kind: Any) -> Any:
+        assert tape is None, "a number was asked for while an iteration is captured"
         counts["waits"] += 1
         return kind(self._a)
 
@@ -73,12 +80,21 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         return len(self._a)
 
     def __getitem__(self, key: Any) -> ndarray:
-        return _wrap(self._a[_unwrap(key)])
+        key = _unwrap(key)
+        found = self._a[key]
+        if isinstance(found, np.generic):  # CuPy's is a view
+            return _wrap(self._a[(*key, ...) if isinstance(key, tuple) else (key, ...)])
+        return _wrap(found) if np.may_share_memory(found, self._a) else _made(lambda: self._a[key])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._a[_unwrap(key)] = _unwrap(value)
+        key, value = _unwrap(key), _unwrap(value)
+        _do(lambda: self._a.__setitem__(key, value))
+
+    def fill(self, value: Any) -> None:
+        _do(lambda: self._a.fill(value))
 
     def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray:
+        assert tape is None, "an array was asked for while an iteration is captured"
         target = np.empty_like(self._a) if out is None else out
         if not isinstance(target, np.ndarray) or target.shape != self.shape or target.dtype != self.dtype:
             raise TypeError("out does not fit")
@@ -110,7 +126,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
 def _delegate(name: str) -> Any:
     def method(self: ndarray, *args: Any, **kwargs: Any) -> Any:
-        return _wrap(getattr(self._a, name)(*_unwrap(args), **_unwrap(kwargs)))
+        taken, named = _unwrap(args), _unwrap(kwargs)
+        return _made(lambda: getattr(self._a, name)(*taken, **named))
 
     return method
 
@@ -142,6 +159,24 @@ def _wrap(x: Any) -> Any:
     return x
 
 
+def _do(work: Any) -> None:
+    """Work that changes arrays: now, or whenever the graph being captured is launched."""
+    if tape is None:
+        work()
+    else:
+        tape.append(work)
+
+
+def _made(work: Any) -> Any:
+    """A new array; in a graph being captured the same one is computed anew at every launch."""
+    result = work()
+    if tape is not None:
+        assert isinstance(result, (np.ndarray, np.generic))
+        result = np.asarray(result)
+        tape.append(lambda: np.copyto(result, work()))
+    return _wrap(result)
+
+
 def asarray(x: Any, dtype: Any = None) -> ndarray:
     return x if isinstance(x, ndarray) else ndarray(np.array(x, dtype))
 
@@ -159,7 +194,7 @@ def get_array_module(*arrays: Any) -> Any:
 def dot(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
     if not out.flags.c_contiguous or out.dtype != np.result_type(a.dtype, b.dtype):
         raise ValueError("out does not fit")
-    np.matmul(a._a, b._a, out=out._a)
+    _do(lambda: np.matmul(a._a, b._a, out=out._a))
     return out
 
 
@@ -172,7 +207,14 @@ def __getattr__(name: str) -> Any:
         return _Linalg()
     if isinstance(found, type) or not callable(found):
         return found
-    return lambda *args, **kwargs: _wrap(found(*_unwrap(args), **_unwrap(kwargs)))
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        taken, named = _unwrap(args), _unwrap(kwargs)
+        if tape is not None and name == "empty":
+            return _wrap(found(*taken, **named))
+        return _wrap(found(*taken, **named)) if tape is None else _made(lambda: found(*taken, **named))
+
+    return function
 
 
 class _Linalg:
@@ -190,8 +232,9 @@ def get_default_memory_pool() -> _Pool:
     return _Pool()
 
 
-def _step_length(image: Any, norm: Any, curvature: Any, weight: Any, doubling: Any, label: Any, length: Any,
-                 first_bad: Any) -> None:  # fmt: skip
+def _step_length(image: Any, norm: Any, curvature: Any, weight: Any, doubling: Any, label: Any, moved: Any,
+                 length: Any, first_bad: Any) -> None:  # fmt: skip
+    label = label + moved._a[0]
     n, i = float(norm._a), float(image._a)
     if not (np.isfinite(n) and np.isfinite(i)) and label < first_bad._a[0]:
         first_bad._a[0] = label
@@ -230,7 +273,8 @@ class RawKernel:
 
     def __call__(self, grid: Any, block: Any, args: tuple[Any, ...]) -> None:
         assert all(isinstance(x, (ndarray, np.generic)) for x in args)
-        self._run(*args)
+        counts["launches"] += 1
+        _do(lambda: self._run(*args))
 
 
 def _column_major(ptr: int, kind: int, rows: int, cols: int, lead: int) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import random
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import cupy
@@ -90,11 +92,48 @@ class Stream:
         reached = event._reached
         self._do(reached.wait)
 
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert cupy.tape is None
+
+    def begin_capture(self) -> None:
+        assert cupy.tape is None
+        cupy.tape = []
+
+    def end_capture(self) -> Graph:
+        assert cupy.tape is not None
+        graph, cupy.tape = Graph(cupy.tape), None
+        return graph
+
     def synchronize(self) -> None:
         cupy.counts["waits"] += 1
         event = Event()
         event.record(self)
         event._reached.wait()
+
+
+class Graph:
+    """What was captured, done again at every launch."""
+
+    def __init__(self, tape: list[Any]) -> None:
+        self._tape = tape
+
+    def launch(self) -> None:
+        cupy.counts["graphs"] += 1
+        for work in self._tape:
+            work()
+
+
+class MemoryPool:
+    def malloc(self, nbytes: int) -> None:
+        raise AssertionError("arrays of the stand-in are NumPy's")
+
+
+@contextlib.contextmanager
+def using_allocator(allocator: Any) -> Iterator[None]:
+    yield
 
 
 def get_current_stream() -> Any:

@@ -23,6 +23,9 @@ def gemmEx(handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha:
     def number(ptr: int) -> float:
         return ctypes.c_float.from_address(ptr).value
 
-    out = cupy._column_major(C, Ctype, m, n, ldc)
-    product = factor(A, Atype, transa, m, k, lda) @ factor(B, Btype, transb, k, n, ldb)
-    np.copyto(out, number(alpha) * product + (number(beta) * out if number(beta) else 0))
+    def work() -> None:
+        out = cupy._column_major(C, Ctype, m, n, ldc)
+        product = factor(A, Atype, transa, m, k, lda) @ factor(B, Btype, transb, k, n, ldb)
+        np.copyto(out, number(alpha) * product + (number(beta) * out if number(beta) else 0))
+
+    cupy._do(work)

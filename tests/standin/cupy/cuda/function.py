@@ -22,7 +22,8 @@ class Function:
             assert isinstance(argument, (cupy.ndarray, np.generic)), type(argument)
             assert not isinstance(argument, cupy.ndarray) or argument.flags.c_contiguous
             taken.append(argument._a if isinstance(argument, cupy.ndarray) else argument)
-        self._function(grid, block, tuple(taken))
+        cupy.counts["launches"] += 1
+        cupy._do(lambda: self._function(grid, block, tuple(taken)))
 
 
 class Module:
