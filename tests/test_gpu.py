@@ -210,3 +210,50 @@ def test_ranks_that_share_a_gpu_give_the_iterates_of_one(
     one, many = ([without_times(r) for r in records_of(tmp_path / str(n))] for n in (1, ranks))
     assert one == many
     assert summary_of(tmp_path / str(ranks))["transport"] == transport
+
+
+def test_iterations_are_launched_as_graphs() -> None:
+    stage = stage_of("fused", DeltaCodec(4))
+    for i in range(40):
+        stage.iterate(i, False)
+    assert stage._replay is not None and stage._replay.launches > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["--codec delta --bits 4", "--codec float32 --precision tf32"])
+def test_graphs_give_the_iterates_of_single_kernels(
+    options: str, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    common = words(f"--layers 4 --hidden 32 --iterations 80 --refresh 7 --quiet --backend cupy {options}")
+    # the phases of a traced run are told apart, so that it has no graphs
+    for name, more in (("graphs", []), ("kernels", ["--trace"])):
+        run = [small, *common, *more, "--out", tmp_path / name]
+        succeed(mpirun(1, "-m", "pdadmm.run", *run, timeout=200))
+    graphs, kernels = ([without_times(r) for r in records_of(tmp_path / n)] for n in ("graphs", "kernels"))
+    assert graphs == kernels
+
+
+GRAPH_WAYS = [
+    "--messages lean",
+    "--messages adaqp --model sage",
+    "--messages lean --forward delta",
+    "--messages float32",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", GRAPH_WAYS)
+def test_graph_networks(options: str, tmp_path: Path, mpirun: Callable[..., Finished]) -> None:
+    graph = tmp_path / "graph.h5"
+    made = words("synthetic --synthetic-nodes 900 --synthetic-features 40 --parts 4 --out")
+    succeed(mpirun(1, "-m", "pdadmm.gnn.prepare", *made, graph))
+    common = words(f"--hidden 32 --epochs 40 --reassign 10 --quiet {options}")
+    for name, ranks, backend in (("one", 1, "cupy"), ("two", 2, "cupy"), ("cpu", 1, "numpy")):
+        way = ["--backend", backend, "--transport", "mpi", "--out", tmp_path / name]
+        succeed(mpirun(ranks, "-m", "pdadmm.gnn.run", graph, *common, *way, timeout=200))
+    one, two = ([without_times(r) for r in records_of(tmp_path / name)] for name in ("one", "two"))
+    assert one == two
+    found, expected = summary_of(tmp_path / "one"), summary_of(tmp_path / "cpu")
+    assert found["backend"] == "cupy" and found["kernels"] == "fused"
+    assert found["loss"] == pytest.approx(expected["loss"], rel=0.15)
+    assert found["test_accuracy"] == pytest.approx(expected["test_accuracy"], abs=0.05)

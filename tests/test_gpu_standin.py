@@ -7,9 +7,12 @@ on a GPU.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import re
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -318,6 +321,34 @@ def test_products_in_every_layout(precision: str, cupy: Any) -> None:
     if precision != "float32":  # CuPy itself takes any strides
         with pytest.raises(ValueError, match="C-contiguous"):
             backend.matmul(device(x)[:, ::2], device(y)[::2])
+
+
+def test_products_by_the_library_itself(cupy: Any, tmp_path: Path) -> None:
+    """What it is called with, against its declaration in C."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    from pdadmm.arrays.cublas import Cublas
+    from pdadmm.arrays.cupy_backend import CupyBackend
+
+    library = tmp_path / "libcublas.so"
+    subprocess.run(
+        [compiler, "-O1", "-shared", "-fPIC", PROGRAMS / "cublas_on_cpu.c", "-o", library], check=True
+    )
+    backend = CupyBackend()
+    backend._blas = Cublas(ctypes.CDLL(str(library)), cupy)
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal(shape, dtype=np.float32) for shape in ((7, 5), (5, 3)))
+    device = backend.asarray
+    for a in (device(x), device(np.ascontiguousarray(x.T)).T):
+        for b in (device(y), device(np.ascontiguousarray(y.T)).T):
+            out = backend.matmul(a, b)
+            np.testing.assert_allclose(backend.to_host(out), x @ y, rtol=1e-5, atol=1e-5)
+            backend.add_product(a, b, out)
+            np.testing.assert_allclose(backend.to_host(out), 2 * (x @ y), rtol=1e-5, atol=1e-5)
+    backend.precision = "tf32"
+    with pytest.raises(RuntimeError, match="cuBLAS failed with status 13"):
+        backend.matmul(a, b)
 
 
 @pytest.mark.parametrize("step", ["exact", "doubling"])

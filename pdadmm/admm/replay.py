@@ -61,7 +61,7 @@ class Replay:
             return False
         passes = layers[0].passes
         return (
-            stage.backend.on_device
+            getattr(stage.backend, "captures", False)
             and passes.name == "fused"
             and isinstance(passes.lengths, DeviceLengths)
             and layers[0].hyper.solver == "gradient"

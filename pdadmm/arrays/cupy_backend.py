@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pdadmm.arrays import cublas
 from pdadmm.arrays.backend import PRECISIONS, Wait
 from pdadmm.arrays.helpers import DeviceArray as Array
 from pdadmm.arrays.helpers import Scalar
@@ -52,6 +53,9 @@ class CupyBackend:
         self._parts: dict[tuple[str, tuple[int, ...]], tuple[Array, Array]] = {}
         # factors that cuBLAS reads on the host
         self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        self._blas = cublas.find(cupy)
+        #: whether products can be captured into a CUDA graph
+        self.captures: bool = self._blas.captures
 
     @property
     def description(self) -> str:
@@ -77,8 +81,6 @@ class CupyBackend:
             out = self._cupy.empty((a.shape[0], b.shape[1]), np.float32)
         if not out.size:
             return out
-        if self.precision == "float32":
-            return self._cupy.dot(a, b, out=out)
         return self._product(a, b, out, self._zero)
 
     def add_product(self, a: Array, b: Array, out: Array) -> None:
@@ -88,34 +90,30 @@ class CupyBackend:
 
     def _product(self, a: Array, b: Array, out: Array, beta: np.ndarray) -> Array:
         """``out = a b + beta out``."""
-        from cupy.cuda import cublas
-        from cupy_backends.cuda.api import runtime
-
+        if not a.shape[1]:
+            return out.fill(0) if beta is self._zero else out
+        plain = cublas.COMPUTE_FLOAT32
         if self.precision != "bf16x3":
-            fast = self.precision == "tf32"
-            compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if fast else cublas.CUBLAS_COMPUTE_32F
-            self._gemm(a, b, out, runtime.CUDA_R_32F, compute, beta)
+            compute = cublas.COMPUTE_TF32 if self.precision == "tf32" else plain
+            self._gemm(a, b, out, cublas.FLOAT32, compute, beta)
             return out
-        parts = runtime.CUDA_R_16BF
+        parts = cublas.BFLOAT16
         (a_high, a_low), (b_high, b_low) = self._split_parts(a, "a"), self._split_parts(b, "b")
         # small terms first
-        self._gemm(a_low, b_high, out, parts, cublas.CUBLAS_COMPUTE_32F, beta)
-        self._gemm(a_high, b_low, out, parts, cublas.CUBLAS_COMPUTE_32F, self._one)
-        self._gemm(a_high, b_high, out, parts, cublas.CUBLAS_COMPUTE_32F, self._one)
+        self._gemm(a_low, b_high, out, parts, plain, beta)
+        self._gemm(a_high, b_low, out, parts, plain, self._one)
+        self._gemm(a_high, b_high, out, parts, plain, self._one)
         return out
 
     def _gemm(self, a: Array, b: Array, out: Array, kind: int, compute: int, beta: np.ndarray) -> None:
         """``out = a b + beta out`` by cuBLAS, which sees row-major matrices as their transposes."""
-        from cupy.cuda import cublas, device
-        from cupy_backends.cuda.api import runtime
-
         (m, k), n = a.shape, b.shape[1]
         b_op, b_lead = _layout(b)
         a_op, a_lead = _layout(a)
-        cublas.gemmEx(
-            device.get_cublas_handle(), b_op, a_op, n, m, k,
+        self._blas.gemm(
+            b_op, a_op, n, m, k,
             self._one.ctypes.data, b.data.ptr, kind, b_lead, a.data.ptr, kind, a_lead,
-            beta.ctypes.data, out.data.ptr, runtime.CUDA_R_32F, n, compute, cublas.CUBLAS_GEMM_DEFAULT,
+            beta.ctypes.data, out.data.ptr, cublas.FLOAT32, n, compute, cublas.DEFAULT,
         )  # fmt: skip
 
     def _split_parts(self, x: Array, side: str) -> tuple[Array, Array]:
@@ -156,13 +154,11 @@ class CupyBackend:
 
 def _layout(x: Array) -> tuple[int, int]:
     """cuBLAS's operation and leading dimension for a C-contiguous matrix, or the transpose of one."""
-    from cupy.cuda import cublas
-
     if x.flags.c_contiguous:
-        return cublas.CUBLAS_OP_N, x.shape[1]
+        return cublas.PLAIN, x.shape[1]
     if not x.flags.f_contiguous:
         raise ValueError(f"a factor with strides {x.strides} is neither C-contiguous nor such a transpose")
-    return cublas.CUBLAS_OP_T, x.shape[0]
+    return cublas.TRANSPOSED, x.shape[0]
 
 
 def device_name(device: int) -> tuple[str, str]:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+#: what CuPy's own cannot
+captures = True
 CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
 CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32 = 68, 77
 CUBLAS_GEMM_DEFAULT = -1
@@ -24,8 +26,13 @@ def gemmEx(handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha:
         return ctypes.c_float.from_address(ptr).value
 
     def work() -> None:
-        out = cupy._column_major(C, Ctype, m, n, ldc)
-        product = factor(A, Atype, transa, m, k, lda) @ factor(B, Btype, transb, k, n, ldb)
-        np.copyto(out, number(alpha) * product + (number(beta) * out if number(beta) else 0))
+        # seen by rows, as NumPy's product of the same matrices: so it has the same bits
+        out = cupy._column_major(C, Ctype, m, n, ldc).T
+        a, b = factor(B, Btype, transb, k, n, ldb).T, factor(A, Atype, transa, m, k, lda).T
+        assert number(alpha) == 1 and number(beta) in (0, 1)
+        if number(beta):
+            out += a @ b
+        else:
+            np.matmul(a, b, out=out)
 
     cupy._do(work)
