@@ -1,10 +1,22 @@
-"""``make gpu-check``: tests, benchmarks and a training run on this machine's GPU, and a report of them.
+"""``make gpu-check``: tests, benchmarks and training runs on this machine's GPU, and a report of them.
 
-    make gpu-check PYTHON=python3            or: python3 benchmarks/gpu_check.py [--quick]
+    make gpu-check PYTHON=python3
+    python3 benchmarks/gpu_check.py [--quick] [--only PART,...] [--out DIR]
 
 Uses the Python packages that are there and no network. Builds the host library when a compiler is
-there. Writes benchmarks/results/gpu-check.md and .json. Exit codes: 0 all passed; 1 something failed;
-3 not run on a GPU, nothing is written then.
+there. The report, gpu-check.md and .json in DIR (benchmarks/results), is written after every step, so that
+one which is cut short leaves what it had. Parts, each of a few minutes at most:
+
+    nccl        a message to itself over NCCL
+    tests       tests of kernels and codecs, and tests/test_gpu.py
+    launches    an iteration of small and large networks, as a graph and kernel by kernel
+    kernels     bandwidth of the passes, beside a copy
+    iterations  a layer's iteration as a multiple of its products
+    training    accuracy beside the CPU's, the same iterates on 1, 2 and 4 ranks
+    graphs      the same of a graph network; an epoch beside PyTorch Geometric where it is installed
+    links       latency and bandwidth between two ranks
+
+Exit codes: 0 all passed; 1 something failed; 2 bad options; 3 not run on a GPU, nothing is written then.
 """
 
 from __future__ import annotations
@@ -26,7 +38,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-NEEDED = ("numpy", "scipy", "h5py", "mpi4py", "rich", "threadpoolctl", "tomli_w")
+NEEDED = ("numpy", "scipy", "h5py", "mpi4py", "rich", "msgspec", "threadpoolctl", "tomli_w")
+PARTS = ("nccl", "tests", "launches", "kernels", "iterations", "training", "graphs", "links")
 OPTIONS = "--layers 4 --hidden 64 --iterations 60 --eval-every 20 --quiet"
 
 Report = dict[str, Any]
@@ -56,10 +69,17 @@ def find_gpu() -> tuple[Report | None, str]:
 
 
 class Check:
-    """Runs commands and collects what they gave; a failure does not end the rest."""
+    """Runs commands and collects what they gave; a failure does not end the rest.
 
-    def __init__(self) -> None:
-        self.entries: list[Report] = []
+    Parameters
+    ----------
+    report
+        Written to `out` after every step; the steps are its ``checks``.
+    """
+
+    def __init__(self, report: Report, out: Path) -> None:
+        self.report, self._out = report, out
+        self.entries: list[Report] = report["checks"]
         self.environment = {**os.environ, "PYTHONPATH": path_with_root(), "PYTHONUNBUFFERED": "1"}
 
     def run(
@@ -84,6 +104,18 @@ class Check:
         self.entries.append({"name": name, "ok": ok, "seconds": seconds, "result": result, "log": log})
         word = {True: "passed", False: "FAILED", None: "not run"}[ok]
         print(f"{word:8} {name} ({seconds:.1f} s) {result}", flush=True)
+        self.write()
+
+    def keep(self, name: str, found: Any) -> None:
+        """Keep what a part has measured."""
+        self.report[name] = found
+        self.write()
+
+    def write(self) -> None:
+        """Write the report as it is."""
+        self._out.mkdir(parents=True, exist_ok=True)
+        (self._out / "gpu-check.json").write_text(json.dumps(self.report, indent=2) + "\n")
+        (self._out / "gpu-check.md").write_text(markdown(self.report))
 
 
 def path_with_root() -> str:
@@ -124,7 +156,9 @@ def find_mpirun() -> str | None:
     return str(beside) if beside.exists() else shutil.which("mpirun")
 
 
-def train(check: Check, ranks: int, name: str, options: str, out: Path, env: dict[str, str]) -> Report | None:
+def train(
+    check: Check, ranks: int, name: str, program: str, options: str, out: Path, env: dict[str, str]
+) -> Report | None:
     """A training run; its summary, with its metrics under ``records``."""
     mpirun = find_mpirun()
     launch = [mpirun, "-n", str(ranks)] if mpirun else []
@@ -135,8 +169,7 @@ def train(check: Check, ranks: int, name: str, options: str, out: Path, env: dic
         *launch,
         sys.executable,
         "-m",
-        "pdadmm.run",
-        *OPTIONS.split(),
+        *program.split(),
         *options.split(),
         "--out",
         str(out),
@@ -154,7 +187,8 @@ def train(check: Check, ranks: int, name: str, options: str, out: Path, env: dic
 def training(check: Check, folder: Path, nccl: int | None, kernels: str) -> list[Report]:
     """Accuracy on the GPU against the CPU, and the same iterates on 1, 2 and 4 ranks of one GPU."""
     one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    cpu = train(check, 1, "train on the CPU", "--backend numpy", folder / "cpu", one)
+    program = f"pdadmm.run {OPTIONS}"
+    cpu = train(check, 1, "train on the CPU", program, "--backend numpy", folder / "cpu", one)
     runs: list[tuple[int, str, dict[str, str]]] = [(1, "mpi", {}), (2, "mpi", {}), (4, "mpi", {})]
     if nccl and nccl >= 23000:
         runs += [(ranks, "nccl", {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}) for ranks in (2, 4)]
@@ -165,13 +199,14 @@ def training(check: Check, folder: Path, nccl: int | None, kernels: str) -> list
     first: Report | None = None
     for precision in ("tf32", "bf16x3"):
         options = f"--backend cupy --kernels {kernels} --precision {precision}"
-        found = train(check, 1, f"train on the GPU in {precision}", options, folder / precision, one)
+        found = train(check, 1, f"train on the GPU in {precision}", program, options, folder / precision, one)
         if found:
             rows.append(row(found, cpu, None))
     for ranks, transport, env in runs:
         name = f"train on {ranks} rank{'s' if ranks > 1 else ''} over {transport}"
         options = f"--backend cupy --kernels {kernels} --transport {transport}"
-        found = train(check, ranks, name, options, folder / f"{transport}{ranks}", {**one, **env})
+        out = folder / f"{transport}{ranks}"
+        found = train(check, ranks, name, program, options, out, {**one, **env})
         if found is None:
             continue
         first = first or found
@@ -186,6 +221,90 @@ def training(check: Check, folder: Path, nccl: int | None, kernels: str) -> list
             shown = f"{found['test_accuracy']:.4f} against {cpu['test_accuracy']:.4f}"
             check.note("accuracy as on the CPU, to .02", gap <= 0.02, result=shown)
     return rows
+
+
+def graphs(check: Check, folder: Path, quick: bool) -> list[Report]:
+    """A graph network in four parts on 1, 2 and 4 ranks of the GPU, and on the CPU."""
+    graph, one = folder / "graph.h5", {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    nodes = 2000 if quick else 20_000
+    size = f"--synthetic-nodes {nodes} --synthetic-features 64 --synthetic-communities 16"
+    prepare = [sys.executable, "-m", "pdadmm.gnn.prepare", "synthetic", *size.split()]
+    if not check.run("make a graph", [*prepare, "--parts", "4", "--out", str(graph)]):
+        return []
+    program, rows = f"pdadmm.gnn.run {graph} --epochs 60 --eval-every 20 --quiet", []
+    cpu = train(check, 1, "graph network on the CPU", program, "--backend numpy", folder / "gcpu", one)
+    first: Report | None = None
+    for ranks in (1, 2, 4):
+        name = f"graph network on {ranks} rank{'s' if ranks > 1 else ''}"
+        options, out = "--backend cupy --transport mpi", folder / f"g{ranks}"
+        found = train(check, ranks, name, program, options, out, one)
+        if found is None:
+            continue
+        first = first or found
+        keys = ("ranks", "test_accuracy", "loss", "seconds_epochs", "seconds_evaluation", "bytes_per_epoch")
+        rows.append({**{key: found[key] for key in keys}, "cpu": cpu and {key: cpu[key] for key in keys}})
+        if ranks > 1:
+            check.note(f"{name}: the epochs of one rank", found["records"] == first["records"])
+        elif cpu:
+            gap = abs(found["test_accuracy"] - cpu["test_accuracy"])
+            shown = f"{found['test_accuracy']:.4f} against {cpu['test_accuracy']:.4f}"
+            check.note("its accuracy as on the CPU, to .05", gap <= 0.05, result=shown)
+    return rows
+
+
+def beside_pyg(check: Check, folder: Path, quick: bool) -> list[Report]:
+    """Seconds of an epoch and PyG's."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("torch_geometric") is None:
+        check.note("an epoch beside PyTorch Geometric", None, result="it is not installed")
+        return []
+    graph, found = folder / "whole.h5", folder / "gnn_speed.json"
+    size = "--synthetic-degree 20 --synthetic-features 128 --synthetic-communities 64"
+    nodes = ["--synthetic-nodes", "5000" if quick else "200000"]
+    prepare = [sys.executable, "-m", "pdadmm.gnn.prepare", "synthetic", *size.split(), *nodes]
+    if not check.run("make a whole graph", [*prepare, "--parts", "1", "--out", str(graph)]):
+        return []
+    speed = [sys.executable, "benchmarks/gnn_speed.py", str(graph), "--schemes", "float32", "--epochs", "30"]
+    speed += ["--rounds", "1", "--backend", "cupy", "--json", str(found)]
+    if not check.run("an epoch beside PyTorch Geometric", speed):
+        return []
+    results: list[Report] = json.loads(found.read_text())["results"]
+    return results
+
+
+def to_itself(check: Check) -> None:
+    """A message over NCCL from the GPU to itself, 50 times in each of two rounds."""
+    check.run("a message to itself over NCCL", [sys.executable, str(Path(__file__)), "--self-loop"], 120)
+
+
+def self_loop() -> None:
+    """What :func:`to_itself` runs."""
+    import numpy as np
+
+    from pdadmm.arrays.cupy_backend import CupyBackend
+    from pdadmm.comm.channel import Channel
+    from pdadmm.comm.nccl import CupyNccl, open_rounds, require_nccl
+    from pdadmm.comm.rounds import Round, Rounds
+
+    CupyBackend(0)
+    nccl, nbytes = require_nccl(), 1 << 20
+    device = CupyNccl(nccl, nccl.NcclCommunicator(1, nccl.get_unique_id(), 0))
+    rounds = [
+        Round(name, tuple(Channel(name, 0, tag, nbytes, sends) for sends in (True, False)))
+        for tag, name in enumerate("PQ")
+    ]
+    ends = open_rounds(device, Rounds(tuple(rounds)))
+    for i in range(50):
+        for name, more in (("P", 0), ("Q", 100)):
+            outgoing, incoming = ends.outgoing[name], ends.incoming[name]
+            incoming.post()
+            outgoing.wait_free()
+            outgoing.buffer[...] = np.uint8(i + more)
+            outgoing.start()
+            incoming.wait()
+            if int((incoming.buffer != i + more).sum()):
+                sys.exit(f"message {i} of round {name} came otherwise than it was sent")
+    print(f"NCCL {nccl.get_version()}: 100 messages of {nbytes} bytes came as they were sent")
+    device.close()
 
 
 def links(check: Check, file: Path, nccl: int | None) -> list[Report]:
@@ -291,6 +410,69 @@ def iterations(nodes: int, hidden: int, repeats: int, only: str) -> list[Report]
     return found
 
 
+def launches(quick: bool) -> list[Report]:
+    """What an iteration of a layer takes the host and the device, as a graph and kernel by kernel."""
+    import cupy
+    import numpy as np
+
+    from pdadmm.admm.activations import ReLU
+    from pdadmm.admm.growth import random_layer
+    from pdadmm.admm.layer import Hyper
+    from pdadmm.admm.passes import make_passes
+    from pdadmm.admm.stage import Plan, Stage
+    from pdadmm.arrays.cupy_backend import CupyBackend
+    from pdadmm.codec import DeltaCodec
+    from pdadmm.comm.mpi import MPITransport
+    from pdadmm.trace.choose import make_clock
+
+    sizes = [(140, 100, 1), (140, 100, 10), (2000, 128, 10), (20_000, 500, 10), (100_000, 512, 6)]
+    first, count = 25, 35  # none of them is measured in detail
+    hyper = Hyper(0.01, 0.1, 0.01, "gradient", "exact", 10**9, "cross_entropy")
+    nobody: Any = None
+    found = []
+    for nodes, hidden, layers in sizes[: 3 if quick else None]:
+        for as_graph in (True, False):
+            backend, passes, widths = (
+                CupyBackend(0),
+                make_passes("fused", 1, "cupy"),
+                [hidden] * layers + [10],
+            )
+            network = [
+                random_layer(i, widths[i - 1], widths[i], ReLU() if i < layers else None, 0).to(backend)
+                for i in range(1, layers + 1)
+            ]
+            plan, clock = Plan(layers, layers, [range(1, layers + 1)], 0), make_clock(backend, traced=False)
+            stage = Stage(plan, network, nobody, clock, transport=MPITransport(nobody), backend=backend)
+            rng = np.random.default_rng(0)
+            X = backend.asarray(rng.standard_normal((nodes, hidden), dtype=np.float32))
+            y = backend.asarray(rng.integers(0, 10, nodes))
+            stage.start(X, y, nodes, lambda _: DeltaCodec(4), hyper, passes, 0)
+            kernels: Any = passes
+            if not as_graph:
+                stage._replay = None
+            for i in range(first):
+                stage.iterate(i, False)
+            stream = cupy.cuda.get_current_stream()
+            stream.synchronize()
+            calls, start = kernels.calls, time.perf_counter()
+            for i in range(first, first + count):
+                stage.iterate(i, False)
+            given = time.perf_counter() - start
+            stream.synchronize()
+            taken = time.perf_counter() - start
+            found.append(
+                {
+                    "nodes": nodes, "hidden": hidden, "layers": layers, "graphs": as_graph,
+                    "host_microseconds_per_layer": 1e6 * given / count / layers,
+                    "microseconds_per_layer": 1e6 * taken / count / layers,
+                    "single_launches_per_layer": (kernels.calls - calls) / count / layers,
+                }
+            )  # fmt: skip
+            del stage, network
+            cupy.get_default_memory_pool().free_all_blocks()
+    return found
+
+
 def device_seconds(cupy: Any, work: Callable[[], Any], repeats: int) -> float:
     """Mean seconds of one call, by events around `repeats` calls after a warm-up."""
     for _ in range(5):
@@ -312,10 +494,13 @@ def markdown(report: Report) -> str:
     lines += [
         f"| {e['name']} | {words[e['ok']]} | {e['seconds']:.1f} | {e['result']} |" for e in report["checks"]
     ]
-    tables = {"Training": "training", "Links": "links", "A layer's iteration": "iterations"}
+    tables = {
+        "Training": "training", "Graph networks": "graphs", "An epoch, seconds": "epochs",
+        "Launches": "launches", "Links": "links", "A layer's iteration": "iterations",
+    }  # fmt: skip
     for title, name in tables.items():
-        if rows := report[name]:
-            keys = [key for key in rows[0] if key != "devices"]
+        if rows := report.get(name):
+            keys = [key for key in rows[0] if key not in ("devices", "versions")]
             lines += ["", f"## {title}", "", f"| {' | '.join(keys)} |", "|" + " --- |" * len(keys)]
             lines += ["| " + " | ".join(text(r.get(k)) for k in keys) + " |" for r in rows]
     failed = [e for e in report["checks"] if e["ok"] is False and e["log"]]
@@ -328,17 +513,84 @@ def text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def measured(check: Check, file: Path, what: str, arguments: list[str]) -> list[Report]:
+    """What this program, started with an option that measures into a file, has found."""
+    command = [sys.executable, str(Path(__file__)), *arguments, str(file)]
+    found: list[Report] = json.loads(file.read_text()) if check.run(what, command, 600) else []
+    return found
+
+
+def run_tests(check: Check) -> None:
+    """Those that a GPU runs, by as many processes as pytest-xdist gives."""
+    if importlib.util.find_spec("pytest") is None:
+        check.note("tests", None, result="pytest is not installed")
+        return
+    processes = ["-n", "6"] if importlib.util.find_spec("xdist") else []
+    python = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *processes]
+    check.run("tests on the GPU", [*python, "tests/test_gpu.py"], 600)
+    kernels = ["tests/test_kernels.py", "tests/test_gnn_cuda.py", "-k", "not cuda-on-cpu and not thread"]
+    check.run("tests of the kernels", [*python, *kernels], 600)
+
+
+def run_parts(check: Check, parts: list[str], options: argparse.Namespace, folder: Path) -> None:
+    """The parts that were asked for, in their order; what they measure goes into the report."""
+    quick = ["--kernels", options.kernels, *(["--quick"] if options.quick else [])]
+    nccl = check.report["gpu"]["nccl"]
+    can_train = bool(find_mpirun()) or can_load_mpi()
+    for part in parts:
+        if part in ("training", "graphs", "links") and not can_train:
+            check.note(part, None, result="no MPI library can be loaded")
+        elif part == "nccl":
+            if nccl:
+                to_itself(check)
+            else:
+                check.note("a message to itself over NCCL", None, result="there is no NCCL")
+        elif part == "tests":
+            run_tests(check)
+        elif part == "launches":
+            file = folder / "launches.json"
+            check.keep(part, measured(check, file, "launches", [*quick, "--launches"]))
+        elif part == "iterations":
+            file = folder / "iterations.json"
+            check.keep(part, measured(check, file, "time iterations", [*quick, "--iterations"]))
+        elif part == "kernels":
+            file = folder / "kernels.json"
+            size = ["--nodes", "20000"] if options.quick else ["--nodes", "200000", "--hidden", "512"]
+            bench = [sys.executable, "-m", "pdadmm.bench", "kernels", "--backend", "cupy", *size]
+            if check.run("time kernels", [*bench, "--json", str(file)], 600):
+                check.keep(part, json.loads(file.read_text()))
+        elif part == "training":
+            check.keep(part, training(check, folder, nccl, options.kernels))
+        elif part == "graphs":
+            check.keep(part, graphs(check, folder, options.quick))
+            check.keep("epochs", beside_pyg(check, folder, options.quick))
+        elif part == "links":
+            check.keep(part, links(check, folder / "links.json", nccl))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--kernels", default="auto", help="of the training runs and the timed iterations")
+    parser.add_argument("--only", metavar="PART,...", default=",".join(PARTS), help="parts to run")
     parser.add_argument("--out", metavar="DIR", default=str(RESULTS), help="folder of the report")
     parser.add_argument("--iterations", metavar="FILE", help="only time iterations, into this JSON file")
+    parser.add_argument("--launches", metavar="FILE", help="only time launches, into this JSON file")
+    parser.add_argument("--self-loop", action="store_true", help="only send messages to itself over NCCL")
     options = parser.parse_args()
+    parts = options.only.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--only {','.join(unknown)}: the parts are {', '.join(PARTS)}")
     sys.path.insert(0, str(ROOT))
     nodes, hidden, repeats = (2000, 128, 20) if options.quick else (100_000, 512, 50)
     if options.iterations:
         Path(options.iterations).write_text(json.dumps(iterations(nodes, hidden, repeats, options.kernels)))
+        return 0
+    if options.launches:
+        Path(options.launches).write_text(json.dumps(launches(options.quick)))
+        return 0
+    if options.self_loop:
+        self_loop()
         return 0
     gpu, why = find_gpu()
     if gpu is None:
@@ -350,40 +602,13 @@ def main() -> int:
             f"gpu-check: {sys.executable} lacks {', '.join(missing)}; put them on PYTHONPATH", file=sys.stderr
         )
         return 1
-    check = Check()
-    build_library(check)
-    if importlib.util.find_spec("pytest"):
-        tests = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_kernels*.py"))
-        python = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        check.run("tests on the GPU", [*python, "tests/test_gpu.py"], 600)
-        check.run("tests of the kernels", [*python, *tests], 600)
-    else:
-        check.note("tests", None, result="pytest is not installed")
-    rows: list[Report] = []
-    timed: list[Report] = []
-    between: list[Report] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if find_mpirun() or can_load_mpi():
-            rows = training(check, folder, gpu["nccl"], options.kernels)
-            between = links(check, folder / "links.json", gpu["nccl"])
-        else:
-            check.note("training", None, result="no MPI library can be loaded")
-        quick = ["--kernels", options.kernels, *(["--quick"] if options.quick else [])]
-        program = [sys.executable, str(Path(__file__))]
-        if check.run("time iterations", [*program, *quick, "--iterations", str(folder / "it.json")], 600):
-            timed = json.loads((folder / "it.json").read_text())
-        kernels = folder / "kernels.json"
-        bench = [sys.executable, "-m", "pdadmm.bench", "kernels", "--json", str(kernels)]
-        passes = json.loads(kernels.read_text()) if check.run("time kernels", bench, 600) else None
-    report = {
-        "when": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "gpu": gpu,
-        "checks": check.entries, "training": rows, "links": between, "iterations": timed, "kernels": passes,
-    }  # fmt: skip
+    when, python = time.strftime("%Y-%m-%d %H:%M"), platform.python_version()
+    report: Report = {"when": when, "python": python, "gpu": gpu, "checks": []}
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "gpu-check.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out / "gpu-check.md").write_text(markdown(report))
+    check = Check(report, out)
+    build_library(check)
+    with tempfile.TemporaryDirectory() as name:
+        run_parts(check, parts, options, Path(name))
     print(f"written: {out / 'gpu-check.md'} and .json")
     return 1 if any(entry["ok"] is False for entry in check.entries) else 0
 

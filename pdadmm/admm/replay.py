@@ -7,15 +7,15 @@ and launched together from then on. The arithmetic is the same, and so are the i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pdadmm.admm.layer import Terms
+from pdadmm.admm.layer import Layer, Terms
 from pdadmm.admm.passes.lengths import DeviceLengths
+from pdadmm.arrays.backend import Backend
 from pdadmm.codec import Codec
-
-if TYPE_CHECKING:
-    from pdadmm.admm.stage import Stage
+from pdadmm.comm.channel import Incoming, Outgoing
 
 __all__ = ["Replay"]
 
@@ -37,12 +37,31 @@ class Replay:
 
     Arrays that an iteration makes and drops come from a memory pool of their own, which lives as long as the
     graphs, so that nothing else is ever there.
+
+    Parameters
+    ----------
+    layers
+        Of the stage.
+    ends
+        Of its messages.
+    work
+        ``work(iteration, measure)`` gives the device an iteration; returns the monitored terms by position.
+
+    Attributes
+    ----------
+    launches
+        Of graphs so far.
     """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        ends: Sequence[Outgoing | Incoming],
+        work: Callable[[int, bool], dict[int, Terms]],
+    ) -> None:
         import cupy
 
-        self._cupy, self._stage = cupy, stage
+        self._cupy, self._layers, self._ends, self._work = cupy, layers, ends, work
         self._pool = cupy.cuda.MemoryPool()
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._met: set[Kind] = set()
@@ -50,41 +69,37 @@ class Replay:
         self.launches = 0
 
     @staticmethod
-    def fits(stage: Stage) -> bool:
-        """Whether an iteration is nothing but kernels whose arguments stay the same.
+    def fits(layers: Sequence[Layer], codecs: Sequence[Codec], backend: Backend) -> bool:
+        """Whether an iteration of these layers, alone on a rank, is kernels whose arguments stay the same.
 
-        Not where messages go to other ranks, where the host decides (grids, the exact solver, CuPy's
-        operations in place of kernels), and not where rounding draws a number in every iteration.
+        Not where the host decides (grids, the exact solver, CuPy's operations in place of kernels), and not
+        where rounding draws a number in every iteration.
         """
-        plan, layers = stage.plan, stage.layers
-        if not layers or plan.edge_below is not None or plan.edge_above is not None or stage.nodes.size > 1:
+        if not layers or not getattr(backend, "captures", False):
             return False
         passes = layers[0].passes
         return (
-            getattr(stage.backend, "captures", False)
-            and passes.name == "fused"
+            passes.name == "fused"
             and isinstance(passes.lengths, DeviceLengths)
             and layers[0].hyper.solver == "gradient"
-            and all(_is_steady(end.codec) for end in stage.couplings)
+            and all(codec.name in ("delta", "float32") for codec in codecs)
             and all(f is None or f.slope_below is not None for f in (layer.activation for layer in layers))
         )
 
     def iterate(self, iteration: int, measure: bool) -> dict[int, Terms]:
-        """:meth:`Stage.work` by a graph, from the second iteration of a kind on."""
-        stage = self._stage
-        refresh = stage.layers[0].hyper.refresh
+        """What `work` does, by a graph from the second iteration of a kind on."""
+        refresh = self._layers[0].hyper.refresh
         kind = measure, bool(iteration and iteration % refresh == 0)
         if kind not in self._met:  # what is made at its first use is made now
             self._met.add(kind)
-            return stage.work(iteration, measure)
-        counts = [(end.messages, end.bytes) for end in stage.traffic]
+            return self._work(iteration, measure)
         captured = self._captured.get(kind)
         if captured is None:
             captured = self._captured[kind] = self._capture(iteration, measure)
         else:
-            for end, (messages, total) in zip(stage.traffic, counts, strict=True):
-                end.count_from(messages + 1, total + end.channel.nbytes)
-        lengths = stage.layers[0].passes.lengths
+            for end in self._ends:
+                end.count_from(end.messages + 1, end.bytes + end.channel.nbytes)
+        lengths = self._layers[0].passes.lengths
         assert isinstance(lengths, DeviceLengths)
         lengths.move(iteration - captured.iteration)
         captured.graph.launch()
@@ -93,14 +108,9 @@ class Replay:
 
     def _capture(self, iteration: int, measure: bool) -> _Captured:
         """The work of an iteration, given to a stream that only notes it down."""
-        cuda, stage = self._cupy.cuda, self._stage
+        cuda = self._cupy.cuda
         with cuda.using_allocator(self._pool.malloc), self._stream:
             self._stream.begin_capture()
-            terms = stage.work(iteration, measure)
+            terms = self._work(iteration, measure)
             graph = self._stream.end_capture()
         return _Captured(graph, iteration, terms)
-
-
-def _is_steady(codec: Codec) -> bool:
-    """Whether a codec's kernels are told the same in every iteration."""
-    return codec.name in ("delta", "float32")

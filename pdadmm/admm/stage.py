@@ -233,7 +233,10 @@ class Stage:
             own = p[layer.position] if layer.below is None else layer.below.own
             labels = y if layer.activation is None else None
             layer.start(own, z[layer.position], labels, hyper, passes, work, self.clock)
-        self._replay = Replay(self) if Replay.fits(self) else None
+        alone = self.plan.edge_below is self.plan.edge_above is None and self.nodes.size == 1
+        codecs = [end.codec for end in self.couplings]
+        fits = alone and Replay.fits(self.layers, codecs, self.backend)
+        self._replay = Replay(self.layers, self.traffic, self.work) if fits else None
 
     def _connect(
         self,
