@@ -1,7 +1,7 @@
 """Test accuracy of graph networks by scheme of messages, with the bytes they send; PyG beside.
 
     python benchmarks/gnn_accuracy.py [--raw DIR] [--graphs cora,...] [--models gcn,sage] [--parts 2,4,8]
-        [--schemes float32,adaqp,lean,uniform8,...,pyg] [--splits public,random] [--seeds 0-4]
+        [--schemes float32,adaqp,lean,uniform8,...,pyg] [--splits public,random] [--seeds 0-4] [--lr 0.01]
         [--json FILE] [--table]
 
 DIR holds the raw files (as --raw of pdadmm.gnn.prepare). Seed S trains on split S where the split is drawn,
@@ -9,7 +9,7 @@ and from start S. All schemes have the same order of the hidden layer (norm, act
 nothing but the messages differs; `--order scheme` leaves to each its own. `uniformB` is lean with the same
 B bits for every row, `lean32` lean without rounding, `pyg` PyTorch Geometric on one process (gnn_pyg.py),
 on the same split, in float32's order. A test accuracy is that of the epoch that is best on validation. Runs
-in FILE are not repeated; runs of other orders or numbers of epochs are tables of their own.
+in FILE are not repeated; runs of other orders, numbers of epochs or step sizes are tables of their own.
 
     python benchmarks/gnn_accuracy.py --pareto FILE.svg     accuracy against bytes, from FILE.json
 """
@@ -33,7 +33,7 @@ GRAPHS = ("cora", "citeseer", "amazon-photo", "amazon-computers", "coauthor-cs",
 SCHEMES = ("float32", "adaqp", "lean")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "gnn_accuracy.json"
-KEY = ("graph", "split", "model", "parts", "scheme", "order", "epochs", "seed")
+KEY = ("graph", "split", "model", "parts", "scheme", "order", "epochs", "lr", "seed")
 _KEPT = (
     "nodes", "edge_cut", "halo_rows", "partitioner", "test_accuracy", "best_val_accuracy",
     "test_accuracy_at_best_val", "bytes_per_epoch", "float32_bytes_per_epoch", "mean_bits_forward",
@@ -79,10 +79,13 @@ def prepare(folder: Path, raw: str, graph: str, split: str, parts: int, seed: in
     return path
 
 
-def train(path: Path, model: str, scheme: str, order: str, seed: int, epochs: int) -> dict[str, Any]:
+def train(
+    path: Path, model: str, scheme: str, order: str, seed: int, epochs: int, rate: float
+) -> dict[str, Any]:
     """A run of the program, all parts on one rank: on others its bits were the same."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--model", model, "--seed", seed, "--epochs", epochs, "--quiet", "--out", f"{folder}/run"]
+        options = ["--model", model, "--seed", seed, "--epochs", epochs, "--lr", rate]
+        options += ["--quiet", "--out", f"{folder}/run"]
         command = ["-m", "pdadmm.gnn.run", path, *options, *scheme_options(scheme, order)]
         run_python(*command, env={"OMP_NUM_THREADS": "1"})
         summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
@@ -95,11 +98,12 @@ def points(runs: list[dict[str, Any]]) -> list[float]:
 
 
 def groups(runs: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]]:
-    """By order, epochs, graph, split, model and parts, the runs of every scheme."""
+    """By order, epochs, step size, graph, split, model and parts, the runs of every scheme."""
     graphs = [*GRAPHS, *(run["graph"] for run in runs)]
     found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
-    for run in sorted(runs, key=lambda run: (run["order"], run["epochs"], graphs.index(run["graph"]))):
-        key = tuple(run[k] for k in ("order", "epochs", "graph", "split", "model", "parts"))
+    heads = ("order", "epochs", "lr")
+    for run in sorted(runs, key=lambda run: (*(run[k] for k in heads), graphs.index(run["graph"]))):
+        key = tuple(run[k] for k in (*heads, "graph", "split", "model", "parts"))
         found.setdefault(key, {}).setdefault(run["scheme"], []).append(run)
     return found
 
@@ -107,12 +111,13 @@ def groups(runs: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, list[d
 def table(runs: list[dict[str, Any]]) -> str:
     """Markdown: points, their difference to float32 seed by seed with its standard error, and bytes.
 
-    A table for each order of the hidden layer and number of epochs.
+    A table for each order of the hidden layer, number of epochs and step size.
     """
     found = []
-    for (order, epochs), of_both in itertools.groupby(groups(runs).items(), key=lambda item: item[0][:2]):
-        lines = _rows({key[2:]: schemes for key, schemes in of_both})
-        found.append("\n".join([f"Order {order}, {epochs} epochs:", "", *lines]))
+    for head, of_head in itertools.groupby(groups(runs).items(), key=lambda item: item[0][:3]):
+        lines = _rows({key[3:]: schemes for key, schemes in of_head})
+        order, epochs, rate = head
+        found.append("\n".join([f"Order {order}, {epochs} epochs, step size {rate:g}:", "", *lines]))
     return "\n\n".join(found)
 
 
@@ -192,12 +197,14 @@ def main() -> int:
     parser.add_argument("--order", default="norm", choices=("norm", "adaqp", "scheme"))
     parser.add_argument("--seeds", default="0-4")
     parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--lr", type=float, default=0.01, help="step size of Adam")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--data", default="", help="where the graph files are kept; default: nowhere")
     parser.add_argument("--table", action="store_true", help="print the table and run nothing")
     parser.add_argument("--pareto", type=Path, help="draw accuracy against bytes and run nothing")
     o = parser.parse_args()
     runs: list[dict[str, Any]] = json.loads(o.json.read_text())["runs"] if o.json.exists() else []
+    runs = [{"lr": 0.01, **run} for run in runs]
     if o.pareto:
         pareto(runs, o.pareto)
         return 0
@@ -217,16 +224,17 @@ def run_all(o: argparse.Namespace, runs: list[dict[str, Any]], folder: Path) -> 
         numbers(o.seeds), o.graphs.split(","), o.splits.split(","), o.models.split(","), numbers(o.parts),
         o.schemes.split(","),
     ):  # fmt: skip
-        key = (graph, split, model, parts, scheme, o.order, o.epochs, seed)
+        key = (graph, split, model, parts, scheme, o.order, o.epochs, o.lr, seed)
         if key in done:
             continue
         path = prepare(folder, _raw_of(o.raw, graph), graph, split, parts, seed)
         if scheme == "pyg":
             from gnn_pyg import train_pyg
 
-            found = train_pyg(path, model, epochs=o.epochs, seed=seed, dropped_first=o.order != "norm")
+            first = o.order != "norm"
+            found = train_pyg(path, model, epochs=o.epochs, rate=o.lr, seed=seed, dropped_first=first)
         else:
-            found = train(path, model, scheme, o.order, seed, o.epochs)
+            found = train(path, model, scheme, o.order, seed, o.epochs, o.lr)
         runs.append({**dict(zip(KEY, key, strict=True)), **found})
         done.add(key)
         o.json.parent.mkdir(parents=True, exist_ok=True)
