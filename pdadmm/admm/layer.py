@@ -369,7 +369,7 @@ class Layer:
         """p to the minimiser: ``p - G (nu W^T W + rho I)^-1``, since the gradient is linear in p."""
         h, k, end = self.hyper, self.passes, self.below
         assert end is not None
-        inverse = k.inverse_hessian(self.W, h.nu, h.rho)
+        inverse = k.inverse_hessian(self.W, h.nu, h.rho, self.work)
         step = self.backend.matmul(G, inverse, out=self.work.get("S", G.shape))
         self._lap("products")
         self._changes.append((True, (0.5 * h.rho, k.squared_norm(step))))

@@ -150,7 +150,7 @@ class Trainer:
         self.mine = self.blocks[self.grid.block]
         waiter.where.set_layers(self.mine.start, self.mine.stop - 1)
         self.hyper = hyper_of(config.training)
-        self.backend = make_backend(choice, self.rank, config.run.precision)
+        self.backend = make_backend(choice, self.rank, config.run.precision, threads)
         self.passes: Passes = select_passes(config.run.kernels, threads, self.backend.name)
         self.transport: Transport | None = None
         self.layers: dict[int, Layer] = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 
 from pdadmm.arrays.helpers import Array, Scalar
+from pdadmm.arrays.products import Products
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -49,7 +50,7 @@ class Backend(Protocol):
         ...
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        """Product of two float32 matrices, either of which may be a transposed view."""
+        """Product of two matrices, float32 on a device, either of which may be a transposed view."""
         ...
 
     def floats(self, values: Sequence[Scalar], wait: Wait) -> list[float]:
@@ -62,11 +63,20 @@ class Backend(Protocol):
 
 
 class NumpyBackend:
-    """Arrays on the host; see :class:`Backend`."""
+    """Arrays on the host; see :class:`Backend`.
+
+    Parameters
+    ----------
+    threads
+        Of the products, whose bits do not depend on it; BLAS itself must have been limited to one.
+    """
 
     name = "numpy"
     on_device = False
     description = "CPU"
+
+    def __init__(self, threads: int = 1) -> None:
+        self.products = Products(threads)
 
     @staticmethod
     def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
@@ -84,7 +94,8 @@ class NumpyBackend:
     def to_host(x: Array) -> np.ndarray:
         return np.asarray(x)
 
-    matmul: Callable[..., Array] = staticmethod(np.matmul)
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        return self.products.matmul(a, b, out)
 
     @staticmethod
     def floats(values: Sequence[float], wait: Wait) -> list[float]:

@@ -16,15 +16,21 @@ __all__ = ["Workspace"]
 
 
 class Workspace:
-    """Scratch arrays by name and shape, shared by the layers of a rank, made once a stage."""
+    """Scratch arrays by name and shape, shared by the layers of a rank, made once a stage.
+
+    Attributes
+    ----------
+    backend
+        Of the arrays.
+    """
 
     def __init__(self, backend: Backend = NUMPY) -> None:
-        self._backend = backend
+        self.backend = backend
         self._arrays: dict[tuple[str, tuple[int, ...]], Array] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
         """The array of that name and shape; what is in it is up to who used it last."""
         key = (name, shape)
         if key not in self._arrays:
-            self._arrays[key] = self._backend.empty(shape, dtype)
+            self._arrays[key] = self.backend.empty(shape, dtype)
         return self._arrays[key]

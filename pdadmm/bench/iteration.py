@@ -31,7 +31,7 @@ from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
 from pdadmm.admm.passes import make_passes
 from pdadmm.admm.stage import MakeCodec, Plan, Stage
-from pdadmm.arrays.backend import NUMPY, Backend
+from pdadmm.arrays.backend import NUMPY, Backend, NumpyBackend
 from pdadmm.arrays.cupy_backend import CupyBackend
 from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
@@ -222,9 +222,9 @@ def _peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _backend(name: str) -> Backend:
+def _backend(name: str, threads: int) -> Backend:
     if name == "numpy":
-        return NUMPY
+        return NumpyBackend(threads)
     try:
         return CupyBackend()
     except ImportError:
@@ -293,9 +293,9 @@ def main(arguments: list[str]) -> int:
         if not variants:
             raise InputError("none of the measured variants has these --codec, --bits, --solver, --kernels")
         threads = options.threads or usable_cores()
-        backend = _backend(options.backend)
+        backend = _backend(options.backend, threads)
         results = []
-        with threadpool_limits(threads):
+        with threadpool_limits(1):  # tiles of products have threads of their own
             for variant in variants:
                 results.append(
                     measure(

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
@@ -47,7 +46,6 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     choice = _choose(config, waiter)
     with run_folder(waiter, config.output, facts.dataset, _warn) as folder:
         threads = set_threads(config.run, waiter.comm)
-        threadpool_limits(1)  # the products have threads of their own
         metrics = Metrics(folder.path / "metrics.jsonl")
         progress = _progress(config, waiter)
         record = partial(_record, metrics, progress, config, waiter)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from pdadmm.codec.rows import FLOAT32
 from pdadmm.comm.waiter import Waiter
@@ -21,7 +20,7 @@ from pdadmm.gnn.model_file import read_model
 from pdadmm.gnn.part import Part, parts_of_rank
 from pdadmm.gnn.passes.protocol import Drop
 from pdadmm.gnn.passes.select import make_passes
-from pdadmm.gnn.products import Products
+from pdadmm.gnn.products import make_products
 from pdadmm.gnn.reading import read_inputs
 from pdadmm.runtime.devices import ON_CPUS, make_backend, make_transport
 from pdadmm.runtime.launch import agree
@@ -54,7 +53,6 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
     shape, weights, _ = agree(waiter, lambda: read_model(Path(options.run) / "model.h5"))
     run = Run(threads=options.threads, backend="numpy", transport="mpi")
     threads = set_threads(run, waiter.comm)
-    threadpool_limits(1)
 
     def check() -> None:
         if waiter.comm.rank == 0:
@@ -112,13 +110,13 @@ def scores_of(
     ranks, rank = waiter.comm.size, waiter.comm.rank
     mine = parts_of_rank(source.parts, ranks, rank)
     parts = {number: Part.of(source, number, shape.model) for number in mine}
-    passes, products = make_passes("auto", threads), Products(threads)
+    backend = make_backend(ON_CPUS, rank, run.precision, threads)
+    passes, products = make_passes("auto", threads), make_products(backend)
     inputs, own = read_inputs(source, parts, shape, passes)
     network = Network(shape, parts, inputs, own, weights, {}, passes, products, backward=False)
     slots = [slot for slot in slots_of(shape) if not slot.back]
     transport = None
     if ranks > 1:
-        backend = make_backend(ON_CPUS, rank, run.precision)
         transport = make_transport(ON_CPUS, backend, waiter, run, None, [])
     plain = uniform_widths(parts, slots, FLOAT32)
     exchange = Exchange(parts, source.parts, slots, plain, transport, ranks, rank, passes, 0)

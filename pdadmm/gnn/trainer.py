@@ -134,12 +134,12 @@ class Trainer:
     ) -> None:
         self.config, self.facts, self.waiter, self.choice = config, facts, waiter, choice
         ranks, rank = waiter.comm.size, waiter.comm.rank
-        self.backend = backend = make_backend(choice, rank, config.run.precision)
+        self.backend = backend = make_backend(choice, rank, config.run.precision, threads)
         self.clock = make_clock(backend, config.output.trace)
         self._laps = laps = Laps(self.clock)
         on_host = make_passes(config.run.kernels, threads)  # reads the inputs
         passes = make_passes(config.run.kernels, threads, backend.name) if backend.on_device else on_host
-        self.passes, self.products = timed(passes, laps), timed(make_products(backend, threads), laps)
+        self.passes, self.products = timed(passes, laps), timed(make_products(backend), laps)
         owners = [parts_of_rank(facts.parts, ranks, r) for r in range(ranks)]
         self.shape = shape_of(config, facts)
         self.parts = {number: Part.of(source, number, config.network.model) for number in owners[rank]}

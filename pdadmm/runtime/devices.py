@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pdadmm.arrays.backend import NUMPY, Backend
+from pdadmm.arrays.backend import Backend, NumpyBackend
 from pdadmm.comm.mpi import MPITransport, ProgressThread
 from pdadmm.comm.rounds import Rounds
 from pdadmm.comm.transport import Transport
@@ -180,10 +180,10 @@ def choose(run: Run, waiter: Waiter) -> Choice:
     return waiter.broadcast(agree(waiter, lambda: decide(run, places) if places is not None else None))
 
 
-def make_backend(choice: Choice, rank: int, precision: str) -> Backend:
-    """The arrays of this rank."""
+def make_backend(choice: Choice, rank: int, precision: str, threads: int = 1) -> Backend:
+    """The arrays of this rank, with products on some threads where they are on the host."""
     if choice.backend == "numpy":
-        return NUMPY
+        return NumpyBackend(threads)
     from pdadmm.arrays.cupy_backend import CupyBackend
 
     return CupyBackend(choice.places[rank].device, precision)

@@ -1,4 +1,4 @@
-"""How many threads the products of a rank take."""
+"""How many threads a rank takes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["set_threads"]
 
-#: multiply-adds of a product below which a further BLAS thread costs more than it does: some 0.2 ms
+#: multiply-adds of a product below which a further thread costs more than it does: some 0.2 ms
 WORK_OF_A_THREAD = 1 << 23
 
 
 def set_threads(run: Run, comm: Intracomm, product: float = math.inf) -> int:
-    """Limit the BLAS threads of this rank; returns their number.
+    """Limit BLAS to one thread, and return how many the products and passes of this rank take.
 
     Without --threads or OMP_NUM_THREADS a rank takes its share of the node's cores, but no more than
     its largest `product` (multiply-adds) keeps busy.
@@ -32,5 +32,5 @@ def set_threads(run: Run, comm: Intracomm, product: float = math.inf) -> int:
         threads = min(int(from_environment[:9]), MOST_THREADS)
     share = max(1, usable_cores() // ranks_on_node(comm))
     threads = threads or int(min(share, max(1, product // WORK_OF_A_THREAD)))
-    threadpool_limits(threads)
+    threadpool_limits(1)  # tiles of products have threads of their own
     return threads

@@ -103,8 +103,8 @@ class CudaPasses(CudaKernels):
 
     # ---- the exact solver ---------------------------------------------------------------------------
 
-    def inverse_hessian(self, W: Array, nu: float, rho: float) -> Array:
-        return self._reference.inverse_hessian(W, nu, rho)
+    def inverse_hessian(self, W: Array, nu: float, rho: float, work: Workspace) -> Array:
+        return self._reference.inverse_hessian(W, nu, rho, work)
 
     def gram(self, p: Array, p_mean: Array, work: Workspace) -> Array:
         return self._reference.gram(p, p_mean, work)

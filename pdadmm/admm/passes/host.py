@@ -135,8 +135,8 @@ class HostPasses(HostKernels):
 
     # ---- the exact solver ---------------------------------------------------------------------------
 
-    def inverse_hessian(self, W: Array, nu: float, rho: float) -> Array:
-        return in_place.inverse_hessian(W, nu, rho)
+    def inverse_hessian(self, W: Array, nu: float, rho: float, work: Workspace) -> Array:
+        return in_place.inverse_hessian(W, nu, rho, work)
 
     def gram(self, p: Array, p_mean: Array, work: Workspace) -> Array:
         return in_place.gram(p, p_mean, work)

@@ -17,10 +17,10 @@ from pdadmm.arrays.workspace import Workspace
 __all__ = ["dual_ridge", "gram", "inverse_hessian", "ridge", "right"]
 
 
-def inverse_hessian(W: Array, nu: float, rho: float) -> Array:
+def inverse_hessian(W: Array, nu: float, rho: float, work: Workspace) -> Array:
     """``(nu W^T W + rho I)^-1`` by Cholesky: :func:`pdadmm.admm.updates.inverse_hessian`."""
     W64 = W.astype(np.float64)
-    hessian = np.matmul(W64.T, W64)
+    hessian = work.backend.matmul(W64.T, W64)
     hessian *= nu
     hessian[np.diag_indices_from(hessian)] += rho
     lapack = _lapack()
@@ -64,7 +64,7 @@ def gram(p: Array, p_mean: Array, work: Workspace) -> Array:
     With m the means, ``C = p^T p - V m m^T``, V these nodes.
     """
     V, n = p.shape
-    found = np.matmul(p.T, p, out=work.get("PP", (n, n))).astype(np.float64)
+    found = work.backend.matmul(p.T, p, out=work.get("PP", (n, n))).astype(np.float64)
     found -= np.outer(p_mean * V, p_mean)
     return found
 
@@ -72,7 +72,7 @@ def gram(p: Array, p_mean: Array, work: Workspace) -> Array:
 def right(p: Array, z: Array, p_mean: Array, z_mean: Array, work: Workspace) -> Array:
     """``D = p^T z - V m_p m_z^T``, (n_in, n_out) float64; :func:`ridge` adds the anchor."""
     V, n = p.shape
-    found = np.matmul(p.T, z, out=work.get("PZ", (n, z.shape[1]))).astype(np.float64)
+    found = work.backend.matmul(p.T, z, out=work.get("PZ", (n, z.shape[1]))).astype(np.float64)
     found -= np.outer(p_mean * V, z_mean)
     return found
 
@@ -97,17 +97,17 @@ def dual_ridge(
     _add_penalty(gram, penalty)
     target = z.astype(np.float64)  # V x n_out, no larger than the system
     if not np.isscalar(W_bar):
-        target -= np.matmul(p, W_bar.T, out=work.get("H", z.shape))  # type: ignore[union-attr]
+        target -= work.backend.matmul(p, W_bar.T, out=work.get("H", z.shape))  # type: ignore[union-attr]
     target -= target.mean(axis=0)
     A = _solve(gram, target).astype(p.dtype)
-    W = np.matmul(A.T, p, out=work.get("W", (z.shape[1], p.shape[1])))
+    W = work.backend.matmul(A.T, p, out=work.get("W", (z.shape[1], p.shape[1])))
     W += W_bar
     return W
 
 
 def _dual_gram(p: Array, work: Workspace) -> Array:
     V = len(p)
-    gram = np.matmul(p, p.T, out=work.get("PP", (V, V))).astype(np.float64)
+    gram = work.backend.matmul(p, p.T, out=work.get("PP", (V, V))).astype(np.float64)
     rows = gram.mean(axis=0)
     gram -= rows
     gram -= (rows - rows.mean())[:, None]

@@ -140,7 +140,7 @@ class Passes(Protocol):
 
     # ---- the exact solver ---------------------------------------------------------------------------
 
-    def inverse_hessian(self, W: Array, nu: float, rho: float) -> Array:
+    def inverse_hessian(self, W: Array, nu: float, rho: float, work: Workspace) -> Array:
         """``(nu W^T W + rho I)^-1``, see :func:`pdadmm.admm.updates.inverse_hessian`."""
         ...
 

@@ -66,7 +66,7 @@ class ReferencePasses(PlainKernels):
 
     # ---- the exact solver ---------------------------------------------------------------------------
 
-    def inverse_hessian(self, W: Array, nu: float, rho: float) -> Array:
+    def inverse_hessian(self, W: Array, nu: float, rho: float, work: Workspace) -> Array:
         return updates.inverse_hessian(W, nu, rho)
 
     def gram(self, p: Array, p_mean: Array, work: Workspace) -> Array:

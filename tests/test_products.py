@@ -1,0 +1,106 @@
+"""Products in tiles: the same bits on any number of threads, whatever the shapes, and right ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import Finished, python, records_of, succeed, weights_of, without_times, words
+from threadpoolctl import threadpool_limits
+
+from pdadmm.arrays.products import Products
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_in_blas() -> Iterator[None]:
+    with threadpool_limits(1):
+        yield
+
+
+def matrix(rng: np.random.Generator, rows: int, cols: int, turned: bool, dtype: type) -> np.ndarray:
+    """A matrix, or the transposed view of one."""
+    x = rng.standard_normal((cols, rows) if turned else (rows, cols)).astype(dtype)
+    return x.T if turned else x
+
+
+# beside the bounds of products.py: small ones, few and many rows, narrow results, sums too large for groups
+SHAPES = [
+    (1, 1, 1), (5, 0, 3), (0, 4, 2), (140, 300, 30), (2047, 70, 90), (5000, 60, 70), (300, 40, 5000),
+    (60, 2047, 90), (60, 2048, 90), (75, 9001, 61), (1030, 2100, 1020), (10, 20_000, 50),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int], turned: tuple[bool, bool]) -> None:
+    m, k, n = shape
+    rng = np.random.default_rng(0)
+    a, b = matrix(rng, m, k, turned[0], np.float32), matrix(rng, k, n, turned[1], np.float32)
+    found = [Products(threads).matmul(a, b) for threads in (1, 2, 3, 5)]
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+    exact = a.astype(np.float64) @ b
+    np.testing.assert_allclose(found[0], exact, rtol=1e-4, atol=2e-6 * max(k, 1) ** 0.5 * 10)
+
+
+def test_float64_and_given_results() -> None:
+    rng = np.random.default_rng(0)
+    products = Products(2)
+    a, b = matrix(rng, 3000, 200, False, np.float64), matrix(rng, 200, 100, True, np.float64)
+    out = np.empty((3000, 100))
+    assert products.matmul(a, b, out) is out
+    np.testing.assert_allclose(out, a @ b, rtol=1e-12, atol=1e-12)
+    products.rows(a, b, out, add=True)
+    np.testing.assert_allclose(out, 2 * (a @ b), rtol=1e-12, atol=1e-11)
+    for _ in range(2):  # the groups' sums have a room of their own
+        np.testing.assert_allclose(products.matmul(a.T, a), a.T @ a, rtol=1e-10, atol=1e-10)
+    products.close()
+
+
+def test_an_error_in_a_thread_comes_out() -> None:
+    products = Products(3)
+    with pytest.raises(ValueError, match="mismatch"):
+        products.rows(np.zeros((5000, 80), np.float32), np.zeros((70, 90), np.float32), np.empty((5000, 90)))
+    assert products.matmul(np.ones((2, 2)), np.ones((2, 2)))[0, 0] == 2
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More training nodes than a tile has, and products that are worth a thread."""
+    path = tmp_path_factory.mktemp("features") / "many.h5"
+    options = "--synthetic-nodes 2600 --synthetic-features 90 --synthetic-train-per-class 320 --hops 1"
+    succeed(python("-m", "pdadmm.prepare", "synthetic", *words(options), "--out", path))
+    return path
+
+
+WAYS = [
+    "--codec delta --bits 4",
+    "--codec affine --bits 8",
+    "--codec grid --bits 8",
+    "--codec float32 --solver exact --damping 0.1 --momentum 0.5",
+    "--codec delta --bits 2 --kernels reference",
+    "--codec float32 --solver exact --kernels reference",
+]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_runs_on_any_number_of_threads(
+    options: str, features: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    common = words(f"--layers 4 --stages 4 --hidden 100 --iterations 6 --eval-every 3 --quiet {options}")
+    for ranks, threads in ((1, 1), (1, 2), (1, 3), (2, 2)):
+        out = tmp_path / f"{ranks}{threads}"
+        run = [features, *common, "--threads", str(threads), "--out", out]
+        succeed(mpirun(ranks, "-m", "pdadmm.run", *run, timeout=200))
+        assert json.loads((out / "summary.json").read_text())["threads"] == threads
+    first = tmp_path / "11"
+    for other in ("12", "13", "22"):
+        assert [without_times(r) for r in records_of(first)] == [
+            without_times(r) for r in records_of(tmp_path / other)
+        ]
+        pairs = zip(weights_of(first / "model.h5"), weights_of(tmp_path / other / "model.h5"), strict=True)
+        for a, b in pairs:
+            assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
