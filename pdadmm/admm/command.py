@@ -94,7 +94,12 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
         config = parse(arguments, preset)
         resolve(config, waiter.comm.size)
         with open_features(config.features) as features:
-            return config, Sizes.of(features)
+            sizes = Sizes.of(features)
+        if config.run.shards > max(sizes.rows["train"], 1):
+            raise InputError(
+                f"--shards {config.run.shards} is more than the {sizes.rows['train']} training nodes"
+            )
+        return config, sizes
 
     with waiter.patient():
         config, sizes = waiter.broadcast(agree(waiter, check))
@@ -136,19 +141,36 @@ def resolve(config: Config, ranks: int) -> None:
     ------
     InputError
     """
-    network, training = config.network, config.training
-    if not network.layers:
-        network.layers = training.stages[-1] if training.stages else (10 if ranks == 1 else ranks)
-    if network.layers < ranks:
+    network, training, shards = config.network, config.training, config.run.shards
+    if ranks % shards:
         raise InputError(
-            f"{network.layers} layers cannot occupy {ranks} ranks; start at most {network.layers} ranks "
-            f"or give --layers {ranks}"
+            f"--shards {shards} does not divide the {ranks} ranks; start a multiple of {shards} ranks"
         )
+    blocks = ranks // shards
+    if not network.layers:
+        network.layers = training.stages[-1] if training.stages else (10 if blocks == 1 else blocks)
+    if network.layers < blocks:
+        of = "ranks" if shards == 1 else "blocks of ranks"
+        raise InputError(
+            f"{network.layers} layers cannot occupy {blocks} {of}; start at most {network.layers * shards} "
+            f"ranks or give --layers {blocks}"
+        )
+    if shards > 1:
+        _require_for_shards(config)
     if not training.stages:
         training.stages = default_stages(network.layers)
     check_stages(training.stages, network.layers)
     if config.run.transport == "nccl" and config.run.backend == "numpy":
         raise InputError("--transport nccl needs --backend cupy; use --transport mpi on CPUs")
+
+
+def _require_for_shards(config: Config) -> None:
+    """Refuse what shards do not have yet: sums over nodes are formed on the host."""
+    if config.run.backend == "cupy" or config.run.transport == "nccl":
+        raise InputError("--shards above 1 wants --backend numpy: sums over the shards are formed on CPUs")
+    config.run.backend = "numpy"
+    if config.output.measure_links:
+        raise InputError("--measure-links measures neighbouring layers; leave it out with --shards above 1")
 
 
 def _choose_devices(config: Config, waiter: Waiter) -> Choice:
@@ -189,6 +211,9 @@ def _announce(trainer: Trainer, threads: int) -> None:
         messages = trainer.config.messages
         kernels = passes_in_words(trainer.passes, run.kernels, messages.codec, messages.bits)
         line = describe(trainer.choice, run, comm.size, kernels, threads)
+        if run.shards > 1:
+            grid = trainer.grid
+            line += f"; {grid.blocks} block{'s' if grid.blocks > 1 else ''} of layers x {run.shards} shards"
         print(f"pdadmm: {line}", file=sys.stderr, flush=True)
 
 
@@ -262,7 +287,7 @@ def _write_results(
 ) -> Record:
     """Write model.h5 and summary.json, which is returned; collective."""
     summary = summarise(run, trainer)
-    write_model(space, trainer.layers, trainer.blocks, summary["test_accuracy"], trainer.waiter)
+    write_model(space, trainer.layers, trainer.owned, summary["test_accuracy"], trainer.waiter)
     if trainer.waiter.comm.rank == 0:
         summary["seconds_total"] = time.monotonic() - started
         write_json(folder / "summary.json", summary)

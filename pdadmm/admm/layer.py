@@ -239,7 +239,7 @@ class Layer:
             else:
                 H = backend.matmul(G, self.W.T, out=self.work.get("H", self.M.shape))
                 self._lap("products")
-                norm, image = self.nodes.sums(norm, k.squared_norm(H))
+                norm, image = self._sums(norm, k.squared_norm(H))
                 length = k.lengths.step(
                     h.rho, h.nu, image, norm, h.step, label_of(iteration, self.position, "p")
                 )
@@ -257,15 +257,16 @@ class Layer:
         if h.solver == "exact":
             self._exact_weights()
             return
-        total = self.nodes.sum(self.weights.gradient_share(self.M, self.inputs, self.work))
+        share = self.weights.gradient_share(self.M, self.inputs, self.work)
         self._lap("products")
+        total = self._sum(share)
         norm, K = self.weights.gradient(total, self.inputs, h.nu, h.mu, k, self.work, self._lap)
         self._lap("products")
         self._require_finite(norm, "the gradient of W", iteration)
-        (image,) = self.nodes.sums(k.squared_norm(K))
+        (image,) = self._sums(k.squared_norm(K))
         length = k.lengths.step(h.mu, h.nu, image, norm, h.step, label_of(iteration, self.position, "W"))
         self.weights.step(length, k)
-        sums = self.nodes.sum(k.subtract_mean(self.M, K, length))
+        sums = self._sum(k.subtract_mean(self.M, K, length))
         k.bias_step(sums, self.V, self.b, self.mean)
         self._changes.append((False, (0.5, norm, length)))
         self._lap("updates")
@@ -300,6 +301,24 @@ class Layer:
     def _lap(self, phase: str) -> None:
         self.clock.lap(phase, self.position)
 
+    def _sum(self, share: Array) -> Array:
+        """Sum over the shards; a phase of its own where there are several."""
+        if self.nodes.size == 1:
+            return share
+        self._lap("updates")
+        total = self.nodes.sum(share)
+        self._lap("reduction")
+        return total
+
+    def _sums(self, *shares: Scalar) -> tuple[Scalar, ...]:
+        """The same of numbers."""
+        if self.nodes.size == 1:
+            return shares
+        self._lap("updates")
+        totals = self.nodes.sums(*shares)
+        self._lap("reduction")
+        return totals
+
     def _send(self, end: CouplingEnd) -> None:
         self._lap("updates")
         end.send()
@@ -333,7 +352,7 @@ class Layer:
         if before is not None:
             k.subtract(before, self.z, 1.0)
             sums.dz = k.squared_norm(before)
-        total = HiddenSums(*self.nodes.sums(*vars(sums).values()))
+        total = HiddenSums(*self._sums(*vars(sums).values()))
         # weight of the q-term in the paper's descent lemma, where it is positive
         dq = max(0.5 * h.rho - 2 * h.nu**2 / h.rho - 0.5 * h.nu, 0.0)
         return Terms(
@@ -352,12 +371,12 @@ class Layer:
         dz = self.passes.output(self.M, self.mean, self.z, self.y, h.nu, h.risk, fresh=fresh)
         if not measure:
             return None
-        risk, residual, dz = self.nodes.sums(risk_sum(self.z, self.y, h.risk), squared_norm(self.M), dz)
+        risk, residual, dz = self._sums(risk_sum(self.z, self.y, h.risk), squared_norm(self.M), dz)
         return Terms(risk=risk, residual=residual, change=self._change() + 0.5 * h.nu * dz)
 
     def _change(self) -> Scalar:
         """Weighted squared changes of p, W and b; formed only when measured, since a GPU would sum them."""
-        own = iter(self.nodes.sums(*(_product(factors) for shared, factors in self._changes if shared)))
+        own = iter(self._sums(*(_product(factors) for shared, factors in self._changes if shared)))
         total = 0.0
         for shared, factors in self._changes:
             total = total + (next(own) if shared else _product(factors))
@@ -404,28 +423,28 @@ class Layer:
 
     def _ridge(self, W_bar: Array | float, penalty: Scalar) -> tuple[Array, Array]:
         """W and b of the regression, from sums over the nodes or, for few of them, the dual system."""
-        k, nodes, p, z = self.passes, self.nodes, self.p, self.z
-        p_mean = nodes.sum(k.column_sums(p)) / self.V
-        z_mean = nodes.sum(k.column_sums(z)) / self.V
-        dual = self.n_in > self.V and nodes.size == 1
+        k, p, z = self.passes, self.p, self.z
+        p_mean = self._sum(k.column_sums(p)) / self.V
+        z_mean = self._sum(k.column_sums(z)) / self.V
+        dual = self.n_in > self.V and self.nodes.size == 1
         gram = None
         if self.below is None:  # X never changes, nor does its Gram matrix
             if self._gram is None:
-                mean = nodes.sum(p.sum(axis=0, dtype=np.float64)) / self.V
-                self._gram = nodes.sum(updates.centred_gram(p, mean, dual))
+                mean = self._sum(p.sum(axis=0, dtype=np.float64)) / self.V
+                self._gram = self._sum(updates.centred_gram(p, mean, dual))
             gram = self._gram
         if dual:
             W = k.dual_ridge(p, z, p_mean, z_mean, W_bar, penalty, gram, self.work)
         else:
-            gram = nodes.sum(k.gram(p, p_mean, self.work)) if gram is None else gram.copy()
-            right = nodes.sum(k.right(p, z, p_mean, z_mean, W_bar, self.work))
+            gram = self._sum(k.gram(p, p_mean, self.work)) if gram is None else gram.copy()
+            right = self._sum(k.right(p, z, p_mean, z_mean, W_bar, self.work))
             W = k.ridge(gram, right, W_bar, penalty)
         return W, updates.ridge_bias(W, p_mean, z_mean)
 
     def _mean_eigenvalue(self) -> Scalar:
         """Trace over order of the centred Gram matrix of p: V times the mean variance of an input."""
-        means = self.nodes.sum(self.passes.column_sums(self.p)) / self.V
-        (norm,) = self.nodes.sums(self.passes.squared_norm(self.p))
+        means = self._sum(self.passes.column_sums(self.p)) / self.V
+        (norm,) = self._sums(self.passes.squared_norm(self.p))
         return (norm - self.V * (means * means).sum()) / self.n_in
 
     def _projected_p(self, G: Array, norm: Scalar, out: Array, key: int) -> None:
@@ -440,17 +459,17 @@ class Layer:
 
         def trial(length: float) -> tuple[float, float]:
             moved = k.projected_change(change, end, G, length)
-            moved, of_image = self.nodes.sums(moved, image_of(change))
+            moved, of_image = self._sums(moved, image_of(change))
             return float(moved), float(of_image)
 
         # the search decides on the host
-        (total,) = self.nodes.sums(norm)
+        (total,) = self._sums(norm)
         norm, length, tau = float(total), 0.0, updates.DOUBLING_START
         if not np.isfinite(norm):
             raise NonFiniteError
         if norm:
             if h.step == "exact":
-                tau = h.rho + h.nu * float(self.nodes.sums(image_of(G))[0]) / norm
+                tau = h.rho + h.nu * float(self._sums(image_of(G))[0]) / norm
             length = updates.projected_length(h.rho, h.nu, tau, trial)
         self._lap("products")
         if length:

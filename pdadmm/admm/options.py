@@ -132,6 +132,15 @@ class Messages:
 
 
 @dataclass
+class Job(Run):
+    """Where and how it runs, the nodes in shards."""
+
+    shards: int = option(
+        1, "shards that the nodes are cut into; the number of ranks is a multiple of it", within=COUNT
+    )
+
+
+@dataclass
 class Config:
     """Everything a run is started with."""
 
@@ -139,7 +148,7 @@ class Config:
     network: Network = field(default_factory=Network)
     training: Training = field(default_factory=Training)
     messages: Messages = field(default_factory=Messages)
-    run: Run = field(default_factory=Run)
+    run: Job = field(default_factory=Job)
     output: Output = field(default_factory=Output)
 
 

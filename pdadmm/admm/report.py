@@ -21,12 +21,14 @@ __all__ = ["describe_run", "final_table", "in_profile", "show", "summarise"]
 
 #: what profile.json says of a run, in its order
 _PROFILE = (
-    "dataset", "nodes_train", "widths", "layers", "hidden", "ranks", "placement", "codec", "bits", "solver",
+    "dataset", "nodes_train", "widths", "layers", "hidden", "ranks", "shards", "placement", "codec", "bits",
+    "solver",
     "step", "backend", "transport", "kernels", "overlap", "threads",
 )  # fmt: skip
 #: what summary.json begins with
 _SUMMARY = (
-    "dataset", "nodes_train", "layers", "hidden", "ranks", "backend", "transport", "kernels", "precision",
+    "dataset", "nodes_train", "layers", "hidden", "ranks", "shards", "backend", "transport", "kernels",
+    "precision",
     "devices", "codec", "bits", "solver", "step", "nu", "rho", "mu", "stages", "seed",
 )  # fmt: skip
 
@@ -52,6 +54,7 @@ def describe_run(trainer: Trainer, sizes: Sizes, threads: int) -> Record:
         "layers": c.network.layers,
         "hidden": c.network.hidden,
         "ranks": trainer.waiter.comm.size,
+        "shards": c.run.shards,
         "placement": [[block.start, block.stop - 1] for block in trainer.blocks],
         "backend": c.run.backend,
         "transport": c.run.transport,
@@ -107,6 +110,11 @@ def final_table(summary: Record, folder: Path) -> None:
         ("codec", f"{summary['codec']}, {summary['bits']} bits"),
         ("bytes an iteration", f"{sent:,} ({sent / plain:.1%} of float32's {plain:,})" if plain else "0"),
         ("bytes saved", f"{1 - sent / plain:.1%}" if plain else "none: a single layer sends nothing"),
+        *(
+            [("sums over shards, bytes an iteration", f"{summary['reduction_bytes_per_iteration']:,}")]
+            if summary["shards"] > 1
+            else []
+        ),
         ("seconds: all", f"{summary['seconds_total']:.2f}"),
         ("iterations", f"{summary['seconds_iterations']:.2f} for {summary['iterations']}"),
         ("evaluation", f"{summary['seconds_evaluation']:.2f}"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from pdadmm.admm.growth import stage_positions
@@ -17,9 +20,11 @@ from pdadmm.runtime.checkpoint import START_AFRESH
 from pdadmm.runtime.index import Sha256, Whole
 
 if TYPE_CHECKING:
-    from pdadmm.runtime.checkpoint import Checkpoint
+    from pdadmm.arrays import Array
+    from pdadmm.comm.grid import Axis
+    from pdadmm.runtime.checkpoint import Checkpoint, Saved
 
-__all__ = ["Going", "State", "check", "expected", "state_of"]
+__all__ = ["OF_NODES", "Going", "RowsOf", "State", "check", "expected", "forms", "pieces", "state_of"]
 
 Positive = Annotated[float, Meta(gt=0, le=1e300)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
@@ -121,10 +126,117 @@ def check(checkpoint: Checkpoint, going: Going) -> None:
     if not state.iteration == checkpoint.iteration == done:
         raise ValueError(f"iteration {state.iteration} is not iteration {done}")
     wanted = expected(going, stages[state.stage])
-    found = {p: {name: saved.form(name) for name in saved} for p, saved in checkpoint.layers.items()}
+    found = {p: forms(saved) for p, saved in checkpoint.layers.items()}
+    in_row_space = "rows/coefficients" in found.get(1, {})
+    if in_row_space and going.config.run.shards > 1:
+        raise InputError(
+            "--resume: the checkpoint keeps layer 1 in the row space of its input, which shards of the nodes "
+            f"cannot; go on with --shards 1, or {START_AFRESH}"
+        )
+    if going.in_row_space and not in_row_space:
+        wanted[1] = {name: form for name, form in wanted[1].items() if not name.startswith("rows/")}
     if found != wanted:
         raise ValueError(f"the arrays are not those of a stage of {stages[state.stage]} layers")
     _check_small(checkpoint, state.stage_iteration)
+
+
+def forms(saved: Saved) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of a layer's arrays, those of shards put together.
+
+    Raises
+    ------
+    ValueError
+        When the pieces of the shards do not follow each other.
+    """
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, cut in _pieces(saved).items():
+        dtype, shape = saved.form(cut[0][1])
+        rows = 0
+        for first, piece in cut:
+            form = saved.form(piece)
+            if first != rows or form[0] != dtype or form[1][1:] != shape[1:] or not form[1]:
+                raise ValueError(f"the shards' pieces of {name} do not follow each other")
+            rows += form[1][0]
+        found[name] = dtype, (rows, *shape[1:])
+    whole = {name: saved.form(name) for name in saved if not _PIECE.fullmatch(name)}
+    if set(whole) & set(found):
+        raise ValueError("an array is there in pieces and whole")
+    return {**found, **whole}
+
+
+#: arrays of a layer that have a row a node, by which shards save and restore them
+OF_NODES = ("z", "M", "below/p", "above/q", "above/p_hat", "above/q_hat", "above/u")
+
+
+def pieces(state: Mapping[str, Array], first: int, nodes: Axis) -> dict[str, Array]:
+    """What a shard saves of a layer: its rows of what has a row a node, and the first shard the rest.
+
+    Counts of bytes are those of all shards together, so that another number of them can go on; collective.
+    """
+    found: dict[str, Array] = {}
+    for name, array in state.items():
+        if name in OF_NODES:
+            found[f"{name}/rows/{first}"] = array
+            continue
+        if name.endswith("/counts"):
+            messages, nbytes = array.tolist()
+            (total,) = nodes.sums(float(nbytes))
+            array = np.array([messages, int(total)], np.int64)
+        if first == 0:
+            found[name] = array
+    return found
+
+
+#: rows of an array from a number on
+_PIECE = re.compile(r"(.+)/rows/([0-9]{1,18})")
+
+
+def _pieces(saved: Saved) -> dict[str, list[tuple[int, str]]]:
+    """By name of the array, first rows and names of its pieces, in order."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name in saved:
+        if match := _PIECE.fullmatch(name):
+            found.setdefault(match[1], []).append((int(match[2]), name))
+    return {name: sorted(cut) for name, cut in found.items()}
+
+
+class RowsOf(Mapping[str, np.ndarray]):
+    """A layer's saved arrays with the nodes `first` to `last` - 1, however many shards saved them.
+
+    Parameters
+    ----------
+    counted
+        Whether this shard goes on counting what all have sent.
+    """
+
+    def __init__(self, saved: Saved, first: int, last: int, counted: bool) -> None:
+        self._saved, self._first, self._last, self._counted = saved, first, last, counted
+        self._cut = _pieces(saved)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        first, last = self._first, self._last
+        if name in self._cut:
+            found = []
+            for start, piece in self._cut[name]:
+                stop = start + self._saved.form(piece)[1][0]
+                if start < last and first < stop:
+                    found.append(self._saved[piece][max(first - start, 0) : last - start])
+            return np.concatenate(found) if found else self._saved[self._cut[name][0][1]][:0]
+        array = self._saved[name]
+        if name in OF_NODES:
+            return array[first:last]
+        if name.endswith("/counts") and not self._counted:
+            return np.array([array[0], 0], array.dtype)
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._cut or name in self._saved
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(forms(self._saved))
+
+    def __len__(self) -> int:
+        return len(forms(self._saved))
 
 
 def expected(going: Going, depth: int) -> dict[int, dict[str, tuple[str, tuple[int, ...]]]]:

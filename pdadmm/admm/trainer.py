@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ from pdadmm.errors import RunError
 from pdadmm.files import Record
 from pdadmm.inputs.scaling import normalise_inputs
 from pdadmm.runtime import checkpoint
-from pdadmm.runtime.checkpoint import Checkpoint
+from pdadmm.runtime.checkpoint import Checkpoint, Saved
 from pdadmm.runtime.control import CONTINUE, STOP, Control
 from pdadmm.runtime.devices import ON_CPUS, Choice, make_backend, make_transport
 from pdadmm.trace.choose import make_clock
@@ -88,7 +88,8 @@ def in_row_space(config: Config, sizes: Sizes) -> bool:
     equal nodes have different labels.
     """
     t = config.training
-    return t.solver == "gradient" and t.mu > 0 and sizes.rows["train"] <= sizes.inputs
+    alone = config.run.shards == 1  # it wants the products of all nodes with each other
+    return alone and t.solver == "gradient" and t.mu > 0 and sizes.rows["train"] <= sizes.inputs
 
 
 def largest_product(config: Config, sizes: Sizes) -> int:
@@ -145,8 +146,13 @@ class Trainer:
             layer_cost(nodes, self.widths[i], self.widths[i + 1], i == 0, self.in_row_space)
             for i in range(self.layers_total)
         ]
-        self.grid = Grid(waiter)
+        self.grid = Grid(waiter, config.run.shards)
         self.blocks = place(costs, self.grid.blocks)
+        #: layers of every rank, those of a block with its first shard
+        self.owned = [
+            self.blocks[rank // self.grid.shards] if rank % self.grid.shards == 0 else range(0)
+            for rank in range(waiter.comm.size)
+        ]
         self.mine = self.blocks[self.grid.block]
         waiter.where.set_layers(self.mine.start, self.mine.stop - 1)
         self.hyper = hyper_of(config.training)
@@ -155,7 +161,8 @@ class Trainer:
         self.transport: Transport | None = None
         self.layers: dict[int, Layer] = {}
         self.splits = self._read(sizes, open_features)
-        self.monitor = Monitor(self.layers_total, {name: self.splits[name].rows for name in SPLITS})
+        self.monitor = Monitor(self.layers_total, dict(sizes.rows))
+        self._rows = dict(sizes.rows)  # of all shards
         self._progress = progress
         self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
         self.clock = make_clock(self.backend, config.output.trace)
@@ -169,13 +176,15 @@ class Trainer:
         self.seconds_evaluation = 0.0
         self.seconds_exposed = 0.0
         self.seconds_checkpoints = 0.0
+        self.reduction_bytes = 0  # in the iterations of the stage
         self._losses: list[float] = []
 
     def _read(self, sizes: Sizes, open_features: Callable[[], Features]) -> dict[str, Split]:
         """Features on the rank of layer 1, labels on the output layer's rank; nothing elsewhere."""
         first, last = 1 in self.mine, self.layers_total in self.mine
+        ours = {name: self._shard_of(rows) for name, rows in sizes.rows.items()}
         if not first and not last:
-            return {name: Split(rows, None, None) for name, rows in sizes.rows.items()}
+            return {name: Split(stop - start, None, None) for name, (start, stop) in ours.items()}
         device = self.backend.asarray
         n = self.config.network
 
@@ -185,12 +194,17 @@ class Trainer:
         with self.waiter.limit(f"reading the features of {self.dataset}"), open_features() as features:
             return {
                 name: Split(
-                    rows,
-                    device(scaled(features.x(name))) if first else None,
-                    device(np.asarray(features.y(name), np.int64)) if last else None,
+                    stop - start,
+                    device(scaled(features.x(name, start, stop))) if first else None,
+                    device(np.asarray(features.y(name, start, stop), np.int64)) if last else None,
                 )
-                for name, rows in sizes.rows.items()
+                for name, (start, stop) in ours.items()
             }
+
+    def _shard_of(self, rows: int) -> tuple[int, int]:
+        """First and past-the-last of so many nodes that are in this rank's shard."""
+        shard, shards = self.grid.shard, self.grid.shards
+        return rows * shard // shards, rows * (shard + 1) // shards
 
     # ---- the run ------------------------------------------------------------------------------------
 
@@ -263,30 +277,37 @@ class Trainer:
             nodes=self.grid.nodes,
         )
         self.stage = stage
-        stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.passes, t.seed)
+        seed = t.seed ^ (self.grid.shard << 24)  # shards round on their own
+        stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.passes, seed)
         if resumed is not None:
             for layer in stage.layers:
                 place = plan.positions.index(layer.position)
                 around = [0, *plan.positions, 0][place : place + 3]
-                layer.restore(saved[layer.position], saved.get(around[0]), saved.get(around[2]))
+                own, below, above = (self._rows_of(saved.get(around[i])) for i in (1, 0, 2))
+                assert own is not None
+                layer.restore(own, below, above)
         self.clock.begin_stage(plan.depth)
+        self.reduction_bytes = 0
         self.control.expect(sum(a.nbytes for layer in stage.layers for a in layer.state().values()))
         if not done:
             self._losses = []
         verdict = CONTINUE
+        self._begun = done
         for i in range(done, t.iterations):
             self.iteration += 1
             self.waiter.where.set_iteration(self.iteration, index + 1)
             measure = (i + 1) % self.config.output.eval_every == 0 or i + 1 == t.iterations
             self.control.before()
-            exposed = self.waiter.seconds
+            exposed = self.waiter.seconds + self.grid.nodes.seconds
+            sent = self.grid.nodes.bytes
             start = time.perf_counter()
             terms = stage.iterate(i, measure)
             seconds = time.perf_counter() - start
             self.seconds_iterations += seconds
             if self.clock.counts(i):
                 self.accounts.iterated(seconds)
-            self.seconds_exposed += self.waiter.seconds - exposed
+            self.seconds_exposed += self.waiter.seconds + self.grid.nodes.seconds - exposed
+            self.reduction_bytes += self.grid.nodes.bytes - sent
             last = i + 1 == t.iterations and index + 1 == len(t.stages)
             if last and 1 in self.layers:  # what is evaluated in the end is what the model holds
                 self.layers[1].write_out()
@@ -345,9 +366,22 @@ class Trainer:
             "fingerprint": self.fingerprint(),
         }
         arrays = {layer.position: layer.state() for layer in stage.layers}
+        if self.grid.shards > 1:
+            from pdadmm.admm.saved import pieces
+
+            first, _ = self._shard_of(self._rows["train"])
+            arrays = {position: pieces(found, first, self.grid.nodes) for position, found in arrays.items()}
         checkpoint.write(self._folder, self.iteration, state, arrays, self.waiter)
         self.control.saved()
         self.seconds_checkpoints += time.perf_counter() - start
+
+    def _rows_of(self, saved: Saved | None) -> Mapping[str, np.ndarray] | None:
+        """A layer's saved arrays as this rank's shard has them."""
+        if saved is None:
+            return None
+        from pdadmm.admm.saved import RowsOf
+
+        return RowsOf(saved, *self._shard_of(self._rows["train"]), self.grid.shard == 0)
 
     def fits(self, saved: Checkpoint) -> None:
         """Refuse a checkpoint of other options or data, or that no run can have saved.
@@ -358,7 +392,7 @@ class Trainer:
         """
         from pdadmm.admm.saved import Going, check  # only a run that goes on needs it
 
-        nodes, fingerprint = self.splits["train"].rows, self.fingerprint()
+        nodes, fingerprint = self._rows["train"], self.fingerprint()
         going = Going(self.config, self.widths, nodes, self.in_row_space, self.content, fingerprint)
         check(saved, going)
 
@@ -367,6 +401,7 @@ class Trainer:
         from pdadmm.admm.saved import state_of
 
         state = state_of(saved)
+        self.in_row_space = self.in_row_space and "rows/coefficients" in saved.layers[1]
         self.hyper.nu, self.hyper.rho = state.nu, state.rho
         self._losses = state.losses
         self.monitor.smallest_change = state.smallest_change
@@ -381,7 +416,7 @@ class Trainer:
     def fingerprint(self) -> Record:
         """What must be the same for a checkpoint to be gone on from."""
         c = self.config
-        rows = {f"nodes_{name}": split.rows for name, split in self.splits.items()}
+        rows = {f"nodes_{name}": rows for name, rows in self._rows.items()}
         data = {"dataset": self.dataset, "widths": self.widths, **rows}
         return {**data, **asdict(c.network), **asdict(c.training), **asdict(c.messages)}
 
@@ -401,6 +436,8 @@ class Trainer:
     def _evaluate(self, stage: Stage, terms: dict[int, Terms], index: int, stage_iteration: int) -> None:
         start = time.perf_counter()
         counts = {name: evaluate(stage, self.splits[name]) for name in SPLITS}
+        if self.grid.shard:  # every shard has the sums over all of them
+            terms, counts = {}, {}
         total = self.waiter.sum(self.monitor.pack(terms, counts))
         record: Record = {
             "iteration": self.iteration,
@@ -416,7 +453,7 @@ class Trainer:
         self.last = {name: record[name] for name in _IN_SUMMARY}
         if self.best is None or record["val_accuracy"] >= self.best["val_accuracy"]:
             self.best = self.last
-        bound = DIVERGED * max(self.splits["train"].rows, 1) * np.log(self.widths[-1] + 1)
+        bound = DIVERGED * max(self._rows["train"], 1) * np.log(self.widths[-1] + 1)
         if not record["objective"] < bound:
             raise RunError(
                 f"the objective is {record['objective']:.3g}, above the bound of {bound:.3g}; the run "
@@ -454,7 +491,8 @@ class Trainer:
         last, best = self.last, self.best
         assert last is not None and best is not None  # the last iteration of a stage is evaluated
         mine = [float(self.message_bytes), float(self.float32_bytes), self.seconds_exposed]
-        sent, plain, exposed = self.waiter.sum(np.array(mine)).tolist()
+        mine.append(float(self.reduction_bytes))
+        sent, plain, exposed, reduced = self.waiter.sum(np.array(mine)).tolist()
         return {
             "train_accuracy": last["train_accuracy"],
             "val_accuracy": last["val_accuracy"],
@@ -465,6 +503,7 @@ class Trainer:
             "primal_residual": last["primal_residual"],
             "bytes_per_iteration": round(sent / t.iterations),
             "float32_bytes_per_iteration": round(plain / t.iterations),
+            "reduction_bytes_per_iteration": round(reduced / max(t.iterations - self._begun, 1)),
             "seconds_iterations": self.seconds_iterations,
             "seconds_evaluation": self.seconds_evaluation,
             "seconds_exposed_communication": exposed / self.waiter.comm.size,

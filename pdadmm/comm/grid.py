@@ -13,6 +13,7 @@ import numpy as np
 
 from pdadmm.arrays import Array, Scalar
 from pdadmm.comm import waiter as waiting
+from pdadmm.comm.reduction import Reduction, tree_sum
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 
@@ -22,13 +23,27 @@ if TYPE_CHECKING:
 __all__ = ["ALONE", "Alone", "Axis", "Grid", "Shards"]
 
 
+#: bytes of an array from which its slices are added up by one shard each
+_LARGE = 1 << 14
+
+
 class Axis(Protocol):
     """The ranks along an axis of the grid; what they do together is collective along it."""
 
     size: int
 
+    @property
+    def bytes(self) -> int:
+        """Sent along the axis by this rank so far."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Waited for the others so far."""
+        ...
+
     def sum(self, value: Array) -> Array:
-        """Sum of an array over the axis, in the order of the ranks, in its dtype."""
+        """Sum of an array over the axis, by a fixed tree, in its dtype."""
         ...
 
     def sums(self, *values: Scalar) -> tuple[Scalar, ...]:
@@ -44,6 +59,8 @@ class Alone:
     """An axis of one rank."""
 
     size = 1
+    bytes = 0
+    seconds = 0.0
 
     def sum(self, value: Array) -> Array:
         return value
@@ -61,25 +78,49 @@ ALONE = Alone()
 class Shards:
     """The shards of a block, each on a rank with arrays on the host.
 
-    Everybody gets everybody's part and adds them up in the order of the shards, so that all have the
-    same bits, and again in the next run.
+    Parts are added by a fixed binary tree over the shards, so that all have the same bits, and again in the
+    next run. Of a large array every shard adds up a slice and gives it to all; of a small one it gets all
+    parts.
 
     Parameters
     ----------
     waiter
         On the communicator of the block's ranks, in the order of their shards.
+
     """
 
     def __init__(self, waiter: Waiter) -> None:
         self._waiter = waiter
         self.size = waiter.comm.size
+        self._bytes = 0
+        self._large: dict[tuple[int, np.dtype], Reduction] = {}
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    @property
+    def seconds(self) -> float:
+        return self._waiter.seconds
 
     def sum(self, value: Array) -> Array:
-        parts = self._gather(np.ascontiguousarray(value))
-        total = parts[0].copy()
-        for part in parts[1:]:
-            total += part
+        value = np.ascontiguousarray(value)
+        if value.nbytes >= _LARGE and value.dtype.kind == "f":
+            return self._sum_of_slices(value)
+        parts = self._gather(value)
+        total: Array = tree_sum((0, self.size), {(i, i + 1): part for i, part in enumerate(parts)})
         return total
+
+    def _sum_of_slices(self, value: Array) -> Array:
+        key = (value.size, value.dtype)
+        reduction = self._large.get(key)
+        if reduction is None:
+            owners = [range(shard, shard + 1) for shard in range(self.size)]
+            reduction = self._large[key] = Reduction(self._waiter, owners, value.size, value.dtype.type)
+        reduction.start({self._waiter.comm.rank: value.reshape(-1)})
+        reduction.combine()
+        self._bytes += reduction.nbytes
+        return reduction.finish().reshape(value.shape).copy()
 
     def sums(self, *values: Scalar) -> tuple[Scalar, ...]:
         return tuple(self.sum(np.array(values, np.float64)).tolist())
@@ -92,6 +133,7 @@ class Shards:
         """Every shard's array, (shards, ...)."""
         mine = value.reshape(-1).view(np.uint8)
         parts = np.empty((self.size, mine.size), np.uint8)
+        self._bytes += mine.size * (self.size - 1)
         for start in range(0, mine.size, waiting.MAX_BYTES):
             piece = mine[start : start + waiting.MAX_BYTES]
             everyones = np.empty((self.size, piece.size), np.uint8)

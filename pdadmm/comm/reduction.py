@@ -19,7 +19,7 @@ from pdadmm.comm.waiter import ALL_RANKS, Waiter
 if TYPE_CHECKING:
     from mpi4py.MPI import Request
 
-__all__ = ["Reduction"]
+__all__ = ["Reduction", "tree_sum"]
 
 Node = tuple[int, int]
 
@@ -41,12 +41,12 @@ def _whole(node: Node, mine: range) -> list[Node]:
     return [*_whole((first, middle), mine), *_whole((middle, last), mine)]
 
 
-def _sum(node: Node, known: Mapping[Node, Array]) -> Array:
+def tree_sum(node: Node, known: Mapping[Node, Array]) -> Array:
     """The sum of a node from those of nodes in or below it."""
     if node in known:
         return known[node]
     middle = _split(node)
-    return _sum((node[0], middle), known) + _sum((middle, node[1]), known)
+    return tree_sum((node[0], middle), known) + tree_sum((middle, node[1]), known)
 
 
 class Reduction:
@@ -114,7 +114,7 @@ class Reduction:
         """
         known: dict[Node, Array] = {(i, i + 1): vectors[i] for i in self._mine}
         rank = self._waiter.comm.rank
-        sums = [_sum(node, known) for node in self._trees[rank]]
+        sums = [tree_sum(node, known) for node in self._trees[rank]]
         if len(self._trees) == 1:
             self._found[:] = sums[0]
         elif self._backend.on_device:
@@ -159,7 +159,7 @@ class Reduction:
             for node in trees:
                 known[node] = self._received[place : place + n]
                 place += n
-        self._part[:] = _sum(self._tree, known)
+        self._part[:] = tree_sum(self._tree, known)
         self._requests = [
             self._waiter.comm.Iallgatherv(self._part, [self._total, self._sizes, self._ends[:-1], None])
         ]

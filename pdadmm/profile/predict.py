@@ -239,6 +239,8 @@ def predict(
         of the profile are no iteration.
     """
     run = profile["run"]
+    if run.get("shards", 1) > 1:
+        raise InputError("a run with --shards above 1 is not predicted from; give the profile of one without")
     if problem := _contradiction(profile):
         raise InputError(f"the profile cannot be predicted from: {problem}; run again")
     layers = _layers(profile)

@@ -124,7 +124,7 @@ def write(
 
 
 class Saved(Mapping[str, np.ndarray]):
-    """A layer's arrays by name, read from the file when asked for.
+    """A layer's arrays by name, read from their files when asked for.
 
     Raises
     ------
@@ -132,19 +132,17 @@ class Saved(Mapping[str, np.ndarray]):
         When what is read holds NaN or Inf, which is never saved.
     """
 
-    def __init__(self, path: Path, places: dict[str, Place]) -> None:
-        self._path, self._places = path, places
+    def __init__(self, places: dict[str, tuple[Path, Place]]) -> None:
+        self._places = places
 
     def __getitem__(self, name: str) -> np.ndarray:
-        place = self._places[name]
+        path, place = self._places[name]
         dtype = np.dtype(place.dtype)
-        with open_regular(self._path) as file:
+        with open_regular(path) as file:
             file.seek(place.offset)
             found = np.fromfile(file, dtype, place.nbytes // dtype.itemsize)
         if dtype.kind == "f" and not np.isfinite(found.sum(dtype=np.float64)):
-            raise RunError(
-                f"{self._path} holds NaN or Inf in {name} of layer {place.position}; {START_AFRESH}"
-            )
+            raise RunError(f"{path} holds NaN or Inf in {name} of layer {place.position}; {START_AFRESH}")
         return found.reshape(place.shape)
 
     def __contains__(self, name: object) -> bool:
@@ -158,7 +156,7 @@ class Saved(Mapping[str, np.ndarray]):
 
     def form(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Type and shape of an array, without reading it."""
-        place = self._places[name]
+        _, place = self._places[name]
         return place.dtype, tuple(place.shape)
 
 
@@ -199,13 +197,11 @@ class Checkpoint:
         self.iteration = index.iteration
         self.state: Record = index.state
         self._files: list[FileEntry] = index.files
-        self.layers: dict[int, Saved] = {}
+        places: dict[int, dict[str, tuple[Path, Place]]] = {}
         for file in index.files:
-            places: dict[int, dict[str, Place]] = {}
             for place in file.arrays:
-                places.setdefault(place.position, {})[place.name] = place
-            for position, names in places.items():
-                self.layers[position] = Saved(path / file.name, names)
+                places.setdefault(place.position, {})[place.name] = path / file.name, place
+        self.layers = {position: Saved(names) for position, names in places.items()}
 
     def verify(self, part: int = 0, parts: int = 1) -> str | None:
         """Check every `parts`-th file, beginning with number `part`; what is wrong, or None."""

@@ -62,17 +62,14 @@ def checked(body: object) -> Index:
     """
     index = msgspec.convert(body, Index)
     seen: set[tuple[int, str]] = set()
-    owner: dict[int, str] = {}
     for file in index.files:
         end = 0
         for place in file.arrays:
             if place.offset != end:
                 raise ValueError(f"an array of {file.name} at {place.offset}, not {end}")
             end += place.nbytes
-            if (place.position, place.name) in seen or owner.setdefault(
-                place.position, file.name
-            ) != file.name:
-                raise ValueError(f"layer {place.position} is there twice")
+            if (place.position, place.name) in seen:
+                raise ValueError(f"{place.name} of layer {place.position} is there twice")
             seen.add((place.position, place.name))
         if end != file.bytes:
             raise ValueError(f"the arrays of {file.name} take {end} bytes, not {file.bytes}")

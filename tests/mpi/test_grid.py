@@ -44,7 +44,7 @@ def test_ranks_are_blocks_times_shards(waiter: Waiter) -> None:
 
 
 @pytest.mark.parametrize("max_bytes", [None, 24])
-def test_sums_are_in_the_order_of_the_shards(
+def test_sums_are_a_binary_tree_over_the_shards(
     max_bytes: int | None, waiter: Waiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if max_bytes:
@@ -54,13 +54,24 @@ def test_sums_are_in_the_order_of_the_shards(
         np.random.default_rng(shard).standard_normal((7, 3)).astype(np.float32) * np.float32(10.0**shard)
         for shard in range(grid.shards)
     ]
-    wanted = parts[0].copy()
-    for part in parts[1:]:
-        wanted += part
+
+    def tree(leaves: list[Any]) -> Any:
+        """The left half of n leaves is the largest power of two below n."""
+        if len(leaves) == 1:
+            return leaves[0]
+        middle = 1 << (len(leaves) - 1).bit_length() - 1
+        return tree(leaves[:middle]) + tree(leaves[middle:])
+
     found = grid.nodes.sum(parts[grid.shard])
-    assert found.dtype == np.float32 and found.tobytes() == wanted.tobytes()
+    assert found.dtype == np.float32 and found.tobytes() == tree(parts).tobytes()
+    before = grid.nodes.bytes
+    large = [np.resize(part, (70, 90)) for part in parts]  # whose slices are added up by one shard each
+    for _ in range(2):
+        found = grid.nodes.sum(large[grid.shard])
+        assert found.tobytes() == tree(large).tobytes()
+    assert 0 < grid.nodes.bytes - before <= 2 * 2 * found.nbytes
     numbers = grid.nodes.sums(0.1 * (grid.shard + 1), 2.0)
-    assert numbers == (float(np.add.reduce([0.1 * (s + 1) for s in range(grid.shards)])), 2.0 * grid.shards)
+    assert numbers == (tree([0.1 * (s + 1) for s in range(grid.shards)]), 2.0 * grid.shards)
     assert grid.nodes.span(-float(grid.shard), 1.0 + grid.shard) == (1.0 - grid.shards, float(grid.shards))
     assert grid.nodes.sum(np.empty(0)).shape == (0,)
     grid.close()

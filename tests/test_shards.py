@@ -1,0 +1,137 @@
+"""Nodes in shards: any blocks give the same bits, other shards the same network up to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import Finished, records_of, succeed, summary_of, weights_of, without_times, words
+
+from pdadmm.profile.load import load
+
+SHAPE = "--layers 4 --hidden 24 --stages 2,4 --iterations 9 --eval-every 3 --refresh 4 --quiet"
+WAYS = {
+    "delta": "--codec delta --bits 4 --mu 0",
+    "affine": "--codec affine --bits 8",
+    "grid": "--codec grid --bits 8 --step doubling --kernels reference",
+    "exact": "--codec float32 --solver exact --damping 0.1 --momentum 0.5",
+    "linear": "--codec delta --bits 8 --z-centre linear --activation tanh --risk least_squares",
+}
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def run(small: Path, tmp_path: Path, mpirun: Callable[..., Finished]) -> Run:
+    """``run(ranks, shards, options, name)``: the folder of a run that ended well."""
+
+    def start(ranks: int, shards: int, options: str, name: str = "") -> Path:
+        out = tmp_path / (name or f"{ranks}-{shards}")
+        arguments = [*words(f"{SHAPE} --shards {shards} {options}"), "--out", out]
+        succeed(mpirun(ranks, "-m", "pdadmm.run", small, *arguments, timeout=120))
+        return out
+
+    return start
+
+
+def same(a: Path, b: Path) -> bool:
+    records = [[without_times(record) for record in records_of(folder)] for folder in (a, b)]
+    pairs = zip(*(weights_of(folder / "model.h5") for folder in (a, b)), strict=True)
+    return records[0] == records[1] and all(
+        np.array_equal(x[0], y[0]) and np.array_equal(x[1], y[1]) for x, y in pairs
+    )
+
+
+def alike(a: Path, b: Path, rel: float) -> None:
+    """Whether two runs are the same up to rounding."""
+    for one, other in zip(records_of(a), records_of(b), strict=True):
+        for name in ("objective", "lagrangian", "train_loss", "val_loss"):
+            assert other[name] == pytest.approx(one[name], rel=rel), (one["iteration"], name)
+        for name in ("train_accuracy", "val_accuracy", "test_accuracy"):
+            assert other[name] == pytest.approx(one[name], abs=0.05), (one["iteration"], name)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_shards_and_blocks(name: str, run: Run) -> None:
+    whole = run(1, 1, WAYS[name])
+    two, four = run(2, 2, WAYS[name]), run(4, 2, WAYS[name])
+    assert same(two, four), "blocks of layers change nothing"
+    # rounding draws other numbers in other shards, and grids round what is on the edge otherwise
+    rel = 0.05 if name in ("affine", "grid") else 5e-3
+    alike(whole, two, rel)
+    if name == "delta":
+        alike(whole, run(3, 3, WAYS[name]), rel)
+    summaries = [summary_of(folder) for folder in (whole, two, four)]
+    assert [s["shards"] for s in summaries] == [1, 2, 2]
+    assert summaries[0]["reduction_bytes_per_iteration"] == 0
+    assert 0 < summaries[1]["reduction_bytes_per_iteration"] == summaries[2]["reduction_bytes_per_iteration"]
+    # a message is cut into one a shard, whose heads may round up
+    assert summaries[1]["float32_bytes_per_iteration"] == summaries[0]["float32_bytes_per_iteration"]
+    assert summaries[1]["bytes_per_iteration"] == pytest.approx(summaries[0]["bytes_per_iteration"], rel=0.02)
+
+
+def test_sums_over_the_shards_are_a_phase(run: Run) -> None:
+    profile = load(run(4, 2, "--codec delta --bits 4 --iterations 16"))
+    for rank in profile["ranks"]:
+        stage = rank["stages"][-1]
+        phases = sum(sum(row.values()) for row in stage["phases"].values())
+        assert phases == pytest.approx(stage["wall_seconds"], rel=0.03)
+        assert all(row["reduction"] > 0 for row in stage["phases"].values())
+
+
+@pytest.mark.parametrize("options", ["--codec delta --bits 4 --mu 0", "--codec float32 --solver exact"])
+def test_checkpoints_go_on_with_other_shards(
+    options: str, run: Run, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    saving = f"{options} --checkpoint-every 11"
+    straight = run(4, 2, options, "straight")
+    others = ((3, 1), (3, 3)) if "delta" in options else ((4, 4),)
+    for ranks, shards in ((2, 2), *others):
+        name = f"from-{ranks}-{shards}"
+        out = run(4, 2, saving, name)
+        again = [small, *words(f"{SHAPE} {saving} --shards {shards} --resume"), "--out", out]
+        succeed(mpirun(ranks, "-m", "pdadmm.run", *again, timeout=120))
+        if shards == 2:
+            assert same(straight, out)
+        else:
+            alike(straight, out, 5e-3)
+            assert summary_of(out)["bytes_per_iteration"] == pytest.approx(
+                summary_of(straight)["bytes_per_iteration"], rel=0.05
+            )
+    one = run(1, 1, saving, "from-one")
+    again = [small, *words(f"{SHAPE} {saving} --shards 2 --resume"), "--out", one]
+    succeed(mpirun(2, "-m", "pdadmm.run", *again, timeout=120))
+    alike(straight, one, 5e-3)
+
+
+def test_a_checkpoint_in_the_row_space_is_not_for_shards(
+    run: Run, small: Path, mpirun: Callable[..., Finished]
+) -> None:
+    saving = "--codec delta --bits 4 --mu 0.01 --checkpoint-every 11"
+    out = run(1, 1, saving)
+    again = [small, *words(f"{SHAPE} {saving} --shards 2 --resume"), "--out", out]
+    finished = mpirun(2, "-m", "pdadmm.run", *again)
+    assert finished.code == 2 and finished.err.count("\n") == 1 and "--shards 1" in finished.err
+    back = run(2, 2, saving, "shards")  # weights as they are can be gone on with anywhere
+    again = [small, *words(f"{SHAPE} {saving} --shards 1 --resume"), "--out", back]
+    succeed(mpirun(1, "-m", "pdadmm.run", *again, timeout=120))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options", "said"),
+    [
+        (3, "--shards 2", "--shards 2 does not divide the 3 ranks"),
+        (4, "--shards 2 --layers 1", "1 layers cannot occupy 2 blocks of ranks; start at most 2 ranks"),
+        (2, "--shards 2 --backend cupy", "--backend numpy"),
+        (2, "--shards 2 --transport nccl", "--backend numpy"),
+        (2, "--shards 2 --measure-links", "--measure-links"),
+        (1, "--shards 0", "--shards"),
+    ],
+)
+def test_what_shards_cannot_do_is_refused_in_one_line(
+    ranks: int, options: str, said: str, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    finished = mpirun(ranks, "-m", "pdadmm.run", small, *words(options), "--out", tmp_path / "run")
+    assert finished.code == 2 and finished.err.count("\n") == 1 and said in finished.err
+    assert not (tmp_path / "run").exists()
