@@ -415,39 +415,20 @@ def launches(quick: bool) -> list[Report]:
     import cupy
     import numpy as np
 
-    from pdadmm.admm.activations import ReLU
-    from pdadmm.admm.growth import random_layer
-    from pdadmm.admm.layer import Hyper
-    from pdadmm.admm.passes import make_passes
-    from pdadmm.admm.stage import Plan, Stage
     from pdadmm.arrays.cupy_backend import CupyBackend
-    from pdadmm.codec import DeltaCodec
-    from pdadmm.comm.mpi import MPITransport
+    from pdadmm.bench.iteration import Variant, make_stage
     from pdadmm.trace.choose import make_clock
 
     sizes = [(140, 100, 1), (140, 100, 10), (2000, 128, 10), (20_000, 500, 10), (100_000, 512, 6)]
     first, count = 25, 35  # none of them is measured in detail
-    hyper = Hyper(0.01, 0.1, 0.01, "gradient", "exact", 10**9, "cross_entropy")
-    nobody: Any = None
+    variant = Variant("fused", "delta", 4, "gradient")
     found = []
     for nodes, hidden, layers in sizes[: 3 if quick else None]:
         for as_graph in (True, False):
-            backend, passes, widths = (
-                CupyBackend(0),
-                make_passes("fused", 1, "cupy"),
-                [hidden] * layers + [10],
-            )
-            network = [
-                random_layer(i, widths[i - 1], widths[i], ReLU() if i < layers else None, 0).to(backend)
-                for i in range(1, layers + 1)
-            ]
-            plan, clock = Plan(layers, layers, [range(1, layers + 1)], 0), make_clock(backend, traced=False)
-            stage = Stage(plan, network, nobody, clock, transport=MPITransport(nobody), backend=backend)
-            rng = np.random.default_rng(0)
-            X = backend.asarray(rng.standard_normal((nodes, hidden), dtype=np.float32))
-            y = backend.asarray(rng.integers(0, 10, nodes))
-            stage.start(X, y, nodes, lambda _: DeltaCodec(4), hyper, passes, 0)
-            kernels: Any = passes
+            backend, rng = CupyBackend(0), np.random.default_rng(0)
+            clock = make_clock(backend, traced=False)
+            stage = make_stage(variant, nodes, hidden, layers, 1, hidden, rng, backend, clock)
+            kernels: Any = stage.layers[0].passes
             if not as_graph:
                 stage._replay = None
             for i in range(first):
@@ -468,7 +449,7 @@ def launches(quick: bool) -> list[Report]:
                     "single_launches_per_layer": (kernels.calls - calls) / count / layers,
                 }
             )  # fmt: skip
-            del stage, network
+            del stage
             cupy.get_default_memory_pool().free_all_blocks()
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -104,3 +105,13 @@ def test_runs_on_any_number_of_threads(
         pairs = zip(weights_of(first / "model.h5"), weights_of(tmp_path / other / "model.h5"), strict=True)
         for a, b in pairs:
             assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
+
+
+def test_more_threads_than_cores_are_warned_of(
+    small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    many = str(4 * (os.cpu_count() or 1))
+    options = words(f"--layers 2 --hidden 8 --iterations 3 --quiet --threads {many}")
+    finished = succeed(mpirun(2, "-m", "pdadmm.run", small, *options, "--out", tmp_path / "run"))
+    assert finished.err.count("\n") == 1
+    assert f"--threads {many} on each of 2 ranks is more than" in finished.err

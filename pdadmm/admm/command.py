@@ -28,7 +28,7 @@ from pdadmm.runtime.folder import RunFolder, begin_files, run_folder
 from pdadmm.runtime.launch import agree
 from pdadmm.runtime.metrics import Metrics
 from pdadmm.runtime.progress import Progress
-from pdadmm.runtime.threads import set_threads
+from pdadmm.runtime.threads import set_threads, too_many
 from pdadmm.trace.collect import write_profile
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(run_folder(waiter, config.output, sizes.dataset, _warn))
         threads = set_threads(config.run, waiter.comm, largest_product(config, sizes))
+        crowded = too_many(config.run, waiter.comm)
+        if crowded and waiter.comm.rank == 0:
+            _warn(crowded)
         features = partial(open_features, config.features)
         control = _control(config, waiter, started)
         progress = _progress(config, waiter)

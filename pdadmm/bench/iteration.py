@@ -172,6 +172,7 @@ def make_stage(
     inputs: int,
     rng: np.random.Generator,
     backend: Backend = NUMPY,
+    clock: Clock | None = None,
 ) -> Stage:
     """A stage of random data on one rank, started."""
     widths = [inputs, *[hidden] * (layers - 1), CLASSES]
@@ -181,7 +182,7 @@ def make_stage(
     ]
     plan = Plan(layers, layers, [range(1, layers + 1)], 0)
     no_waiter: Any = None  # one rank has nobody to wait for
-    stage = Stage(plan, network, no_waiter, Clock(), backend=backend)
+    stage = Stage(plan, network, no_waiter, clock or Clock(), backend=backend)
     X = backend.asarray(rng.standard_normal((nodes, inputs), dtype=np.float32))
     y = backend.asarray(rng.integers(0, CLASSES, nodes))
     hyper = Hyper(0.01, 0.1, 0.01, variant.solver, "exact", 10**9, "cross_entropy")

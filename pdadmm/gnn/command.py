@@ -24,7 +24,7 @@ from pdadmm.runtime.folder import RunFolder, begin_files, run_folder
 from pdadmm.runtime.launch import agree
 from pdadmm.runtime.metrics import Metrics
 from pdadmm.runtime.progress import Progress
-from pdadmm.runtime.threads import set_threads
+from pdadmm.runtime.threads import set_threads, too_many
 from pdadmm.trace.collect import write_profile
 
 __all__ = ["open_graph", "train"]
@@ -46,6 +46,9 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     choice = _choose(config, waiter)
     with run_folder(waiter, config.output, facts.dataset, _warn) as folder:
         threads = set_threads(config.run, waiter.comm)
+        crowded = too_many(config.run, waiter.comm)
+        if crowded and waiter.comm.rank == 0:
+            _warn(crowded)
         metrics = Metrics(folder.path / "metrics.jsonl")
         progress = _progress(config, waiter)
         record = partial(_record, metrics, progress, config, waiter)

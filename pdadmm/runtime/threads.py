@@ -14,10 +14,19 @@ from pdadmm.runtime.sections import MOST_THREADS, Run
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-__all__ = ["set_threads"]
+__all__ = ["set_threads", "too_many"]
 
 #: multiply-adds of a product below which a further thread costs more than it does: some 0.2 ms
 WORK_OF_A_THREAD = 1 << 23
+
+
+def too_many(run: Run, comm: Intracomm) -> str | None:
+    """What is to be said where --threads asks for more than there are cores for; collective."""
+    cores, ranks = usable_cores(), ranks_on_node(comm)
+    if run.threads * ranks <= cores:
+        return None
+    wanted = f"--threads {run.threads}" + (f" on each of {ranks} ranks" if ranks > 1 else "")
+    return f"{wanted} is more than the {cores} cores that there are; it will be slower than with fewer"
 
 
 def set_threads(run: Run, comm: Intracomm, product: float = math.inf) -> int:
