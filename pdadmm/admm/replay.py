@@ -19,8 +19,9 @@ from pdadmm.comm.channel import Incoming, Outgoing
 
 __all__ = ["Replay"]
 
-#: iterations that differ in what is computed: whether they are measured, and whether the residual is fresh
-Kind = tuple[bool, bool]
+#: iterations that differ in what kernels are told: whether they are measured, whether the residual is made
+#: anew, and the penalties, which a schedule may change
+Kind = tuple[bool, bool, float, float]
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class Replay:
 
     def iterate(self, iteration: int, measure: bool) -> dict[int, Terms]:
         """What `work` does, by a graph from the second iteration of a kind on."""
-        refresh = self._layers[0].hyper.refresh
-        kind = measure, bool(iteration and iteration % refresh == 0)
+        h = self._layers[0].hyper
+        kind = measure, bool(iteration and iteration % h.refresh == 0), h.nu, h.rho
         if kind not in self._met:  # what is made at its first use is made now
             self._met.add(kind)
             return self._work(iteration, measure)
