@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,6 +67,15 @@ def test_an_error_in_a_thread_comes_out() -> None:
     with pytest.raises(ValueError, match="mismatch"):
         products.rows(np.zeros((5000, 80), np.float32), np.zeros((70, 90), np.float32), np.empty((5000, 90)))
     assert products.matmul(np.ones((2, 2)), np.ones((2, 2)))[0, 0] == 2
+
+
+def test_threads_do_not_warn_of_overflow() -> None:
+    """Which ends a run in words, and not in warnings."""
+    products, huge = Products(4), np.full((6000, 90), 1e30, np.float32)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("error")
+        for _ in range(5):
+            assert np.isinf(products.matmul(huge, huge[:90])).all()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -35,7 +36,9 @@ class Products:
 
     def __init__(self, threads: int = 1) -> None:
         self._helpers = max(threads, 1) - 1
-        self._pool = ThreadPoolExecutor(self._helpers) if self._helpers else None
+        # what a thread is to say of overflow is its own; who asks for the product has been told
+        quiet = partial(np.seterr, all="ignore")
+        self._pool = ThreadPoolExecutor(self._helpers, initializer=quiet) if self._helpers else None
         self._room: dict[tuple[tuple[int, int], np.dtype], np.ndarray] = {}
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
