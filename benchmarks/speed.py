@@ -46,6 +46,7 @@ from networks import write_random_features
 from threadpoolctl import threadpool_limits
 from tune import Cached
 
+from pdadmm.arrays.products import Products
 from pdadmm.bench.iteration import Variant, make_stage, measure
 from pdadmm.errors import InputError
 from pdadmm.files import write_json
@@ -151,11 +152,11 @@ def iteration(o: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(o.threads)
     rng = np.random.default_rng(0)
     stage = make_stage(DELTA4, o.nodes, o.hidden, o.layers, o.threads, o.hidden, rng)
-    count = itertools.count()
+    count, products = itertools.count(), Products(o.threads)
     a, b = torch.randn(o.nodes, o.hidden), torch.randn(o.hidden, o.hidden)
     x, w, out = a.numpy(), b.numpy(), np.empty((o.nodes, o.hidden), np.float32)
     calls: dict[str, Callable[[], Any]] = {
-        "numpy_product": lambda: np.matmul(x, w, out=out),
+        "numpy_product": lambda: products.matmul(x, w, out),
         "torch_product": lambda: torch.matmul(a, b),
         "pdadmm": lambda: stage.iterate(next(count), False),
         "adam": adam_epoch(o.nodes, o.hidden, o.layers),
@@ -349,7 +350,7 @@ def main() -> int:
     if o.part != "table":
         for name, value in zip(("nodes", "hidden", "layers"), SIZES[o.part], strict=True):
             setattr(o, name, getattr(o, name) or value)
-        with threadpool_limits(o.threads):
+        with threadpool_limits(1, "blas"):  # products in tiles have threads of their own, and so has torch
             found[o.part] = PARTS[o.part](o)
         found[o.part]["measured"] = f"{date.today()}, {platform.machine()}, NumPy {np.__version__}"
         o.out.parent.mkdir(parents=True, exist_ok=True)

@@ -57,11 +57,11 @@ class Cached:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def x(self, split: str) -> np.ndarray:
-        return self._x[split]
+    def x(self, split: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self._x[split][start:stop]
 
-    def y(self, split: str) -> np.ndarray:
-        return self._y[split]
+    def y(self, split: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self._y[split][start:stop]
 
 
 def train(features: Cached, options: dict[str, str], fixed: list[str], seed: int) -> dict[str, Any]:
@@ -74,13 +74,14 @@ def train(features: Cached, options: dict[str, str], fixed: list[str], seed: int
         arguments += ["--eval-every", "1000000"]
     config = configuration.parse(_resolve_multiples(arguments), command.preset)
     command.resolve(config, 1)
-    set_threads(config.run, MPI.COMM_SELF, largest_product(config, features.sizes))
+    threads = set_threads(config.run, MPI.COMM_SELF, largest_product(config, features.sizes))
     started = time.perf_counter()
     record: dict[str, Any] = {"seed": seed, "options": options, "fixed": fixed, "file": features.path}
     records: list[dict[str, Any]] = []
     waiter = Waiter(MPI.COMM_SELF)
     try:
-        Trainer(config, features.sizes, lambda: features, waiter, progress=records.append).run()  # type: ignore[arg-type,return-value]
+        lend: Any = lambda: features  # noqa: E731  (which has what Trainer asks of features)
+        Trainer(config, features.sizes, lend, waiter, progress=records.append, threads=threads).run()
     except RunError as error:
         record.update(dict.fromkeys(FIGURES, 0.0), val_loss=math.inf, failed=str(error))
     else:

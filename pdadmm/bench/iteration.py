@@ -31,7 +31,7 @@ from pdadmm.admm.growth import random_layer
 from pdadmm.admm.layer import Hyper
 from pdadmm.admm.passes import make_passes
 from pdadmm.admm.stage import MakeCodec, Plan, Stage
-from pdadmm.arrays.backend import NUMPY, Backend, NumpyBackend
+from pdadmm.arrays.backend import Backend, NumpyBackend
 from pdadmm.arrays.cupy_backend import CupyBackend
 from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
@@ -79,9 +79,9 @@ def measure(
     threads: int,
     iterations: int,
     inputs: int = 0,
-    backend: Backend = NUMPY,
+    backend: Backend | None = None,
 ) -> Record:
-    """Time one variant.
+    """Time one variant; BLAS must have been limited to one thread.
 
     On a GPU the parts of the inner layers are waited for, which a run does not do.
 
@@ -89,6 +89,8 @@ def measure(
     ----------
     inputs
         Columns of X; 0 for `hidden`.
+    backend
+        NumPy with that many threads where none is given.
 
     Returns
     -------
@@ -96,6 +98,7 @@ def measure(
         An entry of the JSON file's ``results``; seconds and bytes.
     """
     rng = np.random.default_rng(0)
+    backend = backend or NumpyBackend(threads)
     stage = make_stage(variant, nodes, hidden, layers, threads, inputs or hidden, rng, backend)
     a, b = (
         backend.asarray(rng.standard_normal((rows, hidden), dtype=np.float32)) for rows in (nodes, hidden)
@@ -171,10 +174,11 @@ def make_stage(
     threads: int,
     inputs: int,
     rng: np.random.Generator,
-    backend: Backend = NUMPY,
+    backend: Backend | None = None,
     clock: Clock | None = None,
 ) -> Stage:
-    """A stage of random data on one rank, started."""
+    """A stage of random data on one rank, started; without a backend NumPy with that many threads."""
+    backend = backend or NumpyBackend(threads)
     widths = [inputs, *[hidden] * (layers - 1), CLASSES]
     network = [
         random_layer(i, widths[i - 1], widths[i], ReLU() if i < layers else None, seed=0).to(backend)
