@@ -20,7 +20,7 @@ class Split:
     Attributes
     ----------
     rows
-        Number of nodes.
+        Number of nodes, of this rank's shard.
     x
         (rows, n_0) features on the rank of layer 1, else None.
     y
@@ -41,7 +41,7 @@ class Split:
 
 
 def evaluate(stage: Stage, split: Split) -> tuple[float, float]:
-    """Number of correctly classified nodes and the summed risk.
+    """Number of correctly classified nodes and the summed risk, over all shards.
 
     Returns
     -------

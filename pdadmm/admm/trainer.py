@@ -119,7 +119,7 @@ class Trainer:
     choice
         Arrays and way of the messages.
     threads
-        Of this rank's compiled kernels.
+        Of this rank's products and compiled kernels.
     """
 
     def __init__(

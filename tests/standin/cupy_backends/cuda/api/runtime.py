@@ -1,1 +1,0 @@
-CUDA_R_32F, CUDA_R_16BF = 0, 14
