@@ -1,7 +1,7 @@
 // The host library's C interface: choice of the instruction set, threads, and the passes.
 //
-// Rows are split into chunks that depend on the array's shape alone, and the chunks' sums are added
-// in their order, so that results do not depend on the number of threads.
+// Rows are split into chunks that depend on the array's shape and its groups alone, and the chunks' sums are
+// added at fixed places, so that results do not depend on the number of threads.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -65,41 +65,89 @@ const GraphPasses *graph() { return &selected_build()->graph; }
 
 std::atomic<int64_t> calls{0};
 
-const int64_t MOST_CHUNKS = 64;
+const int64_t MOST_CHUNKS = 64;       // where rows are in no groups
+const int64_t CHUNKS_OF_GROUP = 8;    // at most; whatever the groups of these rows, since others may have the rest
 const int64_t CHUNK_ENTRIES = 16384;  // a smaller chunk is done before another thread has woken
 
-// Run a pass over all rows and add up its sums, chunk by chunk in order; `columns` takes `sums` a column.
+template <class Arguments>
+auto groups_of(const Arguments &a, int) -> decltype(a.groups) {
+  return a.groups;
+}
+template <class Arguments>
+int64_t groups_of(const Arguments &, long) {
+  return 0;
+}
+
+// The first row of a group: rows are halved, and the halves.
+int64_t first_of_group(int64_t rows, int64_t groups, int64_t group) {
+  int64_t first = 0;
+  if (group == groups) return rows;
+  for (int64_t step = groups / 2; step; step /= 2) {
+    const int64_t half = rows / 2;
+    if (group & step) {
+      first += half;
+      rows -= half;
+    } else {
+      rows = half;
+    }
+  }
+  return first;
+}
+
+void add(Partial &total, const Partial &part) {
+  for (int k = 0; k < 6; ++k) total.sum[k] += part.sum[k];
+  total.bad |= part.bad;
+  total.largest = std::max(total.largest, part.largest);
+}
+
+// Run a pass over all rows. Its sums are added up within a group chunk by chunk in their order, and over the
+// groups by a binary tree; `columns` takes `sums` a column.
 template <class Arguments>
 Partial run(RowPass<Arguments> pass, const Arguments &a, double *columns = nullptr, int64_t sums = 1) {
   calls.fetch_add(1, std::memory_order_relaxed);
   const int64_t rows = a.shape.rows, cols = a.shape.cols > 0 ? a.shape.cols : 1;
-  int64_t size = (CHUNK_ENTRIES + cols - 1) / cols;
-  if (size * MOST_CHUNKS < rows) size = (rows + MOST_CHUNKS - 1) / MOST_CHUNKS;
-  const int64_t chunks = (rows + size - 1) / size;
+  const int64_t given = groups_of(a, 0), groups = given > 1 ? given : 1;
+  const int64_t most = given ? CHUNKS_OF_GROUP : MOST_CHUNKS;
+  int64_t begin[MOST_CHUNKS + 1], first_chunk[MOST_GROUPS + 1], chunks = 0;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t first = first_of_group(rows, groups, group), last = first_of_group(rows, groups, group + 1);
+    int64_t size = (CHUNK_ENTRIES + cols - 1) / cols;
+    if (size * most < last - first) size = (last - first + most - 1) / most;
+    first_chunk[group] = chunks;
+    for (int64_t row = first; row < last; row += size) begin[chunks++] = row;
+  }
+  first_chunk[groups] = chunks;
+  begin[chunks] = rows;
   const int64_t width = sums * cols;
   static thread_local std::vector<double> room;
-  if (columns && (int64_t)room.size() < chunks * width) room.resize((size_t)(chunks * width));
+  if (columns && (int64_t)room.size() < (chunks + groups) * width) room.resize((size_t)((chunks + groups) * width));
   double *own = room.data();
   Partial partial[MOST_CHUNKS] = {};
   auto chunk = [&](int64_t i) {
-    const int64_t first = i * size, last = first + size < rows ? first + size : rows;
-    pass(a, first, last, partial[i], columns ? own + i * width : nullptr);
+    pass(a, begin[i], begin[i + 1], partial[i], columns ? own + i * width : nullptr);
   };
-  if (chunks <= 1) {
-    if (chunks == 1) chunk(0);
-  } else {
+  if (chunks > 1 && rows * cols > CHUNK_ENTRIES)
     ThreadPool::instance().run(chunks, chunk);
-  }
-  Partial total = {};
-  if (columns) std::fill(columns, columns + width, 0.0);
-  for (int64_t i = 0; i < chunks; ++i) {
-    for (int k = 0; k < 6; ++k) total.sum[k] += partial[i].sum[k];
-    total.bad |= partial[i].bad;
-    total.largest = std::max(total.largest, partial[i].largest);
-    if (columns)
-      for (int64_t j = 0; j < width; ++j) columns[j] += own[i * width + j];
-  }
-  return total;
+  else
+    for (int64_t i = 0; i < chunks; ++i) chunk(i);
+  Partial of_group[MOST_GROUPS] = {};
+  double *columns_of_group = own + chunks * width;
+  if (columns) std::fill(columns_of_group, columns_of_group + groups * width, 0.0);
+  for (int64_t group = 0; group < groups; ++group)
+    for (int64_t i = first_chunk[group]; i < first_chunk[group + 1]; ++i) {
+      add(of_group[group], partial[i]);
+      if (columns)
+        for (int64_t j = 0; j < width; ++j) columns_of_group[group * width + j] += own[i * width + j];
+    }
+  for (int64_t apart = 1; apart < groups; apart *= 2)
+    for (int64_t group = 0; group < groups; group += 2 * apart) {
+      add(of_group[group], of_group[group + apart]);
+      double *left = columns_of_group + group * width;
+      if (columns)
+        for (int64_t j = 0; j < width; ++j) left[j] += left[apart * width + j];
+    }
+  if (columns) std::copy(columns_of_group, columns_of_group + width, columns);
+  return of_group[0];
 }
 
 // Multiplications of a chunk of a sparse product, and how many entries a row counts for besides its own
@@ -125,7 +173,7 @@ int64_t first_row(const Aggregate &a, int64_t chunk, int64_t chunks) {
 
 #define PDADMM_API extern "C" __attribute__((visibility("default")))
 
-PDADMM_API int pdadmm_abi() { return 4; }
+PDADMM_API int pdadmm_abi() { return 5; }
 PDADMM_API const char *pdadmm_isa() { return selected()->name; }
 // Returns 0 where the machine or the build lacks the instruction set.
 PDADMM_API int pdadmm_select_isa(const char *name) {

@@ -15,9 +15,14 @@ struct Shape {
   int64_t rows, cols;
 };
 
+// `groups` of the arguments that have it: groups of the rows (pdadmm/arrays/groups.py), by which their sums are
+// formed, a power of two of at most MOST_GROUPS; 0: none.
+const int64_t MOST_GROUPS = 8;
+
 struct SquaredNorm {
   Shape shape;
   const float *x;
+  int64_t groups;
 };
 
 struct WeightGradient {
@@ -40,12 +45,14 @@ struct SubtractMean {
   const float *K;
   double length;
   double *sums;  // (cols)
+  int64_t groups;
 };
 
 struct ColumnSums {
   Shape shape;
   const float *x;
   double *sums;  // (cols)
+  int64_t groups;
 };
 
 struct Residual {
@@ -62,6 +69,7 @@ struct PGradient {
   const uint8_t *message;  // may be null
   double nu, rho;
   Coding coding;
+  int64_t groups;
 };
 
 struct PStep {
@@ -81,6 +89,7 @@ struct ProjectedChange {
   const float *p, *G;
   double length;
   Coding coding;
+  int64_t groups;
 };
 
 struct Hidden {
@@ -94,6 +103,7 @@ struct Hidden {
   int64_t key, measure, fresh;
   double *sums;  // residual, relaxation, primal, dual, dz, dq
   Coding coding;
+  int64_t groups;
 };
 
 struct Output {
@@ -104,6 +114,7 @@ struct Output {
   const int64_t *y;
   double nu;
   int64_t cross_entropy, fresh;
+  int64_t groups;
 };
 
 struct Encode {

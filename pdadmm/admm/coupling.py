@@ -10,6 +10,7 @@ import numpy as np
 
 from pdadmm.arrays import Array, copy_into
 from pdadmm.codec import Codec, make_codec
+from pdadmm.codec.packing import key_from
 from pdadmm.comm.channel import Channel, Incoming, Outgoing
 from pdadmm.trace.clock import Clock
 
@@ -74,6 +75,8 @@ class CouplingEnd:
         Of the run, for stochastic rounding.
     clock
         Told of every message.
+    first
+        The first of these nodes among those of all shards.
 
     Attributes
     ----------
@@ -98,6 +101,7 @@ class CouplingEnd:
         is_above: bool,
         seed: int,
         clock: Clock,
+        first: int = 0,
     ) -> None:
         self.index = index
         self.codec = codec
@@ -109,6 +113,7 @@ class CouplingEnd:
         self.other_hat = start.copy()
         self.u = np.zeros_like(start)
         self._seed = seed
+        self._before = first * start.shape[1]  # entries of those of other shards
         self._clock = clock
 
     @property
@@ -181,7 +186,7 @@ class CouplingEnd:
         end.wait_free()
         number = end.messages + 1
         key = (self._seed * 0x85EBCA6B) ^ (self.index * 2 + self.is_above) * 0xC2B2AE35 ^ number * 0x27D4EB2F
-        return end.buffer, key & 0xFFFFFFFF
+        return end.buffer, key_from(key, self._before)
 
     def send(self) -> None:
         """Send what was encoded into the buffer of :meth:`outgoing`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pdadmm.admm.stage import Stage
 from pdadmm.admm.weights import Inputs, Weights
 from pdadmm.arrays import Array, Scalar
+from pdadmm.arrays.groups import rows_of_groups, tree
 
 __all__ = ["SPLITS", "Split", "evaluate"]
 
@@ -48,22 +49,27 @@ def evaluate(stage: Stage, split: Split) -> tuple[float, float]:
     correct, loss
         Zeros on every rank but the output layer's.
     """
-    correct: Scalar = 0.0
-    loss: Scalar = 0.0
+    groups = rows_of_groups(split.rows, stage.backend.groups)
+    correct: list[Scalar] = [0.0] * len(groups)
+    loss: list[Scalar] = [0.0] * len(groups)
+    group = 0
 
     def count(start: int, stop: int, logits: Array) -> None:
-        nonlocal correct, loss
+        nonlocal group
         assert split.y is not None
+        while start >= groups[group].stop:
+            group += 1
         y = split.y[start:stop]
         # on a GPU both stay there until the pass is over
         right, risk = stage.layers[-1].score(logits, y)
-        correct, loss = correct + right, loss + risk
+        correct[group], loss[group] = correct[group] + right, loss[group] + risk
 
     def source(start: int, stop: int) -> Inputs:
         return stage.layers[0].weights.rows_of(split.inputs_of(stage.layers[0].weights), start, stop)
 
     stage.forward(split.rows, source, output=count)
+    found = [tree(correct), tree(loss)]
     if stage.layers:
-        correct, loss = stage.layers[-1].totals(correct, loss)
-    correct, loss = stage.floats([correct, loss])
-    return correct, loss
+        found = list(stage.layers[-1].totals(*found))
+    number, risk = stage.floats(found)
+    return number, risk

@@ -19,6 +19,7 @@ from pdadmm.admm.passes.protocol import HiddenSums, Passes
 from pdadmm.admm.weights import DenseWeights, Inputs, RowSpaceWeights, Weights
 from pdadmm.arrays import Array, Scalar, copy_into, namespace, number, squared_norm
 from pdadmm.arrays.backend import NUMPY, Backend
+from pdadmm.arrays.groups import total
 from pdadmm.arrays.workspace import Workspace
 from pdadmm.codec import NonFiniteError
 from pdadmm.comm.grid import ALONE, Axis
@@ -168,8 +169,8 @@ class Layer:
         self.steps: dict[str, Array] = {}
         if hyper.momentum and self.activation is not None:
             self.steps = {"W": self.backend.zeros(self.W.shape), "b": self.backend.zeros(self.b.shape)}
-        #: factors of the weighted squared changes of this iteration, in order, and whether they are
-        #: sums over this rank's nodes alone
+        #: factors of the weighted squared changes of this iteration, in order, and whether the last of them
+        #: is a sum over this rank's nodes alone
         self._changes: list[tuple[bool, tuple[Scalar, ...]]] = []
 
     def state(self) -> dict[str, Array]:
@@ -213,7 +214,7 @@ class Layer:
         if self.above is not None:
             self.above.expect()
         if iteration and iteration % h.refresh == 0 and h.solver == "gradient":
-            self.weights.linear(self.inputs, out=self.M)
+            self.weights.linear_of_all(self.inputs, self.M)
             self._lap("products")
             k.residual(self.M, self.b, self.z)
             self._lap("updates")
@@ -221,7 +222,7 @@ class Layer:
         if end is None:
             return
         G = self.work.get("G", self.p.shape)
-        backend.matmul(self.M, self.W, out=G)
+        backend.rows(self.M, self.W, G)
         self._lap("products")
         message = end.message()
         self._lap("wait")
@@ -237,7 +238,7 @@ class Layer:
             elif end.codec.span is not None:
                 self._projected_p(G, norm, out, key)
             else:
-                H = backend.matmul(G, self.W.T, out=self.work.get("H", self.M.shape))
+                H = backend.rows(G, self.W.T, self.work.get("H", self.M.shape))
                 self._lap("products")
                 norm, image = self._sums(norm, k.squared_norm(H))
                 length = k.lengths.step(
@@ -259,8 +260,8 @@ class Layer:
             return
         share = self.weights.gradient_share(self.M, self.inputs, self.work)
         self._lap("products")
-        total = self._sum(share)
-        norm, K = self.weights.gradient(total, self.inputs, h.nu, h.mu, k, self.work, self._lap)
+        found = self._sum(share)
+        norm, K = self.weights.gradient(found, self.inputs, h.nu, h.mu, k, self.work, self._lap)
         self._lap("products")
         self._require_finite(norm, "the gradient of W", iteration)
         (image,) = self._sums(k.squared_norm(K))
@@ -306,9 +307,9 @@ class Layer:
         if self.nodes.size == 1:
             return share
         self._lap("updates")
-        total = self.nodes.sum(share)
+        found = self.nodes.sum(share)
         self._lap("reduction")
-        return total
+        return found
 
     def _sums(self, *shares: Scalar) -> tuple[Scalar, ...]:
         """The same of numbers."""
@@ -352,15 +353,15 @@ class Layer:
         if before is not None:
             k.subtract(before, self.z, 1.0)
             sums.dz = k.squared_norm(before)
-        total = HiddenSums(*self._sums(*vars(sums).values()))
+        found = HiddenSums(*self._sums(*vars(sums).values()))
         # weight of the q-term in the paper's descent lemma, where it is positive
         dq = max(0.5 * h.rho - 2 * h.nu**2 / h.rho - 0.5 * h.nu, 0.0)
         return Terms(
-            residual=total.residual,
-            relaxation=total.relaxation,
-            primal=total.primal,
-            dual=total.dual,
-            change=self._change() + 0.5 * h.nu * total.dz + dq * total.dq,
+            residual=found.residual,
+            relaxation=found.relaxation,
+            primal=found.primal,
+            dual=found.dual,
+            change=self._change() + 0.5 * h.nu * found.dz + dq * found.dq,
         )
 
     def _output(self, measure: bool) -> Terms | None:
@@ -371,25 +372,26 @@ class Layer:
         dz = self.passes.output(self.M, self.mean, self.z, self.y, h.nu, h.risk, fresh=fresh)
         if not measure:
             return None
-        risk, residual, dz = self._sums(risk_sum(self.z, self.y, h.risk), squared_norm(self.M), dz)
+        risk = total(self.backend.groups, lambda z, y: risk_sum(z, y, h.risk), self.z, self.y)
+        risk, residual, dz = self._sums(risk, self.passes.squared_norm(self.M), dz)
         return Terms(risk=risk, residual=residual, change=self._change() + 0.5 * h.nu * dz)
 
     def _change(self) -> Scalar:
         """Weighted squared changes of p, W and b; formed only when measured, since a GPU would sum them."""
-        own = iter(self._sums(*(_product(factors) for shared, factors in self._changes if shared)))
-        total = 0.0
+        sums = iter(self._sums(*(factors[-1] for shared, factors in self._changes if shared)))
+        change = 0.0
         for shared, factors in self._changes:
-            total = total + (next(own) if shared else _product(factors))
+            change = change + _product((*factors[:-1], next(sums)) if shared else factors)
         if self.hyper.solver == "gradient":  # the exact solver has noted the change of b already
-            total = total + 0.5 * self.hyper.nu * squared_norm(self.mean)
-        return total
+            change = change + 0.5 * self.hyper.nu * squared_norm(self.mean)
+        return change
 
     def _exact_p(self, G: Array, out: Array, key: int) -> None:
         """p to the minimiser: ``p - G (nu W^T W + rho I)^-1``, since the gradient is linear in p."""
         h, k, end = self.hyper, self.passes, self.below
         assert end is not None
         inverse = k.inverse_hessian(self.W, h.nu, h.rho, self.work)
-        step = self.backend.matmul(G, inverse, out=self.work.get("S", G.shape))
+        step = self.backend.rows(G, inverse, self.work.get("S", G.shape))
         self._lap("products")
         self._changes.append((True, (0.5 * h.rho, k.squared_norm(step))))
         # on a grid, where own_hat is p itself, the encoding projects p
@@ -416,7 +418,7 @@ class Layer:
         self.W[...] = W
         self.b[...] = b
         self._lap("updates")
-        weights.linear(self.p, out=self.M)
+        weights.linear_of_all(self.p, self.M)
         self._lap("products")
         np.negative(self.b, out=self.mean)
         self._lap("updates")
@@ -430,16 +432,27 @@ class Layer:
         gram = None
         if self.below is None:  # X never changes, nor does its Gram matrix
             if self._gram is None:
-                mean = self._sum(p.sum(axis=0, dtype=np.float64)) / self.V
-                self._gram = self._sum(updates.centred_gram(p, mean, dual))
+                self._gram = updates.centred_gram(p) if dual else self._centred_gram()
             gram = self._gram
         if dual:
             W = k.dual_ridge(p, z, p_mean, z_mean, W_bar, penalty, gram, self.work)
         else:
-            gram = self._sum(k.gram(p, p_mean, self.work)) if gram is None else gram.copy()
-            right = self._sum(k.right(p, z, p_mean, z_mean, W_bar, self.work))
+            if gram is None:
+                gram = k.gram(self._sum(k.gram_share(p, p_mean, self.work)), p_mean, self.V)
+            else:
+                gram = gram.copy()
+            share = k.right_share(p, z, p_mean, z_mean, W_bar, self.work)
+            right = k.right(self._sum(share), p_mean, z_mean, self.V)
             W = k.ridge(gram, right, W_bar, penalty)
         return W, updates.ridge_bias(W, p_mean, z_mean)
+
+    def _centred_gram(self) -> Array:
+        """The Gram matrix of p minus its mean over the nodes, (n_in, n_in) float64."""
+        # a copy of the sums, which lie where the kernels' next ones will
+        mean = self._sum(self.passes.column_sums(self.p)) / self.V
+        centred = self.p - mean.astype(self.p.dtype)
+        share = self.backend.over_rows(centred, centred, self.backend.empty((self.n_in, self.n_in)))
+        return self._sum(share).astype(np.float64)
 
     def _mean_eigenvalue(self) -> Scalar:
         """Trace over order of the centred Gram matrix of p: V times the mean variance of an input."""
@@ -454,7 +467,7 @@ class Layer:
         change, image = self.work.get("S", G.shape), self.work.get("H", self.M.shape)
 
         def image_of(x: Array) -> float:
-            self.backend.matmul(x, self.W.T, out=image)
+            self.backend.rows(x, self.W.T, image)
             return k.squared_norm(image)
 
         def trial(length: float) -> tuple[float, float]:
@@ -463,8 +476,8 @@ class Layer:
             return float(moved), float(of_image)
 
         # the search decides on the host
-        (total,) = self._sums(norm)
-        norm, length, tau = float(total), 0.0, updates.DOUBLING_START
+        (found,) = self._sums(norm)
+        norm, length, tau = float(found), 0.0, updates.DOUBLING_START
         if not np.isfinite(norm):
             raise NonFiniteError
         if norm:

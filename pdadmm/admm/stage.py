@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from pdadmm.admm.replay import Replay
 from pdadmm.admm.weights import Inputs
 from pdadmm.arrays import Array, Scalar
 from pdadmm.arrays.backend import NUMPY, Backend
+from pdadmm.arrays.groups import rows_of_groups
 from pdadmm.arrays.workspace import Workspace
 from pdadmm.codec import Codec, NonFiniteError
 from pdadmm.comm.channel import Ends, Incoming, Outgoing
@@ -146,7 +147,7 @@ class Stage:
         visit: Callable[[Layer, int, int, Inputs, Array], None] | None = None,
         output: Callable[[int, int, Array], None] | None = None,
     ) -> None:
-        """Forward pass of `rows` nodes, pipelined over the ranks in chunks of FORWARD_ROWS.
+        """Forward pass of `rows` nodes, pipelined over the ranks in chunks of a group, at most FORWARD_ROWS.
 
         Parameters
         ----------
@@ -160,8 +161,7 @@ class Stage:
         if not self.layers:
             return
         pipeline = self.transport.pipeline(self.plan.below, self.plan.above)
-        for start in range(0, rows, FORWARD_ROWS):
-            stop = min(start + FORWARD_ROWS, rows)
+        for start, stop in self._chunks(rows):
             if self.plan.below is None:
                 inputs = source(start, stop)
             else:
@@ -177,6 +177,11 @@ class Stage:
                 output(start, stop, x)
         pipeline.finish()
 
+    def _chunks(self, rows: int) -> Iterator[tuple[int, int]]:
+        for group in rows_of_groups(rows, self.backend.groups):
+            for start in range(group.start, group.stop, FORWARD_ROWS):
+                yield start, min(start + FORWARD_ROWS, group.stop)
+
     # ---- training -----------------------------------------------------------------------------------
 
     def start(
@@ -188,6 +193,7 @@ class Stage:
         hyper: Hyper,
         passes: Passes,
         seed: int,
+        first: int = 0,
     ) -> None:
         """Reset z, p, q from a forward pass and u to 0, and plan the messages.
 
@@ -202,6 +208,8 @@ class Stage:
         make_codec
             Codec of a coupling; must give the same on both ends. It may ask for the range of the
             activations that p and q start from.
+        first
+            This rank's first node among those of all shards.
         """
         p: dict[int, Array] = {}
         empty = self.backend.empty
@@ -227,7 +235,7 @@ class Stage:
         for layer in self.layers:
             layer.below = layer.above = None
             layer.nodes = self.nodes
-        self._connect(p, z, nodes, make_codec, seed)
+        self._connect(p, z, nodes, make_codec, seed, first)
         work = Workspace(self.backend)
         for layer in self.layers:
             own = p[layer.position] if layer.below is None else layer.below.own
@@ -245,6 +253,7 @@ class Stage:
         nodes: int,
         make_codec: MakeCodec,
         seed: int,
+        first_node: int,
     ) -> None:
         """Make both ends of the couplings within this rank, and this rank's ends of those to others."""
         plan = self.plan
@@ -252,7 +261,9 @@ class Stage:
         def couple(edge: Edge, ends: Ends, codec: Codec, start: Array, is_above: bool) -> CouplingEnd:
             sent, received = (edge.p, edge.q) if is_above else (edge.q, edge.p)
             outgoing, incoming = ends.outgoing[sent], ends.incoming[received]
-            return CouplingEnd(edge.below, codec, outgoing, incoming, start, is_above, seed, self.clock)
+            return CouplingEnd(
+                edge.below, codec, outgoing, incoming, start, is_above, seed, self.clock, first_node
+            )
 
         for below, above in itertools.pairwise(self.layers):
             edge = Edge(below.position, above.position)

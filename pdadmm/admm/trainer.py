@@ -21,6 +21,7 @@ from pdadmm.admm.passes import Passes, select_passes
 from pdadmm.admm.placement import layer_cost, place
 from pdadmm.admm.stage import Plan, Stage
 from pdadmm.arrays import copy_into
+from pdadmm.arrays.groups import groups_of_shard, rows_of_shard
 from pdadmm.codec import Codec, make_codec
 from pdadmm.comm.grid import Grid
 from pdadmm.comm.mpi import ProgressThread
@@ -156,8 +157,10 @@ class Trainer:
         self.mine = self.blocks[self.grid.block]
         waiter.where.set_layers(self.mine.start, self.mine.stop - 1)
         self.hyper = hyper_of(config.training)
-        self.backend = make_backend(choice, self.rank, config.run.precision, threads)
-        self.passes: Passes = select_passes(config.run.kernels, threads, self.backend.name)
+        groups = groups_of_shard(nodes, self.grid.shards)
+        self.backend = make_backend(choice, self.rank, config.run.precision, threads, groups)
+        name = self.backend.name
+        self.passes: Passes = select_passes(config.run.kernels, threads, name, self.backend.groups)
         self.transport: Transport | None = None
         self.layers: dict[int, Layer] = {}
         self.splits = self._read(sizes, open_features)
@@ -203,8 +206,7 @@ class Trainer:
 
     def _shard_of(self, rows: int) -> tuple[int, int]:
         """First and past-the-last of so many nodes that are in this rank's shard."""
-        shard, shards = self.grid.shard, self.grid.shards
-        return rows * shard // shards, rows * (shard + 1) // shards
+        return rows_of_shard(rows, self.grid.shard, self.grid.shards)
 
     # ---- the run ------------------------------------------------------------------------------------
 
@@ -277,8 +279,8 @@ class Trainer:
             nodes=self.grid.nodes,
         )
         self.stage = stage
-        seed = t.seed ^ (self.grid.shard << 24)  # shards round on their own
-        stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.passes, seed)
+        before, _ = self._shard_of(self._rows["train"])
+        stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.passes, t.seed, before)
         if resumed is not None:
             for layer in stage.layers:
                 place = plan.positions.index(layer.position)

@@ -47,8 +47,12 @@ class Weights(Protocol[Form]):
         """The part of some of these nodes."""
         ...
 
-    def linear(self, inputs: Form, out: Array | None = None) -> Array:
-        """``x W^T`` (rows, n_out)."""
+    def linear(self, inputs: Form) -> Array:
+        """``x W^T`` (rows, n_out) of some nodes."""
+        ...
+
+    def linear_of_all(self, inputs: Form, out: Array) -> None:
+        """``out = x W^T`` (V, n_out) of all of this rank's nodes that train."""
         ...
 
     def gradient_share(self, M: Array, inputs: Form, work: Workspace) -> Array:
@@ -109,11 +113,14 @@ class DenseWeights:
     def rows_of(self, inputs: Array, start: int, stop: int) -> Array:
         return inputs[start:stop]
 
-    def linear(self, inputs: Array, out: Array | None = None) -> Array:
-        return self._backend.matmul(inputs, self.W.T, out=out)
+    def linear(self, inputs: Array) -> Array:
+        return self._backend.matmul(inputs, self.W.T)
+
+    def linear_of_all(self, inputs: Array, out: Array) -> None:
+        self._backend.rows(inputs, self.W.T, out)
 
     def gradient_share(self, M: Array, inputs: Array, work: Workspace) -> Array:
-        return self._backend.matmul(M.T, inputs, out=work.get("GW", self.W.shape))
+        return self._backend.over_rows(M, inputs, work.get("GW", self.W.shape))
 
     def gradient(
         self, total: Array, inputs: Array, nu: float, mu: float, passes: Passes, work: Workspace, lap: Lap
@@ -121,7 +128,7 @@ class DenseWeights:
         self._direction = G = total
         norm = passes.weight_gradient(G, self.W, self.W_bar, nu, mu)
         lap("updates")
-        return norm, self._backend.matmul(inputs, G.T, out=work.get("H", (len(inputs), len(G))))
+        return norm, self._backend.rows(inputs, G.T, work.get("H", (len(inputs), len(G))))
 
     def step(self, length: Scalar, passes: Passes) -> None:
         passes.subtract(self.W, self._direction, length)
@@ -174,11 +181,16 @@ class RowSpaceWeights:
         products, image = inputs
         return products[start:stop], image[start:stop]
 
-    def linear(self, inputs: tuple[Array, Array], out: Array | None = None) -> Array:
+    def linear(self, inputs: tuple[Array, Array]) -> Array:
         products, image = inputs
-        z = self._backend.matmul(products, self._coefficients, out=out)
+        z = self._backend.matmul(products, self._coefficients)
         z += image * single(self._scale)
         return z
+
+    def linear_of_all(self, inputs: tuple[Array, Array], out: Array) -> None:
+        products, image = inputs
+        self._backend.matmul(products, self._coefficients, out)
+        out += image * single(self._scale)
 
     def gradient_share(self, M: Array, inputs: tuple[Array, Array], work: Workspace) -> Array:
         R = work.get("R", M.shape)

@@ -31,6 +31,7 @@ class Backend(Protocol):
 
     name: str
     on_device: bool
+    groups: int  #: of this rank's nodes, see :mod:`pdadmm.arrays.groups`; 0: none
 
     @property
     def description(self) -> str:
@@ -53,6 +54,14 @@ class Backend(Protocol):
         """Product of two matrices, float32 on a device, either of which may be a transposed view."""
         ...
 
+    def rows(self, A: Array, B: Array, out: Array) -> Array:
+        """:meth:`matmul` of what all of this rank's nodes have, (V, k), with a matrix; returns `out`."""
+        ...
+
+    def over_rows(self, G: Array, A: Array, out: Array) -> Array:
+        """``Gᵀ A``, the sum over all of this rank's nodes; returns `out`."""
+        ...
+
     def floats(self, values: Sequence[Scalar], wait: Wait) -> list[float]:
         """Numbers on the host; `wait(done, what)` polls until the device has them."""
         ...
@@ -69,14 +78,17 @@ class NumpyBackend:
     ----------
     threads
         Of the products, whose bits do not depend on it; BLAS itself must have been limited to one.
+    groups
+        Of this rank's nodes, see :mod:`pdadmm.arrays.groups`; 0: none.
     """
 
     name = "numpy"
     on_device = False
     description = "CPU"
 
-    def __init__(self, threads: int = 1) -> None:
-        self.products = Products(threads)
+    def __init__(self, threads: int = 1, groups: int = 0) -> None:
+        self.groups = groups
+        self.products = Products(threads, groups)
 
     @staticmethod
     def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
@@ -96,6 +108,14 @@ class NumpyBackend:
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         return self.products.matmul(a, b, out)
+
+    def rows(self, A: Array, B: Array, out: Array) -> Array:
+        self.products.rows(A, B, out)
+        return out
+
+    def over_rows(self, G: Array, A: Array, out: Array) -> Array:
+        self.products.over_rows(G, A, out)
+        return out
 
     @staticmethod
     def floats(values: Sequence[float], wait: Wait) -> list[float]:

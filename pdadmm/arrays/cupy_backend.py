@@ -38,6 +38,7 @@ class CupyBackend:
 
     name = "cupy"
     on_device = True
+    groups = 0
 
     def __init__(self, device: int = 0, precision: str = "float32") -> None:
         import cupy
@@ -82,6 +83,12 @@ class CupyBackend:
         if not out.size:
             return out
         return self._product(a, b, out, self._zero)
+
+    def rows(self, A: Array, B: Array, out: Array) -> Array:
+        return self.matmul(A, B, out)
+
+    def over_rows(self, G: Array, A: Array, out: Array) -> Array:
+        return self.matmul(G.T, A, out)
 
     def add_product(self, a: Array, b: Array, out: Array) -> None:
         """``out += a b``, as :meth:`matmul` computes it."""

@@ -2,27 +2,34 @@
 
 The result, or the sum behind it, is cut into tiles at fixed places, each of which is a product on one thread.
 BLAS with threads of its own waits for them many times inside a product, which takes many times as long
-beside another busy process; tiles wait once.
+beside another busy process; tiles wait once. Products over nodes in groups (:mod:`pdadmm.arrays.groups`) are
+cut between the groups too, so that their bits do not depend on the shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 
+from pdadmm.arrays.groups import rows_of_groups
 from pdadmm.arrays.helpers import Array
 
 __all__ = ["Products"]
 
+Item = TypeVar("Item")
 #: multiply-adds of a product that is not worth a second thread, some 0.2 ms, and of a tile, at least
 _SMALL, _WORK = 1 << 23, 1 << 24
 #: rows or columns of a tile are a multiple of it: what BLAS itself takes at a time divides it
 _STEP = 64
-#: groups of rows into which a sum over at least so many of them is cut, where their sums are not too large
-_GROUPS, _MANY, _LARGEST = 8, 2048, 1 << 20
+#: groups of rows into which a sum over at least so many of them is cut
+_GROUPS, _MANY = 8, 2048
+#: entries of a sum of which every group has one of its own; a larger one is formed by so many columns
+_LARGEST, _COLUMNS = 1 << 20, 512
 
 
 class Products:
@@ -32,14 +39,18 @@ class Products:
     ----------
     threads
         Of this object; BLAS itself must have been limited to one.
+    groups
+        Of the rows of :meth:`rows` and :meth:`over_rows`, which are those of all this rank's nodes; 0: they
+        are in none.
     """
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, groups: int = 0) -> None:
+        self._groups = groups
         self._helpers = max(threads, 1) - 1
         # what a thread is to say of overflow is its own; who asks for the product has been told
         quiet = partial(np.seterr, all="ignore")
         self._pool = ThreadPoolExecutor(self._helpers, initializer=quiet) if self._helpers else None
-        self._room: dict[tuple[tuple[int, int], np.dtype], np.ndarray] = {}
+        self._room: dict[tuple[int, int, tuple[int, int], np.dtype], np.ndarray] = {}
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """``a b``, (m, k) times (k, n), either of which may be a transposed view; returns `out`."""
@@ -47,7 +58,7 @@ class Products:
         if out is None:
             out = np.empty((m, n), np.result_type(a, b))
         if a.flags.f_contiguous and k > m:
-            self.over_rows(a.T, b, out)
+            self._by_shape(a.T, b, out)
         else:
             self._tiles(a, b, out)
         return out
@@ -59,81 +70,119 @@ class Products:
             np.matmul(a, b, out=out)
             return
         if m >= n:
-            self.rows(a, b, out)
+            self._of_rows(a, b, out, _parts(m, 0, _tile(k * n)))
             return
-        step = _tile(m * k)
 
-        def columns(first: int) -> None:
-            part = slice(first, first + step)
+        def columns(part: slice) -> None:
             np.matmul(a, b[:, part], out=out[:, part])
 
-        self._each(columns, range(0, n, step))
+        self._each(columns, _parts(n, 0, _tile(m * k)))
 
     def rows(self, A: Array, B: Array, out: Array, add: bool = False) -> None:
         """``out = A B`` or ``out += A B``; A (n, k), B (k, m), out (n, m)."""
-        step = _tile(max(A.shape[1] * B.shape[1], 1))
+        self._of_rows(A, B, out, _parts(len(A), self._groups, _tile(B.size)), add)
 
-        def tile(first: int) -> None:
-            part = slice(first, first + step)
+    def _of_rows(self, A: Array, B: Array, out: Array, parts: Sequence[slice], add: bool = False) -> None:
+        def tile(part: slice) -> None:
             if add:
                 out[part] += A[part] @ B
             else:
                 np.matmul(A[part], B, out=out[part])
 
-        self._each(tile, range(0, len(A), step))
+        self._each(tile, parts, len(A) * B.size)
 
     def over_rows(self, G: Array, A: Array, out: Array) -> None:
-        """``out = Gᵀ A``, the sum over the rows; G (n, m), A (n, k), out (m, k).
+        """``out = Gᵀ A``, the sum over the rows; G (n, m), A (n, k), out (m, k)."""
+        if self._groups:
+            self._in_groups(G, A, out, self._groups)
+        else:
+            self._by_shape(G, A, out)
 
-        The sums of the groups of rows are added up by a binary tree; where the rows are few, or their sums
-        large, the result is cut instead.
-        """
+    def _by_shape(self, G: Array, A: Array, out: Array) -> None:
+        """``out = Gᵀ A`` in groups, or cut itself where the rows are few or the sums large."""
         if len(G) < _MANY or out.size > _LARGEST or len(G) * out.size <= _SMALL:
             self._tiles(G.T, A, out)
+        else:
+            self._in_groups(G, A, out, _GROUPS)
+
+    def _in_groups(self, G: Array, A: Array, out: Array, groups: int) -> None:
+        """``out = Gᵀ A``, the groups' sums added up by their tree."""
+        work, rows = len(G) * out.size, rows_of_groups(len(G), groups)
+        if out.size > _LARGEST and groups > 1:
+
+            def columns(part: slice) -> None:
+                sums = self._room_for((len(out), part.stop - part.start), out.dtype, groups)
+                for number, of_group in enumerate(rows):
+                    np.matmul(G[of_group].T, A[of_group, part], out=sums[number])
+                _add_up(sums, out[:, part])
+
+            self._each(columns, _parts(out.shape[1], 0, _COLUMNS), work)
             return
-        size = -(-len(G) // _GROUPS)
-        sums = self._sums(out)
+        sums = self._room_for(out.shape, out.dtype, groups) if groups > 1 else out[None]
 
-        def group(number: int) -> None:
-            part = slice(number * size, (number + 1) * size)
-            np.matmul(G[part].T, A[part], out=sums[number])
+        def piece(item: tuple[int, slice]) -> None:
+            number, part = item
+            of_group = rows[number]
+            np.matmul(G[of_group].T, A[of_group, part], out=sums[number, :, part])
 
-        self._each(group, range(_GROUPS))
-        apart = _GROUPS // 2
-        while apart > 1:
-            np.add(sums[:apart], sums[apart : 2 * apart], out=sums[:apart])
-            apart //= 2
-        np.add(sums[0], sums[1], out=out)
+        pieces = [
+            (number, part)
+            for number, group in enumerate(rows)
+            for part in _parts(out.shape[1], 0, _tile(len(out) * (group.stop - group.start)))
+        ]
+        self._each(piece, pieces, work)
+        if groups > 1:
+            _add_up(sums, out)
 
     def close(self) -> None:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _sums(self, out: Array) -> np.ndarray:
-        """Room for the sums of the groups, made once a shape."""
-        key = (out.shape, out.dtype)
+    def _room_for(self, shape: tuple[int, int], dtype: np.dtype, groups: int) -> np.ndarray:
+        """Room for the sums of the groups, made once a thread and shape."""
+        key = (threading.get_ident(), groups, shape, dtype)
         if key not in self._room:
-            self._room[key] = np.empty((_GROUPS, *out.shape), out.dtype)
+            self._room[key] = np.empty((groups, *shape), dtype)
         return self._room[key]
 
-    def _each(self, work: Callable[[int], None], items: Iterable[int]) -> None:
-        """Do some pieces of work, each thread the next one that nobody has begun."""
+    def _each(self, work: Callable[[Item], None], items: Sequence[Item], size: int = _SMALL + 1) -> None:
+        """Do some pieces of work of `size` together, each thread the next one that nobody has begun."""
         todo = iter(items)
 
         def until_done() -> None:
             for item in todo:
                 work(item)
 
-        if self._pool is None:
+        if self._pool is None or size <= _SMALL or len(items) == 1:
             until_done()
             return
-        helpers = [self._pool.submit(until_done) for _ in range(self._helpers)]
+        helpers = [self._pool.submit(until_done) for _ in range(min(self._helpers, len(items) - 1))]
         until_done()
         for helper in helpers:
             helper.result()
 
 
+def _add_up(sums: np.ndarray, out: Array) -> None:
+    """``out`` = the sum of a power of two of arrays, two or more, by a binary tree; overwrites them."""
+    apart = 1
+    while 2 * apart < len(sums):
+        left = sums[:: 2 * apart]
+        np.add(left, sums[apart :: 2 * apart], out=left)
+        apart *= 2
+    np.add(sums[0], sums[apart], out=out)
+
+
+@lru_cache(1024)
+def _parts(length: int, groups: int, step: int) -> tuple[slice, ...]:
+    """Tiles of `step` rows or columns, within the groups where there are some."""
+    return tuple(
+        slice(first, min(first + step, group.stop))
+        for group in rows_of_groups(length, groups)
+        for first in range(group.start, group.stop, step)
+    )
+
+
 def _tile(work_of_one: int) -> int:
     """Rows or columns of a tile, from the multiply-adds of one of them."""
-    return max(256, -(-_WORK // work_of_one // _STEP) * _STEP)
+    return max(256, -(-_WORK // max(work_of_one, 1) // _STEP) * _STEP)

@@ -8,9 +8,11 @@ import numpy as np
 
 from pdadmm.arrays import Array, namespace
 
-__all__ = ["FLOAT16_MAX", "inverse", "pack", "row_bytes", "uniform_hash", "unpack"]
+__all__ = ["FLOAT16_MAX", "inverse", "key_from", "pack", "row_bytes", "uniform_hash", "unpack"]
 
 FLOAT16_MAX = np.float32(65504.0)
+#: between the keys of numbers that follow each other; kernels/arithmetic.h has it too
+_STRIDE = 0x9E3779B9
 
 
 def row_bytes(cols: int, bits: int) -> int:
@@ -58,13 +60,18 @@ def uniform_hash(key: int, count: int, xp: ModuleType = np) -> Array:
     array module.
     """
     with np.errstate(over="ignore"):
-        x = xp.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B9) + np.uint32(key & 0xFFFFFFFF)
+        x = xp.arange(count, dtype=np.uint32) * np.uint32(_STRIDE) + np.uint32(key & 0xFFFFFFFF)
         x ^= x >> np.uint32(16)
         x *= np.uint32(0x7FEB352D)
         x ^= x >> np.uint32(15)
         x *= np.uint32(0x846CA68B)
         x ^= x >> np.uint32(16)
     return (x >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def key_from(key: int, index: int) -> int:
+    """The key whose numbers are those of `key` from an index on."""
+    return (key + index * _STRIDE) & 0xFFFFFFFF
 
 
 def inverse(scale: Array, levels: float) -> Array:

@@ -26,9 +26,9 @@ _KINDS = {"float32": 0, "grid": 1, "affine": 2, "delta": 3}
 _BLOCK = 128
 _DTYPES = (np.dtype(np.float32), np.dtype(np.uint8))
 
-_SQUARED_NORM = struct.Struct("=3q").pack
+_SQUARED_NORM = struct.Struct("=4q").pack
 _SUBTRACT = struct.Struct("=4qd").pack
-_COLUMN_SUMS = struct.Struct("=4q").pack
+_COLUMN_SUMS = struct.Struct("=5q").pack
 _ENCODE = struct.Struct("=6q" + CODING).pack
 _DECODE = struct.Struct("=4q" + CODING).pack
 
@@ -105,10 +105,18 @@ class HostKernels(HostLibrary):
 
     Codes and decoded copies equal the NumPy codecs' bit for bit, sums differ from NumPy's by rounding.
     Codecs that the library does not know run in NumPy.
+
+    Parameters
+    ----------
+    threads
+        Of a kernel.
+    groups
+        Of the rows, by which sums over them are formed (:mod:`pdadmm.arrays.groups`); 0: none.
     """
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, groups: int = 0) -> None:
         super().__init__(threads)
+        self.groups = groups
         integer, real = ctypes.c_int, ctypes.c_double
         self._squared_norm = self._function("squared_norm", real)
         self._subtract = self._function("subtract", integer)
@@ -151,7 +159,8 @@ class HostKernels(HostLibrary):
 
     def squared_norm(self, x: Array) -> float:
         """Sum of squares, accumulated in float64."""
-        norm: float = self._squared_norm(_SQUARED_NORM(x.size, 1, self._address(x)))
+        rows, cols = x.shape
+        norm: float = self._squared_norm(_SQUARED_NORM(rows, cols, self._address(x), self.groups))
         return norm
 
     def subtract(self, M: Array, H: Array, length: float) -> None:
@@ -161,7 +170,7 @@ class HostKernels(HostLibrary):
     def column_sums(self, x: Array) -> Array:
         rows, cols = x.shape
         sums, address = self._column_room(cols)
-        self._column_sums(_COLUMN_SUMS(rows, cols, self._address(x), address))
+        self._column_sums(_COLUMN_SUMS(rows, cols, self._address(x), address, self.groups))
         return sums
 
     # ---- codecs -------------------------------------------------------------------------------------

@@ -5,15 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 from pdadmm.arrays import Array, Scalar, single, squared_norm
+from pdadmm.arrays.groups import total
 from pdadmm.codec import Codec
 
 __all__ = ["PlainKernels"]
 
 
 class PlainKernels:
-    """One operation at a time, with temporaries of the arrays' size."""
+    """One operation at a time, with temporaries of the arrays' size.
+
+    Parameters
+    ----------
+    groups
+        Of the rows, by which sums over them are formed (:mod:`pdadmm.arrays.groups`); 0: none.
+    """
 
     name = "reference"
+
+    def __init__(self, groups: int = 0) -> None:
+        self.groups = groups
 
     def fuses(self, codec: Codec) -> bool:
         """Whether a codec has a compiled form here."""
@@ -27,7 +37,7 @@ class PlainKernels:
 
     def squared_norm(self, x: Array) -> Scalar:
         """Sum of squares, accumulated in float64."""
-        return squared_norm(x)
+        return total(self.groups, squared_norm, x)
 
     def subtract(self, M: Array, H: Array, length: Scalar) -> None:
         """``M -= length * H``."""
@@ -38,7 +48,7 @@ class PlainKernels:
 
         The compiled kernels return room that their next call writes over.
         """
-        return x.sum(axis=0, dtype=np.float64)
+        return total(self.groups, lambda rows: rows.sum(axis=0, dtype=np.float64), x)
 
     def encode(self, codec: Codec, x: Array, hat: Array, out: Array, key: int = 0) -> None:
         """Encode, see :meth:`pdadmm.codec.Codec.encode`."""

@@ -180,10 +180,10 @@ def choose(run: Run, waiter: Waiter) -> Choice:
     return waiter.broadcast(agree(waiter, lambda: decide(run, places) if places is not None else None))
 
 
-def make_backend(choice: Choice, rank: int, precision: str, threads: int = 1) -> Backend:
-    """The arrays of this rank, with products on some threads where they are on the host."""
+def make_backend(choice: Choice, rank: int, precision: str, threads: int = 1, groups: int = 0) -> Backend:
+    """The arrays of this rank; on the host with products on some threads, of nodes in some groups."""
     if choice.backend == "numpy":
-        return NumpyBackend(threads)
+        return NumpyBackend(threads, groups)
     from pdadmm.arrays.cupy_backend import CupyBackend
 
     return CupyBackend(choice.places[rank].device, precision)

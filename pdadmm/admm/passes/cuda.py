@@ -106,13 +106,19 @@ class CudaPasses(CudaKernels):
     def inverse_hessian(self, W: Array, nu: float, rho: float, work: Workspace) -> Array:
         return self._reference.inverse_hessian(W, nu, rho, work)
 
-    def gram(self, p: Array, p_mean: Array, work: Workspace) -> Array:
-        return self._reference.gram(p, p_mean, work)
+    def gram_share(self, p: Array, p_mean: Array, work: Workspace) -> Array:
+        return self._reference.gram_share(p, p_mean, work)
 
-    def right(
+    def gram(self, shares: Array, p_mean: Array, nodes: int) -> Array:
+        return shares
+
+    def right_share(
         self, p: Array, z: Array, p_mean: Array, z_mean: Array, W_bar: Array | float, work: Workspace
     ) -> Array:
-        return self._reference.right(p, z, p_mean, z_mean, W_bar, work)
+        return self._reference.right_share(p, z, p_mean, z_mean, W_bar, work)
+
+    def right(self, shares: Array, p_mean: Array, z_mean: Array, nodes: int) -> Array:
+        return shares
 
     def ridge(self, gram: Array, right: Array, W_bar: Array | float, penalty: float) -> Array:
         return self._reference.ridge(gram, right, W_bar, penalty)

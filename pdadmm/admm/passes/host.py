@@ -20,13 +20,13 @@ from pdadmm.kernels.host import CODING, HostKernels, same_shape
 __all__ = ["HostPasses"]
 
 _WEIGHT_GRADIENT = struct.Struct("=5q2d").pack
-_SUBTRACT_MEAN = struct.Struct("=4qdq").pack
+_SUBTRACT_MEAN = struct.Struct("=4qd2q").pack
 _RESIDUAL = struct.Struct("=5q").pack
-_P_GRADIENT = struct.Struct("=8q2d" + CODING).pack
+_P_GRADIENT = struct.Struct("=8q2d" + CODING + "q").pack
 _P_STEP = struct.Struct("=6qdq" + CODING).pack
-_PROJECTED_CHANGE = struct.Struct("=5qd" + CODING).pack
-_HIDDEN = struct.Struct("=11q3d4q" + CODING).pack
-_OUTPUT = struct.Struct("=6qd2q").pack
+_PROJECTED_CHANGE = struct.Struct("=5qd" + CODING + "q").pack
+_HIDDEN = struct.Struct("=11q3d4q" + CODING + "q").pack
+_OUTPUT = struct.Struct("=6qd3q").pack
 
 
 class HostPasses(HostKernels):
@@ -36,8 +36,8 @@ class HostPasses(HostKernels):
     does not know no compiled form at all: the NumPy form runs for them.
     """
 
-    def __init__(self, threads: int = 1) -> None:
-        super().__init__(threads)
+    def __init__(self, threads: int = 1, groups: int = 0) -> None:
+        super().__init__(threads, groups)
         self.lengths: Lengths = HostLengths()
         integer, real = ctypes.c_int, ctypes.c_double
         self._weight_gradient = self._function("weight_gradient", real)
@@ -51,7 +51,7 @@ class HostPasses(HostKernels):
         self._sums = np.zeros(6)
         self._sums_address = self._sums.ctypes.data
         self._labels: dict[int, tuple[Array, weakref.ref[Array]]] = {}
-        self._reference = ReferencePasses()
+        self._reference = ReferencePasses(groups=groups)
 
     # ---- sums and steps -----------------------------------------------------------------------------
 
@@ -74,7 +74,9 @@ class HostPasses(HostKernels):
         rows, cols = M.shape
         same_shape(M, K)
         sums, address = self._column_room(cols)
-        self._subtract_mean(_SUBTRACT_MEAN(rows, cols, self._address(M), self._address(K), length, address))
+        self._subtract_mean(
+            _SUBTRACT_MEAN(rows, cols, self._address(M), self._address(K), length, address, self.groups)
+        )
         return sums
 
     def bias_step(self, sums: Array, nodes: int, b: Array, mean: Array) -> None:
@@ -102,7 +104,7 @@ class HostPasses(HostKernels):
         return self._p_gradient(
             _P_GRADIENT(
                 rows, cols, at(G), at(p), at(p_hat), at(q_hat), at(u),
-                0 if message is None else at(message), nu, rho, *coding,
+                0 if message is None else at(message), nu, rho, *coding, self.groups,
             )
         )  # fmt: skip
 
@@ -127,7 +129,7 @@ class HostPasses(HostKernels):
         same_shape(G, end.own, change)
         at = self._address
         moved = self._projected_change(
-            _PROJECTED_CHANGE(rows, cols, at(change), at(end.own), at(G), length, *coding)
+            _PROJECTED_CHANGE(rows, cols, at(change), at(end.own), at(G), length, *coding, self.groups)
         )
         if not np.isfinite(moved):
             raise NonFiniteError
@@ -138,13 +140,19 @@ class HostPasses(HostKernels):
     def inverse_hessian(self, W: Array, nu: float, rho: float, work: Workspace) -> Array:
         return in_place.inverse_hessian(W, nu, rho, work)
 
-    def gram(self, p: Array, p_mean: Array, work: Workspace) -> Array:
-        return in_place.gram(p, p_mean, work)
+    def gram_share(self, p: Array, p_mean: Array, work: Workspace) -> Array:
+        return in_place.gram_share(p, work)
 
-    def right(
+    def gram(self, shares: Array, p_mean: Array, nodes: int) -> Array:
+        return in_place.centred(shares, p_mean, p_mean, nodes)
+
+    def right_share(
         self, p: Array, z: Array, p_mean: Array, z_mean: Array, W_bar: Array | float, work: Workspace
     ) -> Array:
-        return in_place.right(p, z, p_mean, z_mean, work)
+        return in_place.right_share(p, z, work)
+
+    def right(self, shares: Array, p_mean: Array, z_mean: Array, nodes: int) -> Array:
+        return in_place.centred(shares, p_mean, z_mean, nodes)
 
     def ridge(self, gram: Array, right: Array, W_bar: Array | float, penalty: float) -> Array:
         return in_place.ridge(gram, right, W_bar, penalty)
@@ -192,7 +200,7 @@ class HostPasses(HostKernels):
         if self._hidden(
             _HIDDEN(
                 rows, cols, at(M), at(mean), at(z), at(q), at(p_hat), at(q_hat), at(u), at(message), at(out),
-                nu, rho, slope, key, measure, fresh, self._sums_address, *coding,
+                nu, rho, slope, key, measure, fresh, self._sums_address, *coding, self.groups,
             )
         ):  # fmt: skip
             raise NonFiniteError
@@ -207,7 +215,7 @@ class HostPasses(HostKernels):
         return self._output(
             _OUTPUT(
                 rows, cols, at(M), at(mean), at(z), self._label_address(y, rows, cols), nu,
-                risk == "cross_entropy", fresh,
+                risk == "cross_entropy", fresh, self.groups,
             )
         )  # fmt: skip
 

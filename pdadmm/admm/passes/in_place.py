@@ -14,7 +14,7 @@ import numpy as np
 from pdadmm.arrays import Array
 from pdadmm.arrays.workspace import Workspace
 
-__all__ = ["dual_ridge", "gram", "inverse_hessian", "ridge", "right"]
+__all__ = ["centred", "dual_ridge", "gram_share", "inverse_hessian", "ridge", "right_share"]
 
 
 def inverse_hessian(W: Array, nu: float, rho: float, work: Workspace) -> Array:
@@ -58,22 +58,25 @@ def _solve(gram: Array, right: Array) -> Array:
     return np.linalg.solve(gram, right) if failed else x
 
 
-def gram(p: Array, p_mean: Array, work: Workspace) -> Array:
-    """:func:`pdadmm.admm.updates.centred_gram` by a correction in float64 instead of a centred copy.
+def gram_share(p: Array, work: Workspace) -> Array:
+    """``p^T p``, (n_in, n_in) in the workspace."""
+    n = p.shape[1]
+    return work.backend.over_rows(p, p, work.get("PP", (n, n)))
 
-    With m the means, ``C = p^T p - V m m^T``, V these nodes.
+
+def right_share(p: Array, z: Array, work: Workspace) -> Array:
+    """``p^T z``, (n_in, n_out) in the workspace; :func:`ridge` adds the anchor."""
+    return work.backend.over_rows(p, z, work.get("PZ", (p.shape[1], z.shape[1])))
+
+
+def centred(products: Array, left_mean: Array, right_mean: Array, nodes: int) -> Array:
+    """Products over the nodes of what is minus its means, float64, by a correction of those of what is not.
+
+    :func:`pdadmm.admm.updates.centred_gram` without a centred copy: with m the means,
+    ``C = p^T p - V m m^T``.
     """
-    V, n = p.shape
-    found = work.backend.matmul(p.T, p, out=work.get("PP", (n, n))).astype(np.float64)
-    found -= np.outer(p_mean * V, p_mean)
-    return found
-
-
-def right(p: Array, z: Array, p_mean: Array, z_mean: Array, work: Workspace) -> Array:
-    """``D = p^T z - V m_p m_z^T``, (n_in, n_out) float64; :func:`ridge` adds the anchor."""
-    V, n = p.shape
-    found = work.backend.matmul(p.T, z, out=work.get("PZ", (n, z.shape[1]))).astype(np.float64)
-    found -= np.outer(p_mean * V, z_mean)
+    found = products.astype(np.float64)
+    found -= np.outer(left_mean * nodes, right_mean)
     return found
 
 

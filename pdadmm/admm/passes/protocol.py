@@ -144,13 +144,21 @@ class Passes(Protocol):
         """``(nu W^T W + rho I)^-1``, see :func:`pdadmm.admm.updates.inverse_hessian`."""
         ...
 
-    def gram(self, p: Array, p_mean: Array, work: Workspace) -> Array:
-        """Centred Gram matrix of these nodes, (n_in, n_in) float64; `p_mean` over all nodes."""
+    def gram_share(self, p: Array, p_mean: Array, work: Workspace) -> Array:
+        """What :meth:`gram` sums over the nodes, of these, (n_in, n_in); `p_mean` over all nodes."""
         ...
 
-    def right(
+    def gram(self, shares: Array, p_mean: Array, nodes: int) -> Array:
+        """Centred Gram matrix over all nodes from the sum of their shares, (n_in, n_in) float64."""
+        ...
+
+    def right_share(
         self, p: Array, z: Array, p_mean: Array, z_mean: Array, W_bar: Array | float, work: Workspace
     ) -> Array:
+        """What :meth:`right` sums over the nodes, of these, (n_in, n_out)."""
+        ...
+
+    def right(self, shares: Array, p_mean: Array, z_mean: Array, nodes: int) -> Array:
         """Right-hand side that belongs to :meth:`gram` in :meth:`ridge`, (n_in, n_out) float64."""
         ...
 

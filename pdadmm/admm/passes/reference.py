@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -11,6 +12,7 @@ from pdadmm.admm.activations import Activation
 from pdadmm.admm.passes.lengths import HostLengths, Lengths
 from pdadmm.admm.passes.protocol import Coupled, HiddenSums, Workspace
 from pdadmm.arrays import Array, Scalar, number, single, squared_norm
+from pdadmm.arrays.groups import rows_of_groups, total
 from pdadmm.codec import Projecting
 from pdadmm.kernels.plain import PlainKernels
 
@@ -24,9 +26,12 @@ class ReferencePasses(PlainKernels):
     ----------
     lengths
         Where step lengths are decided; on the host when None.
+    groups
+        Of the nodes, by which sums over them are formed, and what ends when all of them are done.
     """
 
-    def __init__(self, lengths: Lengths | None = None) -> None:
+    def __init__(self, lengths: Lengths | None = None, groups: int = 0) -> None:
+        super().__init__(groups)
         self.lengths: Lengths = lengths or HostLengths()
 
     # ---- sums and steps -----------------------------------------------------------------------------
@@ -54,7 +59,7 @@ class ReferencePasses(PlainKernels):
             end.codec.decode(message, end.other_hat)
             end.u[...] = updates.u_update(end.u, end.own_hat, end.other_hat, rho)
         G[...] = updates.p_gradient(G, end.own, end.other_hat, end.u, nu, rho)
-        return squared_norm(G)
+        return self.squared_norm(G)
 
     def p_step(self, end: Coupled, G: Array, length: Scalar, out: Array, key: int) -> None:
         end.own -= single(length) * G
@@ -62,20 +67,26 @@ class ReferencePasses(PlainKernels):
 
     def projected_change(self, change: Array, end: Coupled, G: Array, length: Scalar) -> Scalar:
         change[...] = cast(Projecting, end.codec).project(end.own - single(length) * G) - end.own
-        return squared_norm(change)
+        return self.squared_norm(change)
 
     # ---- the exact solver ---------------------------------------------------------------------------
 
     def inverse_hessian(self, W: Array, nu: float, rho: float, work: Workspace) -> Array:
         return updates.inverse_hessian(W, nu, rho)
 
-    def gram(self, p: Array, p_mean: Array, work: Workspace) -> Array:
-        return updates.centred_gram(p, p_mean, dual=False)
+    def gram_share(self, p: Array, p_mean: Array, work: Workspace) -> Array:
+        return total(self.groups, lambda p: updates.centred_gram(p, p_mean, dual=False), p)
 
-    def right(
+    def gram(self, shares: Array, p_mean: Array, nodes: int) -> Array:
+        return shares
+
+    def right_share(
         self, p: Array, z: Array, p_mean: Array, z_mean: Array, W_bar: Array | float, work: Workspace
     ) -> Array:
-        return updates.ridge_right(p, z, p_mean, z_mean, W_bar)
+        return total(self.groups, lambda p, z: updates.ridge_right(p, z, p_mean, z_mean, W_bar), p, z)
+
+    def right(self, shares: Array, p_mean: Array, z_mean: Array, nodes: int) -> Array:
+        return shares
 
     def ridge(self, gram: Array, right: Array, W_bar: Array | float, penalty: float) -> Array:
         return updates.ridge(gram, right, W_bar, penalty)
@@ -115,15 +126,15 @@ class ReferencePasses(PlainKernels):
         if not fresh:
             M += z
         # M is now a = p W^T + b
-        z_new = updates.z_update(M, q, z, f)
+        z_new = self._each(lambda a, q, z: updates.z_update(a, q, z, f), M, q, z)
         M -= z_new
         codec.decode(message, p_hat)
         fz = f(z_new)
         q_new = updates.q_update(p_hat, u, fz, np.float32(nu), np.float32(rho))
         if codec.span is not None:
             q_new = cast(Projecting, codec).project(q_new)
-        dz = squared_norm(z_new - z) if measure else 0.0
-        dq = squared_norm(q_new - q) if measure else 0.0
+        dz = self.squared_norm(z_new - z) if measure else 0.0
+        dq = self.squared_norm(q_new - q) if measure else 0.0
         z[...] = z_new
         q[...] = q_new
         codec.encode(q, q_hat, out, key)
@@ -132,10 +143,10 @@ class ReferencePasses(PlainKernels):
             return None
         gap = p_hat - q_hat
         return HiddenSums(
-            residual=squared_norm(M),
-            relaxation=squared_norm(q - fz),
-            primal=squared_norm(gap),
-            dual=number((u * gap).sum(dtype=np.float64)),
+            residual=self.squared_norm(M),
+            relaxation=self.squared_norm(q - fz),
+            primal=self.squared_norm(gap),
+            dual=total(self.groups, lambda rows: number(rows.sum(dtype=np.float64)), u * gap),
             dz=dz,
             dq=dq,
         )
@@ -147,10 +158,17 @@ class ReferencePasses(PlainKernels):
         if not fresh:
             M += z
         if risk == "cross_entropy":
-            z_new = updates.z_last_cross_entropy(M, y, z, nu)
+            z_new = self._each(lambda a, y, z: updates.z_last_cross_entropy(a, y, z, nu), M, y, z)
         else:
             z_new = updates.z_last_least_squares(M, y, nu)
         M -= z_new
-        change = squared_norm(z_new - z)
+        change = self.squared_norm(z_new - z)
         z[...] = z_new
         return change
+
+    def _each(self, function: Callable[..., Array], *arrays: Array) -> Array:
+        """What a function gives of rows; by group, since it may go on until all of its rows are done."""
+        if self.groups <= 1:
+            return function(*arrays)
+        parts = [part for part in rows_of_groups(len(arrays[0]), self.groups) if part.start < part.stop]
+        return np.concatenate([function(*(x[part] for x in arrays)) for part in parts])

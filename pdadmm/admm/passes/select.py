@@ -9,7 +9,7 @@ from pdadmm.codec import make_codec
 __all__ = ["make_passes", "passes_in_words", "select_passes"]
 
 
-def make_passes(choice: str, threads: int, backend: str = "numpy") -> Passes:
+def make_passes(choice: str, threads: int, backend: str = "numpy", groups: int = 0) -> Passes:
     """The passes of a run.
 
     Parameters
@@ -21,6 +21,8 @@ def make_passes(choice: str, threads: int, backend: str = "numpy") -> Passes:
         Of a pass on the host.
     backend
         ``numpy`` or ``cupy``.
+    groups
+        Of the nodes on the host, see :mod:`pdadmm.arrays.groups`; 0: none.
 
     Raises
     ------
@@ -32,17 +34,17 @@ def make_passes(choice: str, threads: int, backend: str = "numpy") -> Passes:
         from pdadmm.admm.passes.lengths import DeviceLengths
         from pdadmm.admm.passes.reference import ReferencePasses
 
-        return ReferencePasses(DeviceLengths() if backend == "cupy" else None)
+        return ReferencePasses(DeviceLengths() if backend == "cupy" else None, groups)
     if backend == "cupy":
         from pdadmm.admm.passes.cuda import CudaPasses
 
         return CudaPasses()
     from pdadmm.admm.passes.host import HostPasses
 
-    return HostPasses(threads)
+    return HostPasses(threads, groups)
 
 
-def select_passes(choice: str, threads: int, backend: str) -> Passes:
+def select_passes(choice: str, threads: int, backend: str, groups: int = 0) -> Passes:
     """:func:`make_passes`, where ``auto`` does without a host library that is missing.
 
     Raises
@@ -52,7 +54,7 @@ def select_passes(choice: str, threads: int, backend: str) -> Passes:
     """
     if choice == "auto" and backend == "numpy" and sources.find(sources.HOST_LIBRARY) is None:
         choice = "reference"
-    return make_passes(choice, threads, backend)
+    return make_passes(choice, threads, backend, groups)
 
 
 def passes_in_words(passes: Passes, asked: str, codec: str, bits: int) -> str:

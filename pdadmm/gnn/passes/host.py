@@ -23,7 +23,7 @@ _DROPOUT = "2qdq"
 _AGGREGATE = struct.Struct("=8q").pack
 _HIDDEN = struct.Struct("=10q" + _DROPOUT).pack
 _HIDDEN_BACKWARD = struct.Struct("=9q" + _DROPOUT).pack
-_COLUMN_SUMS = struct.Struct("=4q").pack
+_COLUMN_SUMS = struct.Struct("=5q").pack
 _ENCODE_ROWS = struct.Struct("=7q").pack
 _DECODE_ROWS = struct.Struct("=6q").pack
 _SOFTMAX_LOSS = struct.Struct("=5qd2q").pack
@@ -174,7 +174,7 @@ class HostPasses(HostLibrary):
     def column_sums(self, G: Array, sums: Array) -> None:
         rows, cols = G.shape
         found, found_address = self._column_room(cols)
-        self._column_sums(_COLUMN_SUMS(rows, cols, self._address(G), found_address))
+        self._column_sums(_COLUMN_SUMS(rows, cols, self._address(G), found_address, 0))
         sums += found
 
     def encode_rows(self, X: Array, rows: Array, bits: int, key: int, out: Array) -> None:
