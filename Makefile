@@ -19,7 +19,7 @@ run-gnn: $(VENV)/.installed
 	$(BIN)/mpirun -n 4 $(BIN)/python -m pdadmm.gnn.run
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-torch: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torch]'
