@@ -1,6 +1,7 @@
 """Make a feature file: `python -m pdadmm.prepare NAME|FILE.npz`, alone or under mpirun.
 
-    python -m pdadmm.prepare cora --hops 4 --out data/cora.h5
+    python -m pdadmm.prepare cora --out data/cora.h5
+    python -m pdadmm.prepare mygraph.npz --operators x,ppr:0.2
     mpirun -n 8 python -m pdadmm.prepare coauthor-physics --nodes all
 
 Exit codes: 0 done; 2 bad input, with one line on stderr; other: failure.
@@ -39,9 +40,34 @@ _NAME = "pdadmm.prepare"
 def _parser() -> Parser:
     parser = Parser(prog="python -m pdadmm.prepare", description="Make a feature file for training.")
     add_data_options(parser, "data/NAME.h5", "draws splits and the synthetic graph")
-    parser.add_argument("--hops", type=int, default=4, metavar="K", help="hops of augmentation (4)")
+    parser.add_argument(
+        "--operators",
+        metavar="LIST",
+        help="of the augmentation, from x, power:K, powers:K, ppr:α and heat:t, each also with :rw "
+        "(the data set's own, else powers:4)",
+    )
+    parser.add_argument("--hops", type=int, metavar="K", help="short for --operators powers:K")
     parser.add_argument("--nodes", choices=("split", "all"), default="split", help="rows to keep (split)")
     return parser
+
+
+def _given_operators(options: argparse.Namespace) -> str | None:
+    """The list that the options give, looked at before any work.
+
+    Raises
+    ------
+    InputError
+        When it is no list of operators, or --hops is given beside it.
+    """
+    from pdadmm.inputs.operators import parse_operators, powers
+
+    if options.hops is not None:
+        if options.operators is not None:
+            raise InputError("--hops and --operators both say what to compute; give one of them")
+        if options.hops < 0:
+            raise InputError(f"--hops {options.hops} is negative; give 0 or more")
+        return parse_operators(powers(options.hops))[0]
+    return None if options.operators is None else parse_operators(options.operators)[0]
 
 
 def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> None:
@@ -51,11 +77,11 @@ def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> Non
 
     listen()
     began = time.perf_counter()
-    if options.hops < 0:
-        raise InputError(f"--hops {options.hops} is negative; give 0 or more")
+    given = _given_operators(options)
     out = choose_target(options, ".h5", SCHEMA, KIND)
     graph, norm, entry = load_graph(options, report)
-    work = Augmentation(graph, options.hops, norm, options.nodes)
+    operators = given or (entry.operators if entry else None)
+    work = Augmentation(graph, feature_norm=norm, nodes=options.nodes, operators=operators)
 
     def watched(pieces: Iterator[Piece]) -> Iterator[Piece]:
         total = work.shape[1]
@@ -63,7 +89,7 @@ def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> Non
         for piece in pieces:
             yield piece
             done += piece[2].shape[1]
-            report("hops", done, total)
+            report("columns", done, total)
 
     write_features(
         out,
@@ -78,8 +104,11 @@ def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> Non
     warn(_NAME, graph)
     rows, columns = work.shape
     sizes = work.sizes
-    print(f"{out}: {rows} rows x {columns} columns ({work.hops + 1} x {graph.num_features} features)", end="")
-    print(f", {graph.num_classes} classes, {out.stat().st_size / 1e6:.1f} MB")
+    print(
+        f"{out}: {rows} rows x {columns} columns ({work.kernel.count} x {graph.num_features} features: ",
+        end="",
+    )
+    print(f"{work.operators}), {graph.num_classes} classes, {out.stat().st_size / 1e6:.1f} MB")
     print(
         f"train {sizes['train']}, val {sizes['val']}, test {sizes['test']} nodes; "
         f"{time.perf_counter() - began:.1f} s",

@@ -143,6 +143,7 @@ def test_schema_is_as_documented(tmp_path: Path) -> None:
             "title": "T",
             "licence": "L",
             "citation": "C",
+            "operators": "powers:2",
             "hops": 2,
             "features_per_hop": 9,
             "feature_norm": "none",
@@ -161,7 +162,7 @@ def test_schema_is_as_documented(tmp_path: Path) -> None:
             "node_id": ((30,), "<i8", None),
         }
     documentation = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    for name in (*_ATTRIBUTES, X_SHA256):
+    for name in (*_ATTRIBUTES, "operators", "hops", X_SHA256):
         assert f"`{name}`" in documentation
 
 

@@ -28,7 +28,7 @@ from data_files import (
     write_planetoid,
 )
 
-from pdadmm.datasets import load
+from pdadmm.datasets import REGISTRY, load
 from pdadmm.inputs.feature_file import FeatureFile
 from pdadmm.inputs.write import in_memory
 from pdadmm.prepare import main
@@ -56,7 +56,8 @@ def test_npz_becomes_data_stem_h5(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert (file.dataset, file.attrs["seed"], file.attrs["hops"]) == ("mine", 3, 2)
     out = capsys.readouterr()
     assert re.match(
-        r"data/mine\.h5: \d+ rows x 21 columns \(3 x 7 features\), 3 classes, [\d.]+ MB\ntrain ", out.out
+        r"data/mine\.h5: \d+ rows x 21 columns \(3 x 7 features: powers:2\), 3 classes, [\d.]+ MB\ntrain ",
+        out.out,
     )
     assert out.err == ""
     assert everything(tmp_path) == ["data", "data/mine.h5", "mine.npz"]
@@ -98,7 +99,10 @@ def test_every_format_is_prepared(tmp_path: Path, name: str, write: Any) -> None
     write(tmp_path / "raw")
     assert main([name, "--raw", "raw", "--no-verify"]) == 0
     with FeatureFile(f"data/{name}.h5") as file:
-        assert (file.dataset, file.attrs["hops"]) == (name, 0 if name == "mnist" else 4)
+        assert (file.dataset, file.operators) == (
+            name,
+            "powers:0" if name == "mnist" else REGISTRY[name].operators,
+        )
         assert file.attrs["licence"]
         assert file.attrs["citation"]
         assert np.isfinite(file.x("all")).all()

@@ -132,9 +132,12 @@ def preset(path: str) -> Record:
         return dict(REGISTRY["synthetic"].preset)
     with FeatureFile(path) as features:
         known = REGISTRY.get(features.dataset)
+        operators = features.operators
         sizes = features.attrs["num_nodes"], features.attrs["features_per_hop"], features.num_classes
     # a user's own graph may have the name of a published one
-    return dict(known.preset) if known and sizes == (known.nodes, known.features, known.classes) else {}
+    if not known or sizes != (known.nodes, known.features, known.classes):
+        return {}
+    return known.preset_for(operators)
 
 
 def resolve(config: Config, ranks: int) -> None:

@@ -56,11 +56,13 @@ class Network:
     activation: str = option("relu", "activation of the hidden layers", tuple(ACTIVATIONS))
     input_norm: str = option(
         "none",
-        "scaling of every hop of the features: none, or the square root of its share of the row's sum",
+        "scaling of every operator's features: none, or the square root of their share of the row's sum",
         INPUT_NORMS,
     )
     hop_decay: float = option(
-        1.0, "scale of a hop of the features against that of the hop before", within=POSITIVE
+        1.0,
+        "scale of an operator's features against that of the operator before; a hop with powers",
+        within=POSITIVE,
     )
 
 

@@ -27,8 +27,8 @@ _PROFILE = (
 )  # fmt: skip
 #: what summary.json begins with
 _SUMMARY = (
-    "dataset", "nodes_train", "layers", "hidden", "ranks", "shards", "backend", "transport", "kernels",
-    "precision",
+    "dataset", "operators", "nodes_train", "layers", "hidden", "ranks", "shards", "backend", "transport",
+    "kernels", "precision",
     "devices", "codec", "bits", "solver", "step", "nu", "rho", "mu", "stages", "seed",
 )  # fmt: skip
 
@@ -49,6 +49,7 @@ def describe_run(trainer: Trainer, sizes: Sizes, threads: int) -> Record:
     c = trainer.config
     return {
         "dataset": sizes.dataset,
+        "operators": sizes.operators,
         "nodes_train": sizes.rows["train"],
         "widths": trainer.widths,
         "layers": c.network.layers,
@@ -105,6 +106,7 @@ def final_table(summary: Record, folder: Path) -> None:
         ("validation", f"{summary['val_accuracy']:.3f}"),
         ("test", f"{summary['test_accuracy']:.3f}"),
         ("test at best validation", f"{summary['test_accuracy_at_best_val']:.3f}"),
+        ("operators of the inputs", one_line(summary["operators"])),
         ("objective", f"{summary['objective']:.5g}"),
         ("primal residual", f"{summary['primal_residual']:.3g}"),
         ("codec", f"{summary['codec']}, {summary['bits']} bits"),

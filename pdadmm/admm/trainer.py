@@ -58,10 +58,11 @@ class Sizes:
 
     dataset: str
     inputs: int  #: columns of X
-    features_per_hop: int  #: of which a hop has that many
+    features_per_hop: int  #: of which an operator has that many
     classes: int
     rows: dict[str, int]  #: nodes of each split
     content: str = ""  #: hash of the data; empty: not known
+    operators: str = ""  #: of which X is made; empty: not known
 
     @classmethod
     def of(cls, features: Features) -> Sizes:
@@ -69,7 +70,7 @@ class Sizes:
         rows = dict(zip(SPLITS, (features.n_train, features.n_val, features.n_test), strict=True))
         per_hop = int(features.attrs["features_per_hop"])
         sizes = features.num_features, per_hop, features.num_classes
-        return cls(features.dataset, *sizes, rows, features.content_hash())
+        return cls(features.dataset, *sizes, rows, features.content_hash(), features.operators)
 
 
 def hyper_of(training: Training) -> Hyper:

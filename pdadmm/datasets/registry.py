@@ -66,6 +66,10 @@ class Dataset:
         Default of --feature-norm.
     preset : dict
         Options of network and training for this data set, by name; weaker than what the user gives.
+    operators : str
+        Default of --operators.
+    operator_preset : dict
+        What takes the place of options of `preset` on features of these operators.
     """
 
     name: str
@@ -82,6 +86,13 @@ class Dataset:
     folders: tuple[str, ...] = ()
     feature_norm: str = "none"
     preset: Record = field(default_factory=dict)
+    operators: str = "powers:4"
+    operator_preset: Record = field(default_factory=dict)
+
+    def preset_for(self, operators: str) -> Record:
+        """Options for training on features of these operators."""
+        own = self.operator_preset if operators == self.operators else {}
+        return {**self.preset, **own}
 
 
 _PUBLIC = "public: 20 training nodes a class, 500 validation, 1000 test"
@@ -155,6 +166,19 @@ _PRESETS: dict[str, Record] = {
     },
 }  # fmt: skip
 
+# Operators, and what of the presets above is different on them: docs/results.md, "How the operators were
+# chosen".
+_OPERATORS: dict[str, tuple[str, Record]] = {
+    "cora": ("ppr:0.4,ppr:0.1", {}),
+    "citeseer": ("ppr:0.1", {}),
+}
+
+
+def _own_operators(name: str) -> Record:
+    """Fields of an entry."""
+    operators, preset = _OPERATORS.get(name, ("powers:4", {}))
+    return {"operators": operators, "operator_preset": preset}
+
 
 def _planetoid(name: str, title: str, nodes: int, features: int, classes: int) -> Dataset:
     base = "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/"
@@ -164,7 +188,7 @@ def _planetoid(name: str, title: str, nodes: int, features: int, classes: int) -
     )
     return Dataset(
         name, title, "planetoid", (files,), nodes, features, classes, _PUBLIC, "MIT", _YANG,
-        folders=("planetoid",), preset=_PRESETS.get(name, {}),
+        folders=("planetoid",), preset=_PRESETS.get(name, {}), **_own_operators(name),
     )  # fmt: skip
 
 
@@ -177,7 +201,7 @@ def _gnn_benchmark(
     files = (RawFile(file, url, (sha256,), url_known=False),)
     return Dataset(
         name, title, "gnn-benchmark", (files,), nodes, features, classes, _DRAWN, "MIT", _SHCHUR,
-        folders=("npz",), preset=_PRESETS[name],
+        folders=("npz",), preset=_PRESETS[name], **_own_operators(name),
     )  # fmt: skip
 
 

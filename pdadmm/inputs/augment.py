@@ -1,38 +1,41 @@
-"""Multi-hop augmentation of features, X = [H, ÃH, …, ÃᴷH], computed column block by column block.
+"""Augmentation of features, X = [ψ_1 H, …, ψ_K H], computed column block by column block.
 
-Ã = D^(-1/2) (A + I) D^(-1/2) is the normalised adjacency of Kipf and Welling; the augmentation is
-that of GA-MLP (Chen et al., 2019), as pdADMM-G uses it.
+The augmentation is that of GA-MLP (Chen et al., 2019), which pdADMM-G trains on with ψ the powers of Ã; the
+operators are those of :mod:`pdadmm.inputs.operators`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from pdadmm.datasets.graph import SPLITS, Graph, Matrix
 from pdadmm.errors import InputError
 from pdadmm.inputs import Floats, Ids
+from pdadmm.inputs.operators import Operator, parse_operators, powers
+from pdadmm.kernels.sparse import SparseProduct, set_threads
 
-__all__ = ["Augmentation", "ColumnBlocks", "Hops", "Piece", "Plan", "normalise_rows", "normalised_adjacency"]
+__all__ = ["Augmentation", "ColumnBlocks", "Diffusion", "Piece", "Plan", "normalise_rows", "with_loops"]
 
 FEATURE_NORMS = ("none", "row")
 
 Piece: TypeAlias = tuple[int, int, Floats]
-"""Hop, first feature column, values (rows, columns): a part of X."""
+"""Operator by number, first feature column, values (rows, columns): a part of X."""
 
-# Bounds on working memory, in bytes. They hold for any number of hops.
+# Bounds on working memory, in bytes. They hold for any number of operators.
 _BLOCK_BYTES = 64 << 20  # one column block of the whole graph
-_HOPS_BYTES = 256 << 20  # all hops of a column block
+_HOPS_BYTES = 256 << 20  # all operators of a column block
 _PANEL_BYTES = 448 << 20  # columns gathered before they are written
 _BLOCK_COLUMNS = 64
 
 
-def normalised_adjacency(adjacency: sp.csr_matrix) -> sp.csr_matrix:
-    """Ã = D^(-1/2) (A + I) D^(-1/2), D the degrees of A + I.
+def with_loops(adjacency: sp.csr_matrix) -> sp.csr_matrix:
+    """A + I, whose structure is all that the normalised adjacencies need.
 
     Parameters
     ----------
@@ -42,14 +45,23 @@ def normalised_adjacency(adjacency: sp.csr_matrix) -> sp.csr_matrix:
     Returns
     -------
     scipy.sparse.csr_matrix (N, N) float32
-        Weights are formed in float64 and rounded once.
+        Entries 1, indices in ascending order.
     """
-    looped = (adjacency.astype(np.float64) + sp.identity(adjacency.shape[0], format="csr")).tocsr()
+    looped = (adjacency.astype(np.float32) + sp.identity(adjacency.shape[0], np.float32, "csr")).tocsr()
     looped.sort_indices()
-    scale = 1.0 / np.sqrt(np.diff(looped.indptr).astype(np.float64))
-    rows = np.repeat(np.arange(looped.shape[0]), np.diff(looped.indptr))
-    weights = (scale[rows] * scale[looped.indices]).astype(np.float32)
-    return sp.csr_matrix((weights, looped.indices, looped.indptr), shape=looped.shape)
+    return looped
+
+
+def _weights(looped: sp.csr_matrix, walk: bool) -> Floats:
+    """Entries of Ã = D^(-1/2) (A + I) D^(-1/2), or of D^(-1) (A + I) for a walk, D the degrees of A + I.
+
+    They are formed in float64 and rounded once.
+    """
+    degrees = np.diff(looped.indptr)
+    if walk:
+        return np.repeat((1.0 / degrees).astype(np.float32), degrees)
+    scale = 1.0 / np.sqrt(degrees.astype(np.float64))
+    return (np.repeat(scale, degrees) * scale[looped.indices]).astype(np.float32)
 
 
 def normalise_rows(features: Matrix, feature_norm: str) -> Matrix:
@@ -80,20 +92,20 @@ class Plan:
     nodes: int
     features: int
     rows: int
-    hops: int
+    operators: int
 
     @property
     def block(self) -> int:
         """Columns of H in a block."""
         by_graph = _BLOCK_BYTES // (4 * max(self.nodes, 1))
-        by_hops = _HOPS_BYTES // (4 * max(self.rows, 1) * (self.hops + 1))
-        return max(1, min(_BLOCK_COLUMNS, by_graph, by_hops))
+        by_operators = _HOPS_BYTES // (4 * max(self.rows, 1) * self.operators)
+        return max(1, min(_BLOCK_COLUMNS, by_graph, by_operators))
 
     @property
     def panel(self) -> int:
-        """Columns of H that are gathered, with all their hops, before they are written."""
+        """Columns of H that are gathered, with all their operators, before they are written."""
         budget = max(_PANEL_BYTES, 4 * self.nodes * self.features)
-        columns = budget // (4 * max(self.rows, 1) * (self.hops + 1))
+        columns = budget // (4 * max(self.rows, 1) * self.operators)
         return min(self.features, max(1, columns // self.block) * self.block)
 
     def blocks(self) -> list[tuple[int, int]]:
@@ -102,31 +114,99 @@ class Plan:
         return [(c, min(c + step, self.features)) for c in range(0, self.features, step)]
 
 
-class Hops:
-    """Planned once for a graph and a choice of rows; then computes the hops of column blocks.
+class Diffusion:
+    """Planned once for a graph, a choice of rows and operators; then applies these to column blocks.
+
+    Operators of one normalisation share its powers: the longest series says how many products there are.
 
     Parameters
     ----------
-    normalised : scipy.sparse.csr_matrix (N, N) float32, or None when hops is 0
+    looped : scipy.sparse.csr_matrix (N, N), or None when there is no graph
+        A + I as :func:`with_loops` makes it; its values are not looked at.
     rows : ndarray (R,) int64
         The nodes whose features are wanted, in the order of the output.
-    hops : int
+    operators : sequence of Operator
     """
 
-    def __init__(self, normalised: sp.csr_matrix, rows: Ids, hops: int) -> None:
-        self.normalised, self.rows, self.hops = normalised, rows, hops
-        # The last hop is needed at these rows only.
-        self._last: Matrix = normalised[rows] if hops else None
+    def __init__(self, looped: sp.csr_matrix | None, rows: Ids, operators: Sequence[Operator]) -> None:
+        self.looped, self.rows, self.count = looped, rows, len(operators)
+        self._parts: list[_Recurrence] = []
+        for walk in (False, True):
+            series = {i: o.weights() for i, o in enumerate(operators) if o.walk == walk}
+            if series:
+                self._parts.append(_Recurrence(looped, walk, rows, series))
+
+    @property
+    def products(self) -> int:
+        """Products with the adjacency that a block takes."""
+        return sum(part.last for part in self._parts)
 
     def of(self, block: Floats) -> Iterator[Floats]:
-        """Yield hop 0 to K of a dense block (N, w) float32 at the rows: K+1 arrays (R, w) float32."""
-        yield block[self.rows]
-        for hop in range(1, self.hops + 1):
-            if hop == self.hops:
-                yield self._last @ block
-            else:
-                block = self.normalised @ block
-                yield block[self.rows]
+        """Yield ψ_1 to ψ_K of a dense block (N, w) float32 at the rows: K arrays (R, w) float32."""
+        due = 0
+        early: dict[int, Floats] = {}
+        for part in self._parts:
+            for number, values in part.of(block):
+                early[number] = values
+                while due in early:  # powers come as soon as they are there
+                    yield early.pop(due)
+                    due += 1
+
+
+class _Recurrence:
+    """The series of one normalisation: block, P block, P² block, …, each added to the sums that want it."""
+
+    def __init__(
+        self,
+        looped: sp.csr_matrix | None,
+        walk: bool,
+        rows: Ids,
+        series: dict[int, npt.NDArray[np.float64]],
+    ) -> None:
+        self._rows, self._series = rows, series
+        self.last = max(map(len, series.values())) - 1
+        if not self.last:
+            return
+        assert looped is not None
+        indptr, indices, values = looped.indptr, looped.indices, _weights(looped, walk)
+        nodes = looped.shape[0]
+        if self.last > 1:
+            self._product = SparseProduct(indptr, indices, values, nodes)
+        # the highest power is needed at these rows only
+        chosen = sp.csr_matrix((values, indices, indptr), shape=looped.shape)[rows]
+        self._product_at_rows = SparseProduct(chosen.indptr, chosen.indices, chosen.data, nodes)
+
+    def of(self, block: Floats) -> Iterator[tuple[int, Floats]]:
+        """Number and values (R, w) of every operator, in the order in which they are done."""
+        sums: dict[int, Floats] = {}
+        spare: list[Floats] = []
+        for power in range(self.last + 1):
+            at_rows: Floats | None = None
+            if power and power == self.last:
+                at_rows = np.empty((len(self._rows), block.shape[1]), np.float32)
+                self._product_at_rows(block, at_rows)
+            elif power:
+                following = spare.pop() if spare else np.empty_like(block)
+                self._product(block, following)
+                if power > 1:  # the block that was given is not ours
+                    spare.append(block)
+                block = following
+            for number, weights in self._series.items():
+                if power >= len(weights):
+                    continue
+                if weights[power]:
+                    at_rows = block[self._rows] if at_rows is None else at_rows
+                    self._add(sums, number, at_rows, float(weights[power]))
+                if power == len(weights) - 1:
+                    yield number, sums.pop(number)
+
+    @staticmethod
+    def _add(sums: dict[int, Floats], number: int, values: Floats, weight: float) -> None:
+        term = values if weight == 1 else values * np.float32(weight)
+        if number in sums:
+            sums[number] += term
+        else:
+            sums[number] = term
 
 
 class ColumnBlocks:
@@ -142,11 +222,34 @@ class ColumnBlocks:
 
 
 class Augmentation:
-    """X of a graph, piece by piece: what is to be computed, in which order, with which labels."""
+    """X of a graph, piece by piece: what is to be computed, in which order, with which labels.
 
-    def __init__(self, graph: Graph, hops: int, feature_norm: str = "none", nodes: str = "split") -> None:
-        if hops < 0:
-            raise InputError(f"hops {hops} is negative; give 0 or more")
+    Parameters
+    ----------
+    graph : Graph
+    hops : int
+        K of I, Ã, …, Ã^K, where `operators` says nothing else.
+    feature_norm : {"none", "row"}
+    nodes : {"split", "all"}
+        Rows: the nodes in a split, or every node.
+    operators : str, optional
+        As :func:`pdadmm.inputs.operators.parse_operators` reads it; without a graph taken as ``powers:0``.
+
+    Raises
+    ------
+    InputError
+        When an argument is none of these, or nodes have several labels.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        hops: int = 4,
+        feature_norm: str = "none",
+        nodes: str = "split",
+        *,
+        operators: str | None = None,
+    ) -> None:
         if nodes not in ("split", "all"):
             raise InputError(f"nodes {nodes!r} is unknown; choose split or all")
         if graph.multilabel:
@@ -154,9 +257,12 @@ class Augmentation:
                 f"{graph.origin}: several labels a node, which python -m pdadmm.gnn.prepare takes; "
                 "feature files hold one"
             )
+        # the list is looked at even where samples without a graph are their own neighbourhoods
+        parsed = parse_operators(powers(hops) if operators is None else operators)
         if graph.adjacency is None:
-            hops = 0  # samples without a graph have themselves for a neighbourhood
-        self.graph, self.hops, self.feature_norm, self.nodes = graph, hops, feature_norm, nodes
+            parsed = parse_operators(powers(0))
+        self.operators, found = parsed
+        self.graph, self.feature_norm, self.nodes = graph, feature_norm, nodes
         self.sizes = {name: int(graph.split(name).size) for name in SPLITS}
         order = np.concatenate([graph.split(name) for name in SPLITS])
         if nodes == "all":
@@ -164,9 +270,10 @@ class Augmentation:
             rest[order] = False
             order = np.concatenate([order, np.flatnonzero(rest)])
         self.node_id: Ids = order.astype(np.int64)
-        self.plan = Plan(graph.num_nodes, graph.num_features, self.node_id.size, hops)
+        self.plan = Plan(graph.num_nodes, graph.num_features, self.node_id.size, len(found))
         self.columns = ColumnBlocks(normalise_rows(graph.features, feature_norm))
-        self.kernel = Hops(normalised_adjacency(graph.adjacency) if hops else None, self.node_id, hops)
+        looped = None if graph.adjacency is None else with_loops(graph.adjacency)
+        self.kernel = Diffusion(looped, self.node_id, found)
 
     @property
     def labels(self) -> Ids:
@@ -176,10 +283,18 @@ class Augmentation:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of X."""
-        return self.node_id.size, (self.hops + 1) * self.graph.num_features
+        return self.node_id.size, self.kernel.count * self.graph.num_features
 
-    def pieces(self) -> Iterator[Piece]:
-        """Compute X in this process: blocks in ascending order, each with all its hops."""
+    def pieces(self, threads: int | None = None) -> Iterator[Piece]:
+        """Compute X in this process: blocks in ascending order, each with all its operators.
+
+        Parameters
+        ----------
+        threads
+            Of the products, for the whole process; None leaves them as they are. The bits are the same.
+        """
+        if threads is not None:
+            set_threads(threads)
         for start, stop in self.plan.blocks():
-            for hop, values in enumerate(self.kernel.of(self.columns(start, stop))):
-                yield hop, start, values
+            for number, values in enumerate(self.kernel.of(self.columns(start, stop))):
+                yield number, start, values

@@ -21,11 +21,21 @@ from pdadmm.files import Record
 from pdadmm.files.hdf5 import PlainFile
 from pdadmm.files.names import safe_name
 from pdadmm.inputs import Floats, Ids
+from pdadmm.inputs.operators import parse_operators
 
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["KIND", "SCHEMA", "SCHEMA_VERSION", "X_SHA256", "FeatureArrays", "FeatureFile", "Features"]
+__all__ = [
+    "KIND",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "X_SHA256",
+    "FeatureArrays",
+    "FeatureFile",
+    "Features",
+    "hops_of",
+]
 
 SCHEMA = "pdadmm-features"
 SCHEMA_VERSION = 1
@@ -35,6 +45,13 @@ X_SHA256 = "x_sha256"
 _HASHED_BYTES = 1 << 20  # at once
 
 _ROWS_AT_ONCE = 1 << 20  #: of labels and nodes while they are checked
+
+
+def hops_of(operators: str) -> int | None:
+    """K of the list ``powers:K``; None of any other."""
+    found = re.fullmatch(r"powers:(\d+)", operators)
+    return int(found[1]) if found else None
+
 
 AnyFeatures = TypeVar("AnyFeatures", bound="Features")
 
@@ -47,7 +64,9 @@ class Features(ABC):
     dataset : str
         As :func:`pdadmm.files.names.safe_name` makes it.
     num_classes, num_features : int
-        Classes; columns of X (all hops).
+        Classes; columns of X (of all operators).
+    operators : str
+        The list, as :func:`pdadmm.inputs.operators.parse_operators` reads it.
     n_train, n_val, n_test, rows : int
     attrs : dict
         The attributes of the schema.
@@ -56,6 +75,7 @@ class Features(ABC):
     dataset: str
     num_classes: int
     num_features: int
+    operators: str
     n_train: int
     n_val: int
     n_test: int
@@ -67,7 +87,10 @@ class Features(ABC):
         attrs = {**attrs, "dataset": safe_name(attrs["dataset"])}
         self.attrs, self.where = attrs, where
         self.dataset, self.num_classes = attrs["dataset"], attrs["num_classes"]
-        self.num_features = (attrs["hops"] + 1) * attrs["features_per_hop"]
+        self.operators = attrs["operators"]
+        # a file may be damaged: what it says of powers need not agree
+        blocks = attrs["hops"] + 1 if "hops" in attrs else len(parse_operators(self.operators)[1])
+        self.num_features = blocks * attrs["features_per_hop"]
         self.n_train, self.n_val, self.n_test = (attrs[f"n_{name}"] for name in SPLITS)
         n_split = self.n_train + self.n_val + self.n_test
         self.rows = attrs["num_nodes"] if attrs["nodes"] == "all" else n_split
@@ -117,9 +140,13 @@ class Features(ABC):
         return self._rows_y(*self._range(split, start, stop))
 
     def content_hash(self) -> str:
-        """Hash of what is trained on: features of all hops, labels, split; not of how they are stored."""
+        """Hash of what is trained on: features, operators, labels, split; not of how they are stored."""
         sizes = [self.rows, self.num_features, self.num_classes, self.n_train, self.n_val, self.n_test]
-        digest = hashlib.sha256(np.array([*sizes, self.attrs["hops"]], "<i8").tobytes())
+        # powers keep the hash of before there were others, so that their checkpoints stay good
+        hops = self.attrs.get("hops")
+        digest = hashlib.sha256(np.array([*sizes, -1 if hops is None else hops], "<i8").tobytes())
+        if hops is None:
+            digest.update(self.operators.encode())
         digest.update(self.x_sha256().encode())
         digest.update(np.ascontiguousarray(self._rows_y(0, self.rows), "<i8").data)
         return digest.hexdigest()
@@ -251,7 +278,6 @@ _ATTRIBUTES: dict[str, type] = {
     "title": str,
     "licence": str,
     "citation": str,
-    "hops": int,
     "features_per_hop": int,
     "feature_norm": str,
     "seed": int,
@@ -264,11 +290,28 @@ _ATTRIBUTES: dict[str, type] = {
 }
 
 
+#: files have `operators`, those of powers `hops` too, and those of before there were others it alone
+_HOPS: dict[str, type] = {"hops": int}
+_OPERATORS: dict[str, type] = {"operators": str}
+
+
 def _checked_attributes(file: PlainFile) -> Record:
     others = {"pdadmm-graph": "a graph file, not a feature file"}
-    attrs = file.attributes(_ATTRIBUTES, SCHEMA, SCHEMA_VERSION, "pdadmm.prepare", others)
+    operators = file.attribute("operators")
+    wanted = {**_ATTRIBUTES, **({} if operators is None else _OPERATORS)}
+    if operators is None or (isinstance(operators, str) and hops_of(operators) is not None):
+        wanted |= _HOPS
+    attrs = file.attributes(wanted, SCHEMA, SCHEMA_VERSION, "pdadmm.prepare", others)
+    attrs.setdefault("operators", f"powers:{attrs.get('hops')}")
+    if "hops" not in attrs:
+        try:
+            canonical, _ = parse_operators(attrs["operators"])
+        except InputError as error:
+            raise file.wrong(f"attribute operators is no list of them ({error})") from None
+        if canonical != attrs["operators"]:
+            raise file.wrong(f"attribute operators is {attrs['operators']!r}, not {canonical!r}")
     for name in ("hops", "seed"):
-        if attrs[name] < 0:
+        if attrs.get(name, 0) < 0:
             raise file.wrong(f"attribute {name} is {attrs[name]}")
     if attrs["features_per_hop"] < 1 or attrs["num_classes"] < 2:
         raise file.wrong("no features or fewer than 2 classes")

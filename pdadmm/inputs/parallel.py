@@ -1,12 +1,12 @@
 """Sharing the column blocks of an augmentation over MPI ranks.
 
-Rank 0 reads the graph, sends column blocks, collects their hops and writes; the others wait for
+Rank 0 reads the graph, sends column blocks, collects what becomes of them and writes; the others wait for
 blocks and compute. Nobody spins while waiting, so that more ranks than processors do no harm.
 Messages, rank 0 to r and back:
 
     header   int64 (6,): what follows and its sizes
-    SETUP    indptr, indices, weights of Ã; the rows wanted
-    BLOCK    a column block of H (N, w) float32; back come its hops, K+1 arrays (R, w) float32
+    SETUP    indptr and indices of A + I; the rows wanted; the list of operators in ASCII
+    BLOCK    a column block of H (N, w) float32; back come K arrays (R, w) float32, one an operator
     STOP     nothing; the header carries the exit code
 """
 
@@ -29,7 +29,8 @@ from pdadmm.comm.waiter import Waiter, end_all
 from pdadmm.comm.where import Where
 from pdadmm.errors import InputError
 from pdadmm.inputs import Floats
-from pdadmm.inputs.augment import Augmentation, Hops, Piece
+from pdadmm.inputs.augment import Augmentation, Diffusion, Piece
+from pdadmm.inputs.operators import parse_operators
 from pdadmm.process import heed, quit_with
 
 __all__ = ["Share", "run_shared"]
@@ -61,24 +62,26 @@ def _header(waiter: Waiter, to: int, *values: int) -> None:
 
 def _work(waiter: Waiter) -> int:
     """Serve rank 0 until it says stop; returns the exit code."""
-    hops: Hops | None = None
+    diffusion: Diffusion | None = None
     while True:
         kind, *sizes = (int(v) for v in _receive(waiter, (_HEADER,), np.int64, 0))
         if kind == _STOP:
             return sizes[0]
         if kind == _SETUP:
-            nodes, nonzeros, index_bytes, kept, depth = sizes
+            nodes, nonzeros, index_bytes, kept, letters = sizes
             index = np.dtype(f"i{index_bytes}")
             indptr = _receive(waiter, (nodes + 1,), index, 0)
             indices = _receive(waiter, (nonzeros,), index, 0)
-            weights = _receive(waiter, (nonzeros,), np.float32, 0)
             rows = _receive(waiter, (kept,), np.int64, 0)
-            hops = Hops(sp.csr_matrix((weights, indices, indptr), shape=(nodes, nodes)), rows, depth)
+            text = _receive(waiter, (letters,), np.uint8, 0).tobytes().decode()
+            ones = np.ones(nonzeros, np.float32)
+            looped = sp.csr_matrix((ones, indices, indptr), shape=(nodes, nodes))
+            diffusion = Diffusion(looped, rows, parse_operators(text)[1])
         else:
-            assert hops is not None
+            assert diffusion is not None
             block = _receive(waiter, (sizes[0], sizes[1]), np.float32, 0)
             # Kept until all are there: rank 0 has a block of its own to compute first.
-            for values in list(hops.of(block)):
+            for values in list(diffusion.of(block)):
                 _send(waiter, values, 0)
 
 
@@ -93,7 +96,7 @@ class _Team:
         """The pieces of an augmentation in their usual order, computed by all ranks."""
         blocks = work.plan.blocks()
         others = min(self._waiter.comm.size, len(blocks)) - 1
-        if others < 1 or work.hops == 0:
+        if others < 1 or work.kernel.looped is None or work.kernel.products == 0:
             yield from work.pieces()
             return
         self._set_up(work, others)
@@ -103,12 +106,12 @@ class _Team:
                 block = work.columns(start, stop)
                 _header(self._waiter, rank, _BLOCK, *block.shape)
                 _send(self._waiter, block, rank)
-                self._due += [(rank, (work.node_id.size, stop - start))] * (work.hops + 1)
-            for hop, values in enumerate(work.kernel.of(work.columns(*mine))):
-                yield hop, mine[0], values
+                self._due += [(rank, (work.node_id.size, stop - start))] * work.kernel.count
+            for number, values in enumerate(work.kernel.of(work.columns(*mine))):
+                yield number, mine[0], values
             for start, _ in theirs:
-                for hop in range(work.hops + 1):
-                    yield hop, start, self._next()
+                for number in range(work.kernel.count):
+                    yield number, start, self._next()
 
     def stop(self, code: int) -> None:
         """Send every rank home with an exit code; takes what is still on its way, so that none hangs."""
@@ -118,13 +121,13 @@ class _Team:
             _header(self._waiter, rank, _STOP, code)
 
     def _set_up(self, work: Augmentation, others: int) -> None:
-        matrix, rows = work.kernel.normalised, work.node_id
-        index_bytes = matrix.indices.dtype.itemsize
+        looped, rows = work.kernel.looped, work.node_id
+        assert looped is not None
+        text = np.frombuffer(work.operators.encode(), np.uint8)
+        sizes = looped.shape[0], looped.nnz, looped.indices.dtype.itemsize, rows.size, text.size
         for rank in range(1, others + 1):
-            _header(
-                self._waiter, rank, _SETUP, matrix.shape[0], matrix.nnz, index_bytes, rows.size, work.hops
-            )
-            for array in (matrix.indptr, matrix.indices, matrix.data, rows):
+            _header(self._waiter, rank, _SETUP, *sizes)
+            for array in (looped.indptr, looped.indices, rows, text):
                 _send(self._waiter, array, rank)
 
     def _next(self) -> Floats:

@@ -12,59 +12,59 @@ INPUT_NORMS = ("none", "hellinger")
 
 
 def normalise_inputs(X: np.ndarray, features_per_hop: int, norm: str, hop_decay: float = 1.0) -> np.ndarray:
-    """Scale every hop of every node.
+    """Scale what every operator makes of every node, a block of columns of X.
 
-    ``hellinger`` takes the square root of a hop divided by its sum: rows of length 1 whose scalar
+    ``hellinger`` takes the square root of a block divided by its sum: rows of length 1 whose scalar
     products are the Bhattacharyya coefficients of the nodes' distributions over words. It keeps frequent
     words from drowning the others (P. Legendre, E. Gallagher: Ecologically meaningful transformations
     for ordination of species data, Oecologia 129, 2001).
 
     Parameters
     ----------
-    X : ndarray (V, (K + 1) features_per_hop) float32
+    X : ndarray (V, K features_per_hop) float32
         Augmented features.
     norm : {"none", "hellinger"}
     hop_decay
-        Hop k is multiplied by its k-th power.
+        The block of operator k, counted from 0, is multiplied by its k-th power: with powers, k is the hop.
 
     Returns
     -------
-    ndarray (V, (K + 1) features_per_hop) float32
-        Contiguous, a copy unless there is nothing to do; a hop that is zero stays zero.
+    ndarray (V, K features_per_hop) float32
+        Contiguous, a copy unless there is nothing to do; a block that is zero stays zero.
 
     Raises
     ------
     InputError
-        When a feature is negative and has no square root, or the scale of a hop is too large.
+        When a feature is negative and has no square root, or the scale of a block is too large.
     """
     if norm == "none" and hop_decay == 1:
         return np.ascontiguousarray(X)
     X = np.array(X, np.float32, order="C")
     for k, first in enumerate(range(0, X.shape[1], features_per_hop)):
-        hop = X[:, first : first + features_per_hop]
-        hop_scale = np.float32(_power(hop_decay, k))
+        block = X[:, first : first + features_per_hop]
+        block_scale = np.float32(_power(hop_decay, k))
         if norm == "none":
-            hop *= hop_scale
+            block *= block_scale
             continue
-        if hop.size and hop.min() < 0:
+        if block.size and block.min() < 0:
             raise InputError(
                 "--input-norm hellinger takes square roots, and features are negative; give --input-norm none"
             )
-        sums = hop.sum(axis=1, dtype=np.float64)
+        sums = block.sum(axis=1, dtype=np.float64)
         scale = np.divide(1.0, np.sqrt(sums), out=np.zeros_like(sums), where=sums > 0)
-        np.sqrt(hop, out=hop)
-        hop *= scale[:, None].astype(np.float32) * hop_scale
+        np.sqrt(block, out=block)
+        block *= scale[:, None].astype(np.float32) * block_scale
     return X
 
 
-def _power(hop_decay: float, hop: int) -> float:
-    """Scale of a hop, which float32 can hold."""
+def _power(hop_decay: float, number: int) -> float:
+    """Scale of an operator's block, which float32 can hold."""
     try:
-        scale = hop_decay**hop
+        scale = hop_decay**number
     except OverflowError:
         scale = np.inf
     if scale > float(np.finfo(np.float32).max):
         raise InputError(
-            f"--hop-decay {hop_decay:g} makes the scale of hop {hop} too large; give a smaller one"
+            f"--hop-decay {hop_decay:g} makes the scale of operator {number} too large; give a smaller one"
         )
     return scale

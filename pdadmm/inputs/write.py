@@ -20,7 +20,7 @@ from pdadmm.files import Record, replacing, reserve, write_at
 from pdadmm.files.names import safe_name
 from pdadmm.files.target import target_of
 from pdadmm.inputs.augment import Augmentation, Piece, Plan
-from pdadmm.inputs.feature_file import KIND, SCHEMA, SCHEMA_VERSION, X_SHA256, FeatureArrays
+from pdadmm.inputs.feature_file import KIND, SCHEMA, SCHEMA_VERSION, X_SHA256, FeatureArrays, hops_of
 
 __all__ = ["in_memory", "write_features"]
 
@@ -31,7 +31,7 @@ _SLACK_BYTES = 1 << 20  # more than the metadata of a file take
 def _attributes(
     work: Augmentation, seed: int, title: str, licence: str, citation: str, dataset: str | None
 ) -> Record:
-    graph = work.graph
+    graph, hops = work.graph, hops_of(work.operators)
     return {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -39,7 +39,8 @@ def _attributes(
         "title": title or one_line(graph.name),
         "licence": licence or "unknown",
         "citation": citation,
-        "hops": work.hops,
+        "operators": work.operators,
+        **({} if hops is None else {"hops": hops}),
         "features_per_hop": graph.num_features,
         "feature_norm": work.feature_norm,
         "seed": seed,
@@ -55,6 +56,7 @@ def in_memory(
     hops: int = 4,
     feature_norm: str = "none",
     *,
+    operators: str | None = None,
     nodes: str = "split",
     seed: int = 0,
     title: str = "",
@@ -67,17 +69,19 @@ def in_memory(
     ----------
     graph : Graph
     hops : int
-        K; taken as 0 when there is no graph.
+        K of I, Ã, …, Ã^K; taken as 0 when there is no graph.
     feature_norm : {"none", "row"}
+    operators : str, optional
+        Others, as in ``--operators`` of pdadmm.prepare; taken as ``powers:0`` when there is no graph.
     nodes : {"split", "all"}
         Rows: the nodes in a split, or every node.
     seed : int
         Recorded in the attributes; the graph's splits are made already.
     """
-    work = Augmentation(graph, hops, feature_norm, nodes)
+    work = Augmentation(graph, hops, feature_norm, nodes, operators=operators)
     x = np.empty(work.shape, dtype=np.float32)
-    for hop, start, values in work.pieces():
-        first = hop * graph.num_features + start
+    for number, start, values in work.pieces():
+        first = number * graph.num_features + start
         x[:, first : first + values.shape[1]] = values
     attrs = _attributes(work, seed, title, licence, citation, None)
     return FeatureArrays(attrs, x, work.labels, work.node_id)
@@ -150,24 +154,24 @@ def _write_panels(descriptor: int, offset: int, plan: Plan, pieces: Iterable[Pie
 
     Pieces are gathered into panels of many columns: a write of long row segments is far faster.
     """
-    panel = np.empty((plan.rows, plan.hops + 1, plan.panel), dtype="<f4")
+    panel = np.empty((plan.rows, plan.operators, plan.panel), dtype="<f4")
     start, filled = 0, 0
 
     def flush() -> None:
         if start == 0 and filled == plan.features == plan.panel:
             write_at(descriptor, panel.reshape(-1).data.cast("B"), offset)
             return
-        segments = panel.reshape(-1, plan.panel)  # row-major: a hop of a row each
-        for number in range(plan.rows * (plan.hops + 1)):
+        segments = panel.reshape(-1, plan.panel)  # row-major: an operator of a row each
+        for number in range(plan.rows * plan.operators):
             place = offset + 4 * (number * plan.features + start)
             write_at(descriptor, segments[number, : filled - start].data.cast("B"), place)
 
-    for hop, column, values in pieces:
+    for operator, column, values in pieces:
         if column >= start + plan.panel:
             flush()
             start = filled
         filled = column + values.shape[1]
-        panel[:, hop, column - start : filled - start] = values
+        panel[:, operator, column - start : filled - start] = values
     flush()
 
 

@@ -41,7 +41,7 @@ class HostLibrary:
     Parameters
     ----------
     threads
-        Threads of a kernel; those of the whole process.
+        Threads of a kernel; those of the whole process. None leaves them as they are.
 
     Raises
     ------
@@ -51,9 +51,10 @@ class HostLibrary:
 
     name = "fused"
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int | None = 1) -> None:
         self._library = sources.load()
-        self._library.pdadmm_set_threads(threads)
+        if threads is not None:
+            self._library.pdadmm_set_threads(threads)
         self._addresses: dict[int, tuple[int, weakref.ref[Array]]] = {}
         self._columns: dict[int, tuple[Array, int]] = {}
 

@@ -214,7 +214,8 @@ def on_first_rank(program: str, run: Callable[[Share], int]) -> int:
     """
     srun_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1") or "1")
     if not any(name in os.environ for name in _LAUNCHED) and srun_tasks <= 1:
-        return run(lambda work: work.pieces())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return run(lambda work: work.pieces(cores))
 
     from pdadmm.inputs.parallel import run_shared
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import weakref
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,13 +12,13 @@ from pdadmm.codec import NonFiniteError
 from pdadmm.codec.rows import FLOAT32, WIDTHS, row_message_bytes, spans
 from pdadmm.gnn.equations import ADAM_EPSILON, ADAM_FIRST, ADAM_SECOND, dropout_threshold, variance_of_row
 from pdadmm.gnn.passes.protocol import Drop, Sparse
-from pdadmm.kernels.host import HostLibrary, same_shape
+from pdadmm.kernels.host import same_shape
+from pdadmm.kernels.sparse import SparseLibrary
 
 __all__ = ["HostPasses"]
 
 _INT32, _INT64 = np.dtype(np.int32), np.dtype(np.int64)
 _DROPOUT = "2qdq"
-_AGGREGATE = struct.Struct("=8q").pack
 _HIDDEN = struct.Struct("=10q" + _DROPOUT).pack
 _HIDDEN_BACKWARD = struct.Struct("=9q" + _DROPOUT).pack
 _COLUMN_SUMS = struct.Struct("=5q").pack
@@ -30,18 +28,7 @@ _SOFTMAX_LOSS = struct.Struct("=5qd2q").pack
 _ADAM = struct.Struct("=6q8d").pack
 
 
-class _Integers(NamedTuple):
-    """What is known of an array of integers whose values the kernels count on."""
-
-    address: int
-    dtype: np.dtype
-    least: int
-    greatest: int
-    ascending: bool
-    seen: weakref.ref[np.ndarray]
-
-
-class HostPasses(HostLibrary):
+class HostPasses(SparseLibrary):
     """The compiled passes; methods and results as in :class:`pdadmm.gnn.passes.protocol.Passes`.
 
     Arrays are C-contiguous. Those of rows, nodes, labels and the adjacency are checked when they are first
@@ -51,7 +38,6 @@ class HostPasses(HostLibrary):
     def __init__(self, threads: int = 1) -> None:
         super().__init__(threads)
         integer = ctypes.c_int
-        self._aggregate = self._function("aggregate", integer)
         self._hidden = self._function("hidden_layer", integer)
         self._hidden_backward = self._function("hidden_layer_backward", integer)
         self._column_sums = self._function("column_sums", integer)
@@ -59,34 +45,10 @@ class HostPasses(HostLibrary):
         self._decode_rows = self._function("decode_rows", integer)
         self._softmax_loss = self._function("softmax_loss", integer)
         self._adam = self._function("adam", integer)
-        self._integers: dict[int, _Integers] = {}
         self._loss = np.zeros(2)
         self._loss_address = self._loss.ctypes.data
 
     # ---- arguments ----------------------------------------------------------------------------------
-
-    def _integer_address(
-        self, x: np.ndarray, dtype: np.dtype, count: int, below: int, least: int = 0, ascending: bool = False
-    ) -> int:
-        """Address of `count` integers from `least` to `below` - 1."""
-        known = self._integers.get(id(x)) or self._see(x)
-        if known.dtype != dtype or x.shape != (count,):
-            raise ValueError(f"{x.dtype} {x.shape} where {dtype} ({count},) is wanted")
-        if known.least < least or known.greatest >= below or (ascending and not known.ascending):
-            wanted = f"{least} to {below - 1}{', ascending,' if ascending else ''}"
-            raise ValueError(f"numbers from {known.least} to {known.greatest} where {wanted} are wanted")
-        return known.address
-
-    def _see(self, x: np.ndarray) -> _Integers:
-        if not isinstance(x, np.ndarray) or not x.flags.c_contiguous:
-            raise TypeError("the compiled kernels take C-contiguous arrays of integers")
-        key, known = id(x), self._integers
-        least, greatest = (int(x.min()), int(x.max())) if x.size else (0, -1)
-        ascending = bool((x[1:] >= x[:-1]).all())
-        # the id may be another array's once this one is gone
-        seen = weakref.ref(x, lambda _: known.pop(key, None))
-        entry = known[key] = _Integers(x.ctypes.data, x.dtype, least, greatest, ascending, seen)
-        return entry
 
     def _dropout(self, drop: Drop) -> tuple[int, bool, float, int]:
         """What the structs of hidden layers say of dropout."""
@@ -108,18 +70,7 @@ class HostPasses(HostLibrary):
     # ---- passes -------------------------------------------------------------------------------------
 
     def aggregate(self, matrix: Sparse, X: Array, out: Array, add: bool = False) -> None:
-        rows, cols = out.shape
-        if X.shape[1] != cols:
-            raise ValueError(f"{X.shape[1]} columns of the factor and {cols} of the product differ")
-        at, integers, entries = self._address, self._integer_address, len(matrix.values)
-        self._aggregate(
-            _AGGREGATE(
-                rows, cols,
-                integers(matrix.indptr, _INT64, rows + 1, entries + 1, ascending=True),
-                integers(matrix.indices, _INT32, entries, len(X)),
-                at(matrix.values), at(X), at(out), add,
-            )
-        )  # fmt: skip
+        self.multiply(matrix.indptr, matrix.indices, matrix.values, X, out, add)
 
     def hidden(
         self,
