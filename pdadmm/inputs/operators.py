@@ -77,13 +77,15 @@ def powers(hops: int) -> str:
     return f"powers:{hops}"
 
 
-def parse_operators(text: str) -> tuple[str, tuple[Operator, ...]]:
+def parse_operators(text: str, option: str = "--operators") -> tuple[str, tuple[Operator, ...]]:
     """Read a list of operators, separated by commas.
 
     Parameters
     ----------
     text : str
         Of ``x``, ``power:K``, ``powers:K``, ``ppr:α``, ``heat:t``, each with ``:rw`` for the random walk.
+    option : str
+        What messages call it.
 
     Returns
     -------
@@ -98,38 +100,38 @@ def parse_operators(text: str) -> tuple[str, tuple[Operator, ...]]:
         When the list is empty, or an item is unknown, out of range or of too many products.
     """
     if not text.strip():
-        raise InputError(f"--operators is an empty list; give some of {_FORMS}")
+        raise InputError(f"{option} is an empty list; give some of {_FORMS}")
     names: list[str] = []
     found: list[Operator] = []
     for item in text.split(","):
-        name, operators = _parse(item.strip(), _MOST_OPERATORS - len(found))
+        name, operators = _parse(item.strip(), option, _MOST_OPERATORS - len(found))
         names.append(name)
         found += operators
     return ",".join(names), tuple(found)
 
 
-def _parse(item: str, room: int) -> tuple[str, list[Operator]]:
+def _parse(item: str, option: str, room: int) -> tuple[str, list[Operator]]:
     head, *rest = item.split(":")
     walk = bool(rest) and rest[-1] == "rw"
     if walk:
         rest.pop()
     ending = ":rw" if walk else ""
     if room < 1:
-        raise InputError(f"--operators: more than {_MOST_OPERATORS} operators; give fewer")
+        raise InputError(f"{option}: more than {_MOST_OPERATORS} operators; give fewer")
     if head == "x" and not rest:
         return "x", [Operator("power", 0)]  # of which both normalisations are the same
     if head not in ("power", "powers", "ppr", "heat") or len(rest) != 1:
-        raise InputError(f"--operators: {item!r} is no operator; choose of {_FORMS}")
+        raise InputError(f"{option}: {item!r} is no operator; choose of {_FORMS}")
     if head in ("power", "powers"):
         try:
             power = int(rest[0])
         except ValueError:
-            raise InputError(f"--operators {item}: {rest[0]!r} is no whole number; give 0 or more") from None
+            raise InputError(f"{option} {item}: {rest[0]!r} is no whole number; give 0 or more") from None
         if power < 0:
-            raise InputError(f"--operators {item}: the power {power} is negative; give 0 or more")
+            raise InputError(f"{option} {item}: the power {power} is negative; give 0 or more")
         most = _MOST_POWERS if head == "power" else min(_MOST_POWERS, room - 1)
         if power > most:
-            raise InputError(f"--operators {item}: the power is more than {most}; give a smaller one")
+            raise InputError(f"{option} {item}: the power is more than {most}; give a smaller one")
         of = range(power + 1) if head == "powers" else [power]
         return f"{head}:{power}{ending}", [Operator("power", k, walk) for k in of]
     try:
@@ -137,13 +139,13 @@ def _parse(item: str, room: int) -> tuple[str, list[Operator]]:
     except ValueError:
         value = math.nan
     if head == "ppr" and not 0 < value <= 1:
-        raise InputError(f"--operators {item}: α is outside (0, 1]; give one like 0.2")
+        raise InputError(f"{option} {item}: α is outside (0, 1]; give one like 0.2")
     if head == "heat" and not 0 < value < math.inf:
-        raise InputError(f"--operators {item}: t is not more than 0; give one like 2")
+        raise InputError(f"{option} {item}: t is not more than 0; give one like 2")
     products = math.log(TOLERANCE) / math.log1p(-value) if head == "ppr" and value < 1 else value
     if head == "heat":
         products = value + 10 * math.sqrt(value)
     if products > _MOST_POWERS:
         better = "larger α" if head == "ppr" else "smaller t"
-        raise InputError(f"--operators {item} takes more than {_MOST_POWERS} products; give a {better}")
+        raise InputError(f"{option} {item} takes more than {_MOST_POWERS} products; give a {better}")
     return f"{head}:{repr(value).removesuffix('.0')}{ending}", [Operator(head, value, walk)]

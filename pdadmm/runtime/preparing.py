@@ -26,6 +26,7 @@ __all__ = [
     "add_data_options",
     "answer",
     "choose_target",
+    "data_arguments",
     "listen",
     "load_graph",
     "on_first_rank",
@@ -96,14 +97,14 @@ class Reporter:
             self._progress = None
 
 
-def add_data_options(parser: argparse.ArgumentParser, out: str, seed: str) -> None:
+def add_data_options(parser: argparse.ArgumentParser, out: str | None, seed: str) -> None:
     """Add the options that say what to read and where to write.
 
     Parameters
     ----------
     parser : argparse.ArgumentParser
-    out : str
-        The default of --out, as its help says it.
+    out : str or None
+        The default of --out, as its help says it; None: there is no such option.
     seed : str
         What the seed draws.
     """
@@ -111,13 +112,24 @@ def add_data_options(parser: argparse.ArgumentParser, out: str, seed: str) -> No
         "name", metavar="NAME|FILE.npz", help="data set, or a graph in the gnn-benchmark keys"
     )
     parser.add_argument("--raw", metavar="DIR", help="folder of the raw files (data/raw/NAME, downloaded)")
-    parser.add_argument("--out", metavar="FILE.h5", help=f"what to write ({out})")
+    if out is not None:
+        parser.add_argument("--out", metavar="FILE.h5", help=f"what to write ({out})")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
     parser.add_argument("--feature-norm", choices=("none", "row"), help="row: divide by the L1 norm first")
     parser.add_argument("--no-verify", action="store_true", help="do not compare checksums")
     group = parser.add_argument_group("synthetic graph")
     for name, (kind, text) in _SYNTHETIC.items():
         group.add_argument(f"--synthetic-{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+
+
+def data_arguments(options: argparse.Namespace) -> list[str]:
+    """What the options say of where the data are and of the synthetic graph, as it was given."""
+    found = []
+    for name in ("raw", "seed", *(f"synthetic_{name}" for name in _SYNTHETIC)):
+        value = getattr(options, name)
+        if value is not None:
+            found += [f"--{name.replace('_', '-')}", str(value)]
+    return [*found, "--no-verify"] if options.no_verify else found
 
 
 def choose_target(options: argparse.Namespace, ending: str, schema: str, kind: str) -> Path:

@@ -1,0 +1,134 @@
+"""Trials: short runs in this process on features in memory, compared by their validation accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pdadmm.admm.command import resolve
+from pdadmm.admm.options import parse
+from pdadmm.admm.trainer import Sizes, Trainer, largest_product
+from pdadmm.comm.start import start_mpi
+from pdadmm.comm.waiter import Waiter
+from pdadmm.comm.where import Where
+from pdadmm.errors import InputError, RunError
+from pdadmm.files import Record
+from pdadmm.runtime.threads import set_threads
+
+if TYPE_CHECKING:
+    from pdadmm.inputs.feature_file import Features
+
+__all__ = ["Candidate", "Outcome", "ranked", "try_out"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is tried.
+
+    Attributes
+    ----------
+    operators : str
+        As :func:`pdadmm.inputs.operators.parse_operators` keeps it.
+    input_norm : str
+        Of :data:`pdadmm.inputs.scaling.INPUT_NORMS`.
+    """
+
+    operators: str
+    input_norm: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The final iterate of a run: accuracy, and the mean loss where accuracies are equal."""
+
+    accuracy: float
+    loss: float
+
+
+def try_out(
+    features: Features, candidate: Candidate, options: Sequence[str], preset: Record, seed: int
+) -> Outcome:
+    """Train once in this process; what comes apart has accuracy 0.
+
+    Parameters
+    ----------
+    features
+        Of the candidate's operators.
+    candidate
+    options
+        Of ``pdadmm.run``, as on its command line.
+    preset
+        Options that count less than these.
+    seed
+        Of the weights.
+
+    Returns
+    -------
+    Outcome
+        On the validation nodes; the test nodes have no say.
+
+    Raises
+    ------
+    InputError
+        When an option is wrong, the features do not go with the candidate's scaling, or there is no MPI
+        library.
+    """
+    try:
+        MPI = start_mpi(Where(), 0.0)
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'") from None
+    own = ["--input-norm", candidate.input_norm, "--hop-decay", "1", "--seed", str(seed), "--quiet"]
+    # evaluated at the end of a stage only
+    config = parse([*options, *own, "--backend", "numpy", "--eval-every", "1000000"], lambda _: preset)
+    resolve(config, 1)
+    sizes = Sizes.of(features)
+    threads = set_threads(config.run, MPI.COMM_SELF, largest_product(config, sizes))
+    records: list[Record] = []
+    with np.errstate(all="ignore"):  # overflow shows as a non-finite gradient, which ends the run
+        trainer = Trainer(
+            config, sizes, lambda: features, Waiter(MPI.COMM_SELF), progress=records.append, threads=threads
+        )
+        try:
+            trainer.run()
+        except RunError:
+            return Outcome(0.0, math.inf)
+        finally:
+            trainer.close()
+    return Outcome(records[-1]["val_accuracy"], records[-1]["val_loss"])
+
+
+def ranked(outcomes: dict[Candidate, list[Outcome]]) -> list[tuple[Candidate, float, float, float, float]]:
+    """Candidates, best first, by mean validation accuracy; equal ones by loss.
+
+    Parameters
+    ----------
+    outcomes
+        Of every candidate as many, with the same seeds and splits in the same order.
+
+    Returns
+    -------
+    list of tuple
+        Candidate; mean accuracy; mean loss; mean of the paired differences from the best one, and its
+        standard error (NaN of a single run).
+    """
+
+    def order(candidate: Candidate) -> tuple[float, float]:
+        runs = outcomes[candidate]
+        return -round(mean(run.accuracy for run in runs), 6), mean(run.loss for run in runs)
+
+    found = sorted(outcomes, key=order)
+    best = outcomes[found[0]]
+    table = []
+    for candidate in found:
+        runs = outcomes[candidate]
+        pairs = [run.accuracy - other.accuracy for run, other in zip(runs, best, strict=True)]
+        error = stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.nan
+        accuracy, loss = mean(run.accuracy for run in runs), mean(run.loss for run in runs)
+        table.append((candidate, accuracy, loss, mean(pairs), error))
+    return table

@@ -1,0 +1,123 @@
+"""The command that chooses operators: its table, the commands that it prints, its bad input."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_files import ROOT, idx_bytes, npz_arrays, write_npz
+from support import python, succeed, summary_of
+
+from pdadmm.admm import trial
+from pdadmm.admm.trial import Candidate, Outcome, ranked
+from pdadmm.tune import _LISTS, main
+
+SMALL = ["--layers", "3", "--hidden", "8", "--iterations", "6", "--seeds", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_candidates_are_ranked_and_the_commands_printed_do_what_was_tried(tmp_path: Path) -> None:
+    write_npz(tmp_path / "mine.npz")
+    done = succeed(python("-m", "pdadmm.tune", "mine.npz", *SMALL, "--try", "x", "--try", "ppr:.2,power:2"))
+    lines = done.out.splitlines()
+    rows = [re.fullmatch(r" *([\d.]+) +[\d.]+ +([-+][\d.]+) ± +[\d.]+  (\S+), (\w+)", line) for line in lines]
+    found = [row for row in rows if row]
+    assert {row[3] + row[4] for row in found} == {
+        a + b for a in ("x", "ppr:0.2,power:2") for b in ("none", "hellinger")
+    }
+    scores = [float(row[1]) for row in found]
+    assert scores == sorted(scores, reverse=True)
+    assert [float(row[2]) for row in found] == pytest.approx([s - scores[0] for s in scores], abs=0.011)
+    assert done.err == ""
+    prepare, run = (shlex.split(line)[1:] for line in lines[-2:])
+    assert prepare[:3] == ["-m", "pdadmm.prepare", "mine.npz"]
+    assert prepare[prepare.index("--operators") + 1] == found[0][3]
+    assert run[run.index("--input-norm") + 1] == found[0][4]
+    succeed(python(*prepare))
+    succeed(python(*run, "--iterations", "6", "--quiet", "--out", "out"))
+    assert summary_of(tmp_path / "out")["operators"] == found[0][3]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.npz", "out", "tuned.h5"]
+
+
+def test_negative_features_are_tried_without_roots_and_what_comes_apart_is_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = npz_arrays()["attr_data"]
+    values[0] = -1
+    write_npz(tmp_path / "mine.npz", attr_data=values)
+    real = trial.Trainer.run
+
+    def comes_apart(self: trial.Trainer) -> bool:
+        if self.widths[0] == 7:
+            raise trial.RunError("diverged")
+        return real(self)
+
+    monkeypatch.setattr(trial.Trainer, "run", comes_apart)
+    assert main(["mine.npz", *SMALL, "--try", "x", "--try", "powers:1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-1] for line in lines[1:3]] == ["powers:1, none", "x, none"]
+
+
+def test_ties_go_to_the_lower_loss_and_differences_are_paired() -> None:
+    a, b, c = (Candidate(name, "none") for name in ("x", "power:1", "power:2"))
+    outcomes = {
+        a: [Outcome(0.5, 1.0), Outcome(0.7, 1.0)],
+        b: [Outcome(0.6, 0.9), Outcome(0.6, 0.9)],
+        c: [Outcome(0.4, 0.1), Outcome(0.6, 0.1)],
+    }
+    table = ranked(outcomes)
+    assert [row[0] for row in table] == [b, a, c]
+    np.testing.assert_allclose([row[3] for row in table], [0, 0, -0.1], atol=1e-12)
+    np.testing.assert_allclose([row[4] for row in table], [0, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("g.npz --try ppr:2", "--try ppr:2: α is outside"),
+        ("g.npz --try", "expected one argument"),
+        ("g.npz --seeds 0", "--seeds 0 is too few"),
+        ("g.npz --layers -1", "--layers"),
+        ("g.npz --hidden 0", "--hidden"),
+        ("g.npz --iterations 0", "--iterations"),
+        ("nowhere.npz", "no such file"),
+        ("unknown", "unknown data set"),
+        ("", "required"),
+        ("mnist --raw raw --no-verify", "without a graph"),
+    ],
+)
+def test_bad_input_is_one_line_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    write_npz(tmp_path / "g.npz")
+    if "mnist" in command:
+        images, labels = np.zeros((70, 4, 4)), np.arange(70) % 10
+        for part, first, last in (("train", 0, 60), ("t10k", 60, 70)):
+            (tmp_path / "raw").mkdir(exist_ok=True)
+            (tmp_path / f"raw/{part}-images-idx3-ubyte").write_bytes(idx_bytes(images[first:last]))
+            (tmp_path / f"raw/{part}-labels-idx1-ubyte").write_bytes(idx_bytes(labels[first:last]))
+    assert main(command.split()) == 2
+    out = capsys.readouterr()
+    assert (out.out, out.err.count("\n")) == ("", 1)
+    assert message in out.err
+
+
+def test_every_option_and_list_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    section = text.split("## Which operators for your own graph")[1].split("\n## ")[0]
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert [option for option in options if option not in text] == []
+    assert [
+        name for name in ("--try", "--seeds", "--layers", "--hidden", "--iterations") if name not in section
+    ] == []
+    assert [name for name in _LISTS if f"`{name}`" not in section] == []
