@@ -81,7 +81,7 @@ def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> Non
     out = choose_target(options, ".h5", SCHEMA, KIND)
     graph, norm, entry = load_graph(options, report)
     operators = given or (entry.operators if entry else None)
-    work = Augmentation(graph, feature_norm=norm, nodes=options.nodes, operators=operators)
+    work = Augmentation(graph, 4, norm, options.nodes, operators)
 
     def watched(pieces: Iterator[Piece]) -> Iterator[Piece]:
         total = work.shape[1]

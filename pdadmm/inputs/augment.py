@@ -247,7 +247,6 @@ class Augmentation:
         hops: int = 4,
         feature_norm: str = "none",
         nodes: str = "split",
-        *,
         operators: str | None = None,
     ) -> None:
         if nodes not in ("split", "all"):
