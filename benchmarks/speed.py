@@ -254,7 +254,8 @@ def accuracy(o: argparse.Namespace) -> dict[str, Any]:
         best: tuple[float, float] = (-1.0, 0.0)
         for rate in GRIDS["adam"]:
             history: list[list[float]] = []
-            r = train_torch(data, o.hidden, stages, 100, "adam", rate, 0, input_scaling(name), history)
+            scaling = input_scaling(name, data.sizes.operators)
+            r = train_torch(data, o.hidden, stages, 100, "adam", rate, 0, scaling, history)
             if r["best_val_accuracy"] > best[0]:
                 best = (r["best_val_accuracy"], rate)
                 curves["adam+growth"] = history

@@ -800,4 +800,4 @@ def test_a_file_that_only_has_the_name_of_a_data_set_gets_no_preset(tmp_path: Pa
 
 
 def test_the_published_one_gets_its_preset(prepared: Callable[..., Path]) -> None:
-    assert preset(str(prepared("cora"))) == REGISTRY["cora"].preset
+    assert preset(str(prepared("cora"))) == REGISTRY["cora"].preset_for(REGISTRY["cora"].operators)

@@ -171,6 +171,10 @@ _PRESETS: dict[str, Record] = {
 _OPERATORS: dict[str, tuple[str, Record]] = {
     "cora": ("ppr:0.4,ppr:0.1", {}),
     "citeseer": ("ppr:0.1", {}),
+    "amazon-computers": ("ppr:0.4,ppr:0.1", {"mu": 3e-5}),
+    "amazon-photo": ("ppr:0.2:rw", {"mu": 1e-4}),
+    "coauthor-cs": ("x,heat:2", {"hop_decay": 1.0}),
+    "coauthor-physics": ("x,heat:2", {"hop_decay": 1.0, "mu": 3e-4}),
 }
 
 
