@@ -36,7 +36,7 @@ def accuracies(features: list[Path], folder: Path, *options: str) -> list[float]
 
 @pytest.mark.parametrize(
     ("codec", "bits", "bar"),
-    [("float32", 32, 0.790), ("delta", 4, 0.788), ("delta", 2, 0.785), ("grid", 8, 0.785)],
+    [("float32", 32, 0.824), ("delta", 4, 0.824), ("delta", 2, 0.824), ("grid", 8, 0.822)],
 )
 def test_cora_at_16_layers(
     codec: str, bits: int, bar: float, prepared: Callable[..., Path], tmp_path: Path
@@ -50,10 +50,10 @@ def test_cora_at_16_layers(
 @pytest.mark.parametrize(
     ("name", "bar"),
     [
-        ("citeseer", 0.705),
-        ("amazon-photo", 0.845),
-        ("amazon-computers", 0.735),
-        ("coauthor-cs", 0.910),
+        ("citeseer", 0.722),
+        ("amazon-photo", 0.892),
+        ("amazon-computers", 0.795),
+        ("coauthor-cs", 0.912),
         ("coauthor-physics", 0.930),
     ],
 )
