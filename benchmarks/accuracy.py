@@ -134,8 +134,12 @@ def table(results: Results) -> str:
 def differences(results: Results, against: str) -> str:
     """Mean of the paired differences of test accuracy, seed by seed, with its standard error, in points."""
     found: dict[tuple[str, int, str], dict[int, float]] = {}
-    for (dataset, hidden, method, _, seed), record in results.runs.items():
-        if method in ADMM:  # the gradient methods' rates would have to be chosen first
+    rates = {key[:3]: 0.0 for key in results.runs}
+    for kind in rates:
+        first = {k[3]: r["val_accuracy"] for k, r in results.runs.items() if k[:3] == kind and k[4] == 0}
+        rates[kind] = max(first, key=lambda rate: first[rate], default=0.0)
+    for (dataset, hidden, method, rate, seed), record in results.runs.items():
+        if rate == rates[dataset, hidden, method]:
             found.setdefault((dataset, hidden, method), {})[seed] = 100 * record["test_accuracy"]
     lines = [
         f"| data set | hidden | method | test | less {against} | runs |",

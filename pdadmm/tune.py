@@ -79,7 +79,8 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
     rows = ranked(outcomes)
     for candidate, accuracy, loss, behind, error in rows:
         name = f"{candidate.operators}, {candidate.input_norm}"
-        print(f"{100 * accuracy:10.2f} {loss:7.3f} {100 * behind:+7.2f} ± {100 * error:5.2f}  {name}")
+        spread = f" ± {100 * error:5.2f}" if options.seeds > 1 else " " * 8  # a single run has none
+        print(f"{100 * accuracy:10.2f} {loss:7.3f} {100 * behind:+7.2f}{spread}  {name}")
     best = rows[0][0]
     given = data_arguments(options)
     print(
