@@ -46,13 +46,14 @@ def mpirun() -> Callable[..., Finished]:
 def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``prepared(name, seed=0)`` is the feature file of a data set of the shared folder, made once a session.
 
-    The seed draws the split of data sets that have no public one.
+    The seed draws the split of data sets that have no public one; ``operators="powers:4"`` are the paper's,
+    without it they are the data set's own.
     """
     folder = tmp_path_factory.mktemp("prepared")
     raw = {"cora": "planetoid", "citeseer": "planetoid"}
 
-    def file(name: str, seed: int = 0) -> Path:
-        path = folder / f"{name}-{seed}.h5"
+    def file(name: str, seed: int = 0, operators: str | None = None) -> Path:
+        path = folder / f"{name}-{seed}{'' if operators is None else '-' + operators}.h5"
         if not path.exists():
             source = shared / "data" / raw.get(name, "npz")
             succeed(
@@ -64,6 +65,7 @@ def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
                     source,
                     "--seed",
                     str(seed),
+                    *([] if operators is None else ["--operators", operators]),
                     "--out",
                     path,
                     timeout=120,
