@@ -115,7 +115,7 @@ def test_every_option_and_list_is_documented(capsys: pytest.CaptureFixture[str])
     assert main(["--help"]) == 0
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     section = text.split("## Which operators for your own graph")[1].split("\n## ")[0]
-    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help", "--version"}
     assert [option for option in options if option not in text] == []
     assert [
         name for name in ("--try", "--seeds", "--layers", "--hidden", "--iterations") if name not in section

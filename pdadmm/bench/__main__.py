@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import pdadmm
 from pdadmm.errors import one_line
 from pdadmm.process import begin
 
@@ -26,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = arguments[0] if arguments else ""
     if command in ("-h", "--help"):
         print(_USAGE, end="")
+        return 0
+    if command == "--version":
+        print(f"pdadmm {pdadmm.__version__}")
         return 0
     # imported here: only links needs MPI
     if command == "links":

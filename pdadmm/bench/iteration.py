@@ -33,11 +33,13 @@ from pdadmm.admm.passes import make_passes
 from pdadmm.admm.stage import MakeCodec, Plan, Stage
 from pdadmm.arrays.backend import Backend, NumpyBackend
 from pdadmm.arrays.cupy_backend import CupyBackend
+from pdadmm.arrays.groups import groups_of_shard
 from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
 from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
 from pdadmm.runtime.console import plain_console
+from pdadmm.runtime.parser import Parser
 from pdadmm.trace.clock import WARM_UP, Clock
 
 __all__ = ["Variant", "main", "make_stage", "measure"]
@@ -98,7 +100,7 @@ def measure(
         An entry of the JSON file's ``results``; seconds and bytes.
     """
     rng = np.random.default_rng(0)
-    backend = backend or NumpyBackend(threads)
+    backend = backend or NumpyBackend(threads, groups_of_shard(nodes, 1))
     stage = make_stage(variant, nodes, hidden, layers, threads, inputs or hidden, rng, backend)
     a, b = (
         backend.asarray(rng.standard_normal((rows, hidden), dtype=np.float32)) for rows in (nodes, hidden)
@@ -178,7 +180,7 @@ def make_stage(
     clock: Clock | None = None,
 ) -> Stage:
     """A stage of random data on one rank, started; without a backend NumPy with that many threads."""
-    backend = backend or NumpyBackend(threads)
+    backend = backend or NumpyBackend(threads, groups_of_shard(nodes, 1))
     widths = [inputs, *[hidden] * (layers - 1), CLASSES]
     network = [
         random_layer(i, widths[i - 1], widths[i], ReLU() if i < layers else None, seed=0).to(backend)
@@ -190,7 +192,7 @@ def make_stage(
     X = backend.asarray(rng.standard_normal((nodes, inputs), dtype=np.float32))
     y = backend.asarray(rng.integers(0, CLASSES, nodes))
     hyper = Hyper(0.01, 0.1, 0.01, variant.solver, "exact", 10**9, "cross_entropy")
-    passes = make_passes(variant.kernels, threads, backend.name)
+    passes = make_passes(variant.kernels, threads, backend.name, backend.groups)
     stage.start(X, y, nodes, _codec_maker(variant), hyper, passes, 0)
     return stage
 
@@ -227,9 +229,9 @@ def _peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _backend(name: str, threads: int) -> Backend:
+def _backend(name: str, threads: int, nodes: int) -> Backend:
     if name == "numpy":
-        return NumpyBackend(threads)
+        return NumpyBackend(threads, groups_of_shard(nodes, 1))
     try:
         return CupyBackend()
     except ImportError:
@@ -257,7 +259,7 @@ def _table(results: list[Record], threads: int) -> Table:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pdadmm.bench iteration",
         description=(__doc__ or "").split("\n\n")[1],
         allow_abbrev=False,
@@ -298,7 +300,7 @@ def main(arguments: list[str]) -> int:
         if not variants:
             raise InputError("none of the measured variants has these --codec, --bits, --solver, --kernels")
         threads = options.threads or usable_cores()
-        backend = _backend(options.backend, threads)
+        backend = _backend(options.backend, threads, options.nodes)
         results = []
         with threadpool_limits(1):  # tiles of products have threads of their own
             for variant in variants:

@@ -6,7 +6,6 @@ by the same threads (the decoding of a float32 message, which is a copy).
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -26,6 +25,7 @@ from pdadmm.comm.waiter import usable_cores
 from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
 from pdadmm.runtime.console import plain_console
+from pdadmm.runtime.parser import Parser
 
 __all__ = ["main", "measure"]
 
@@ -171,7 +171,7 @@ def _table(results: list[Record], title: str) -> Table:
 
 def main(arguments: list[str]) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pdadmm.bench kernels",
         description="Bandwidth of the fused passes.",
         allow_abbrev=False,
@@ -183,8 +183,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
     parser.add_argument("--kernels", choices=("fused", "reference"), default="fused")
     parser.add_argument("--json", metavar="FILE", help="write the results to FILE")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         for name in ("nodes", "hidden", "repeats"):
             if getattr(options, name) < 1:
                 raise InputError(f"--{name} {getattr(options, name)} must be at least 1")

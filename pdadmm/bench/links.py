@@ -6,7 +6,6 @@ Measured is every way that messages can take between the ranks: ``mpi`` between 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from pdadmm.errors import InputError
 from pdadmm.files import Record, write_json
 from pdadmm.runtime.console import plain_console
 from pdadmm.runtime.devices import choose, make_backend
-from pdadmm.runtime.launch import agree, main_under_mpi
+from pdadmm.runtime.launch import agree, main_under_mpi, parse
 from pdadmm.runtime.links import SIZES, measure_neighbours
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.sections import Run
@@ -41,31 +40,31 @@ def _table(measured: Record) -> None:
 
 
 def _bench(waiter: Waiter, arguments: list[str]) -> None:
-    def check() -> argparse.Namespace:
-        parser = Parser(
-            prog="python -m pdadmm.bench links",
-            description="Latency and bandwidth between neighbouring ranks.",
-        )
-        parser.add_argument("--json", metavar="FILE", help="write the results there")
-        parser.add_argument(
-            "--seconds", type=float, default=0.2, help="time for every size and measurement (default: 0.2)"
-        )
-        parser.add_argument(
-            "--backend",
-            choices=("auto", "numpy", "cupy"),
-            default="auto",
-            help="numpy: only between arrays on the host; cupy: between GPUs too; auto: as found (default)",
-        )
-        found = parser.parse_args(arguments)
+    parser = Parser(
+        prog="python -m pdadmm.bench links",
+        description="Latency and bandwidth between neighbouring ranks.",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the results there")
+    parser.add_argument(
+        "--seconds", type=float, default=0.2, help="time for every size and measurement (default: 0.2)"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "numpy", "cupy"),
+        default="auto",
+        help="numpy: only between arrays on the host; cupy: between GPUs too; auto: as found (default)",
+    )
+    options = parse(waiter, parser, arguments)
+
+    def check() -> None:
         if waiter.comm.size < 2:
             raise InputError("bench links needs two ranks: mpirun -n 2 python -m pdadmm.bench links")
-        if not 0 < found.seconds < float("inf"):
-            raise InputError(f"--seconds is {found.seconds:g}; it must be positive")
-        if found.json and not Path(found.json).absolute().parent.is_dir():
-            raise InputError(f"cannot write {found.json}: there is no such folder")
-        return found
+        if not 0 < options.seconds < float("inf"):
+            raise InputError(f"--seconds is {options.seconds:g}; it must be positive")
+        if options.json and not Path(options.json).absolute().parent.is_dir():
+            raise InputError(f"cannot write {options.json}: there is no such folder")
 
-    options = agree(waiter, check)
+    agree(waiter, check)
     run = Run(backend=options.backend)
     choice = choose(run, waiter)
     if choice.why_not_nccl and waiter.comm.rank == 0:

@@ -23,7 +23,7 @@ from pdadmm.gnn.passes.select import make_passes
 from pdadmm.gnn.products import make_products
 from pdadmm.gnn.reading import read_inputs
 from pdadmm.runtime.devices import ON_CPUS, make_backend, make_transport
-from pdadmm.runtime.launch import agree
+from pdadmm.runtime.launch import agree, parse
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.sections import Run
 from pdadmm.runtime.threads import set_threads
@@ -49,7 +49,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
     parser.add_argument("graph", metavar="FILE.h5", help="graph, made by pdadmm.gnn.prepare")
     parser.add_argument("--out", metavar="FILE.h5", default="predictions.h5", help="what to write")
     parser.add_argument("--threads", type=int, default=0, help="threads of a rank")
-    options = agree(waiter, lambda: parser.parse_args(arguments))
+    options = parse(waiter, parser, arguments)
     shape, weights, _ = agree(waiter, lambda: read_model(Path(options.run) / "model.h5"))
     run = Run(threads=options.threads, backend="numpy", transport="mpi")
     threads = set_threads(run, waiter.comm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import faulthandler
 import itertools
@@ -17,8 +18,9 @@ from pdadmm.comm.waiter import PATIENT, Waiter, end_all
 from pdadmm.comm.where import Where
 from pdadmm.errors import InputError, RunError, one_line
 from pdadmm.process import heed
+from pdadmm.runtime.parser import Parser
 
-__all__ = ["agree", "main_under_mpi"]
+__all__ = ["agree", "main_under_mpi", "parse"]
 
 Result = TypeVar("Result")
 
@@ -135,6 +137,19 @@ def agree(waiter: Waiter, work: Callable[[], Result]) -> Result:
     if first is not None:
         raise first
     return value
+
+
+def parse(waiter: Waiter, parser: Parser, arguments: list[str]) -> argparse.Namespace:
+    """What a command line says, the same on all ranks; one of them prints --help or --version.
+
+    Raises
+    ------
+    InputError, SystemExit
+        On all ranks.
+    """
+    first = waiter.comm.rank == 0
+    options = agree(waiter, lambda: parser.parse_args(arguments) if first else None)
+    return waiter.broadcast(options)
 
 
 def _require_one_world(size: int) -> None:

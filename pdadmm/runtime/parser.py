@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import pdadmm
 from pdadmm.errors import InputError
 
 __all__ = ["Parser"]
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises :class:`InputError` where argparse would print the usage and exit."""
+    """Has ``--version``, and raises :class:`InputError` where argparse would print the usage and exit."""
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  (what argparse takes)
+        super().__init__(**settings)
+        self.add_argument(
+            "--version",
+            action="version",
+            version=f"pdadmm {pdadmm.__version__}",
+            help="show the version and exit",
+        )
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
