@@ -10,7 +10,7 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__"]
+__all__ = ["ADMMClassifier", "Model", "__version__"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name is)
@@ -19,4 +19,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name is)
         from pdadmm.model import Model
 
         return Model
+    if name == "ADMMClassifier":
+        from pdadmm.estimator import ADMMClassifier
+
+        return ADMMClassifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

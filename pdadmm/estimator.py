@@ -1,0 +1,174 @@
+"""Networks trained by ADMM, with scikit-learn's manners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pdadmm.errors import InputError
+from pdadmm.model import Model
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError("ADMMClassifier needs scikit-learn 1.6; pip install 'pdadmm[sklearn]'") from error
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["ADMMClassifier"]
+
+
+class ADMMClassifier(ClassifierMixin, BaseEstimator):
+    """A deep MLP, trained layer by layer in parallel by ADMM.
+
+    In a plain process all layers are trained in that process. Under ``mpirun -n R python script.py`` they are
+    spread over the ranks: every rank calls `fit` with the same data, and every rank has the same network,
+    bit for bit that of one rank.
+
+    Parameters are the options of ``python -m pdadmm.run`` of the same names, and so are their defaults, but
+    for `layers`, which does not follow the number of ranks, and `stages`, a sequence of depths.
+
+    Attributes
+    ----------
+    classes_ : (classes,)
+        Labels, sorted.
+    n_features_in_ : int
+    history_ : list of dict
+        Every evaluated iteration, the fields of metrics.jsonl; accuracies of validation are NaN without it.
+    model_ : pdadmm.Model
+        The network, for files and PyTorch.
+
+    Examples
+    --------
+    >>> from pdadmm import ADMMClassifier
+    >>> ADMMClassifier(layers=4, hidden=64, bits=2).fit(X, y).predict(X)      # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        layers: int = 10,
+        hidden: int = 100,
+        activation: str = "relu",
+        input_norm: str = "none",
+        *,
+        stages: Sequence[int] | None = None,
+        iterations: int = 100,
+        solver: str = "gradient",
+        step: str = "exact",
+        nu: float = 0.01,
+        rho: float = 0.1,
+        mu: float = 0.01,
+        damping: float = 0.0,
+        momentum: float = 0.0,
+        z_centre: str = "previous",
+        anchor: str = "identity",
+        risk: str = "cross_entropy",
+        schedule: str = "constant",
+        refresh: int = 25,
+        seed: int = 0,
+        codec: str = "delta",
+        bits: int | None = None,
+        grid_low: float | None = None,
+        grid_high: float | None = None,
+        kernels: str = "auto",
+        threads: int | None = None,
+        shards: int = 1,
+        eval_every: int = 10,
+    ) -> None:
+        self.layers = layers
+        self.hidden = hidden
+        self.activation = activation
+        self.input_norm = input_norm
+        self.stages = stages
+        self.iterations = iterations
+        self.solver = solver
+        self.step = step
+        self.nu = nu
+        self.rho = rho
+        self.mu = mu
+        self.damping = damping
+        self.momentum = momentum
+        self.z_centre = z_centre
+        self.anchor = anchor
+        self.risk = risk
+        self.schedule = schedule
+        self.refresh = refresh
+        self.seed = seed
+        self.codec = codec
+        self.bits = bits
+        self.grid_low = grid_low
+        self.grid_high = grid_high
+        self.kernels = kernels
+        self.threads = threads
+        self.shards = shards
+        self.eval_every = eval_every
+
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, validation: tuple[ArrayLike, ArrayLike] | None = None
+    ) -> ADMMClassifier:
+        """Train anew; under mpirun collective, with the same data on all ranks.
+
+        Parameters
+        ----------
+        X : (rows, inputs)
+            Taken as float32.
+        y : (rows,)
+            Labels of any kind, of two classes or more.
+        validation
+            X and y to evaluate on, see `history_`; nothing is chosen by them.
+
+        Raises
+        ------
+        ValueError
+            When data or parameters cannot be trained on.
+        pdadmm.errors.RunError
+            When the run diverges.
+        """
+        from pdadmm.admm.fitting import Data, fit
+
+        inputs, labels = validate_data(self, X, y, dtype=np.float32)
+        check_classification_targets(labels)
+        classes, found = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"ADMMClassifier needs labels of at least 2 classes; y has {len(classes)} class")
+        train = len(inputs)
+        if validation is not None:
+            X_val, y_val = validate_data(self, *validation, dtype=np.float32, reset=False)
+            unknown = np.setdiff1d(y_val, classes)
+            if len(unknown):
+                raise ValueError(f"validation has the label {unknown[0]}, which y has not")
+            inputs = np.concatenate([inputs, X_val])
+            found = np.concatenate([found, np.searchsorted(classes, y_val)])
+        data = Data(np.ascontiguousarray(inputs), found.astype(np.int64), train, len(classes))
+        options: dict[str, Any] = self.get_params(deep=False)
+        # the command's words for what it is to choose itself
+        options["stages"] = [int(depth) for depth in self.stages] if self.stages is not None else []
+        options.update({name: 0 for name in ("bits", "threads") if options[name] is None})
+        try:
+            fitted = fit(data, options)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        self.classes_ = classes
+        attributes = {
+            "activation": self.activation, "input_norm": self.input_norm, "hop_decay": 1.0,
+            "features_per_hop": self.n_features_in_,
+        }  # fmt: skip
+        self.model_ = Model(fitted.weights, fitted.biases, self.activation, attributes)
+        self.history_ = fitted.history
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+        """Probabilities (rows, classes), in the order of `classes_`."""
+        check_is_fitted(self)
+        return self.model_.predict_proba(validate_data(self, X, dtype=np.float32, reset=False))
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """Labels (rows,)."""
+        check_is_fitted(self)
+        found = self.model_.predict(validate_data(self, X, dtype=np.float32, reset=False))
+        return np.asarray(self.classes_[found])

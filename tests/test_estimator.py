@@ -1,0 +1,173 @@
+"""The estimator: scikit-learn's own checks, the command's network, grid searches, ranks."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import Finished, python, succeed
+
+pytest.importorskip("sklearn", minversion="1.6")
+
+from sklearn.base import clone
+from sklearn.datasets import load_digits, make_moons
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from pdadmm import ADMMClassifier, Model
+from pdadmm.errors import RunError
+from pdadmm.inputs.feature_file import FeatureFile
+
+ROOT = Path(__file__).resolve().parents[1]
+MPIRun = Callable[..., Finished]
+
+
+@parametrize_with_checks([ADMMClassifier(layers=3, hidden=16, iterations=40, mu=1e-4)])
+def test_checks_of_scikit_learn(estimator: ADMMClassifier, check: Callable[[Any], None]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # checks of what is optional warn that they are skipped
+        check(estimator)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    X, y = load_digits(return_X_y=True)
+    return X / 16, np.array([f"digit {label}" for label in y])
+
+
+def test_digits_are_learnt_and_followed(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = digits
+    network = ADMMClassifier(layers=4, hidden=64, bits=2, iterations=60)
+    assert network.fit(X[:1200], y[:1200], validation=(X[1200:], y[1200:])) is network
+    assert network.score(X[1200:], y[1200:]) > 0.88
+    assert network.history_[-1]["val_accuracy"] == pytest.approx(network.score(X[1200:], y[1200:]), abs=1e-12)
+    assert network.history_[-1]["train_accuracy"] == pytest.approx(
+        network.score(X[:1200], y[:1200]), abs=1e-12
+    )
+    assert [record["layers"] for record in network.history_][::6] == [2, 4]
+    assert network.predict_proba(X[:9]).sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert isinstance(network.model_, Model)
+
+
+def test_the_network_is_the_command_s(tmp_path: Path) -> None:
+    features = tmp_path / "small.h5"
+    succeed(python("-m", "pdadmm.prepare", "synthetic", "--synthetic-nodes", "300", "--out", features))
+    options = ["--layers", "3", "--hidden", "8", "--iterations", "20", "--seed", "3", "--bits", "8"]
+    succeed(python("-m", "pdadmm.run", features, *options, "--out", tmp_path / "run", "--quiet"))
+    theirs = Model.load(tmp_path / "run" / "model.h5")
+    with FeatureFile(features) as file:
+        X, y = file.x("train"), file.y("train")
+    ours = ADMMClassifier(layers=3, hidden=8, iterations=20, seed=3, bits=8).fit(X, y).model_
+    for name in ("weights", "biases"):
+        for a, b in zip(getattr(ours, name), getattr(theirs, name), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_grid_search_over_a_pipeline(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = digits[0][:300], digits[1][:300]
+    network = ADMMClassifier(layers=3, iterations=30)
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), network),
+        {"admmclassifier__hidden": [1, 32], "admmclassifier__codec": ["delta", "float32"]},
+        cv=3,
+    )
+    search.fit(X, y)
+    assert search.best_params_["admmclassifier__hidden"] == 32
+    assert search.best_score_ > 0.8
+    assert clone(search.best_estimator_[-1]).get_params() == search.best_estimator_[-1].get_params()
+
+
+def test_threads_of_blas_are_given_back() -> None:
+    from threadpoolctl import threadpool_info
+
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info()]
+
+    X, y = make_moons(50, random_state=0)
+    before = threads()
+    ADMMClassifier(layers=2, hidden=4, iterations=2).fit(X, y)
+    assert threads() == before
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"hidden": 0}, "hidden"),
+        ({"codec": "morse"}, "codec"),
+        ({"layers": 4, "stages": [2, 3]}, "stages"),
+        ({"shards": 2}, "shards"),
+        ({"bits": 3}, "3"),
+        ({"momentum": 0.5}, "exact"),
+    ],
+)
+def test_parameters_that_are_wrong_are_value_errors(parameters: dict[str, Any], said: str) -> None:
+    X, y = make_moons(20, random_state=0)
+    with pytest.raises(ValueError, match=said):
+        ADMMClassifier(**parameters).fit(X, y)
+
+
+def test_data_that_are_wrong_are_value_errors() -> None:
+    X, y = make_moons(20, random_state=0)
+    network = ADMMClassifier(layers=2, hidden=4, iterations=2)
+    with pytest.raises(ValueError, match="2 classes"):
+        network.fit(X, np.zeros(20))
+    with pytest.raises(ValueError, match="validation has the label 7"):
+        network.fit(X, y, validation=(X, np.full(20, 7)))
+    with pytest.raises(ValueError, match="3 features"):
+        network.fit(X, y, validation=(np.ones((20, 3)), y))
+
+
+def test_a_run_that_diverges_says_so() -> None:
+    X, y = make_moons(100, random_state=0)
+    with pytest.raises(RunError, match=r"diverges|finite"):
+        ADMMClassifier(layers=3, hidden=8, nu=1e8, rho=1e-8, iterations=300, eval_every=1).fit(X * 1e15, y)
+
+
+SCRIPT = """
+import hashlib
+from sklearn.datasets import load_digits
+from pdadmm import ADMMClassifier
+X, y = load_digits(return_X_y=True)
+network = ADMMClassifier(layers=%d, hidden=16, iterations=10, codec="affine", bits=4).fit(X / 16, y)
+found = hashlib.sha256(b"".join(W.tobytes() for W in network.model_.weights))
+print(f"{found.hexdigest()} {len(network.history_)}\\n", end="")  # in one piece
+"""
+
+
+@pytest.mark.parametrize(("ranks", "layers"), [(3, 4), (3, 2)])
+def test_every_rank_has_the_network_of_one_process(ranks: int, layers: int, mpirun: MPIRun) -> None:
+    alone = succeed(python("-c", SCRIPT % layers)).out
+    together = succeed(mpirun(ranks, "-c", SCRIPT % layers, timeout=120)).out
+    assert together.splitlines() == alone.splitlines() * ranks
+
+
+def test_ranks_with_different_data_are_told(mpirun: MPIRun) -> None:
+    script = """
+from mpi4py import MPI
+from sklearn.datasets import make_moons
+from pdadmm import ADMMClassifier
+X, y = make_moons(30, random_state=MPI.COMM_WORLD.rank, noise=0.1)
+try:
+    ADMMClassifier(layers=3).fit(X, y)
+except ValueError as error:
+    print(error)
+"""
+    out = succeed(mpirun(3, "-c", script, timeout=120)).out
+    assert out.count("different data or options") == 3
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_example_of_the_readme(ranks: int, mpirun: MPIRun, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "digits.py").write_text(next(block for block in blocks if "ADMMClassifier" in block))
+    done = succeed(mpirun(ranks, tmp_path / "digits.py", timeout=120))
+    accuracies = [float(score) for score in re.findall(r"0\.\d{3}", done.out)]
+    assert len(accuracies) == ranks and len(set(accuracies)) == 1 and accuracies[0] > 0.93
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.py"]
