@@ -126,11 +126,10 @@ def fit(data: Data, options: Mapping[str, Any]) -> Fitted:
     except InputError as error:
         outcome = None, error
     except RunError as error:
-        if not error.everywhere:  # the others are still at work
+        if not error.everywhere and ranks > 1:  # the others are still at work
             raise
         outcome = None, error
-    finally:
-        comm.Free()
+    comm.Free()
     fitted, problem = waiter.broadcast(outcome)  # rank 0 is always among those that train
     if problem is not None:
         raise problem
@@ -169,8 +168,11 @@ def _train(data: Data, config: Config, waiter: Waiter) -> Fitted:
         )
         try:
             trainer.run()
-        finally:
-            trainer.close()
+        except RunError as error:
+            if error.everywhere or waiter.comm.size == 1:  # else the others would not come
+                trainer.close()
+            raise
+        trainer.close()
     first = trainer.grid.shard == 0
     mine = {p: (layer.W, layer.b) for p, layer in trainer.layers.items()} if first else {}
     gathered = waiter.gather(mine)
