@@ -14,6 +14,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import Record
 from .fetch import Progress, raw_files
+from .foreign import from_networkx, from_pyg, write_npz
 from .gnn_benchmark import read_gnn_benchmark
 from .graph import Graph
 from .graphsaint import read_graphsaint
@@ -23,7 +24,18 @@ from .planetoid import PLANETOID_PARTS, read_planetoid
 from .registry import REGISTRY, Dataset, dataset
 from .synthetic import synthetic_graph
 
-__all__ = ["REGISTRY", "Dataset", "Graph", "called", "dataset", "load", "synthetic_graph"]
+__all__ = [
+    "REGISTRY",
+    "Dataset",
+    "Graph",
+    "called",
+    "dataset",
+    "from_networkx",
+    "from_pyg",
+    "load",
+    "synthetic_graph",
+    "write_npz",
+]
 
 
 def called(name: str | os.PathLike[str]) -> str:

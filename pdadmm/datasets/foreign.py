@@ -1,0 +1,202 @@
+"""Graphs of other libraries, taken over from memory, and the `.npz` that they are kept in.
+
+None of those libraries is imported, and no pickle is read: the user's process has the graph already.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..errors import InputError
+from ..files import replacing
+from .graph import Graph, as_features, as_ids, as_label_matrix, as_labels, clean_adjacency, is_directed
+from .splits import draw_fractions, draw_split
+
+__all__ = ["from_networkx", "from_pyg", "write_npz"]
+
+Foreign: TypeAlias = Any
+"""An object of a library that is not imported."""
+
+
+def from_pyg(
+    data: Foreign,
+    *,
+    name: str = "graph",
+    split: int | Mapping[str, Foreign] = 0,
+    seed: int = 0,
+) -> Graph:
+    """A graph of PyTorch Geometric, or of OGB in that form.
+
+    Parameters
+    ----------
+    data
+        A ``torch_geometric.data.Data``, or anything with `x` (N, F), `edge_index` (2, E) and `y` (N,) or
+        (N, 1), or (N, C) of 0 and 1; tensors or arrays. `train_mask`, `val_mask` and `test_mask` (N,) or
+        (N, S) are its splits. Weights of edges are not used.
+    name
+        What files and reports call it.
+    split
+        Which of S splits; or a mapping of node ids, ``dataset.get_idx_split()`` of OGB.
+    seed
+        Draws the split where there is none.
+
+    Raises
+    ------
+    InputError
+        Where something is missing, or is no graph.
+    """
+    where = f"{name} (from_pyg)"
+    missing = [field for field in ("x", "edge_index", "y") if getattr(data, field, None) is None]
+    if missing:
+        raise InputError(f"{where}: has no {', '.join(missing)}; give an object with x, edge_index and y")
+    edges = _array(data.edge_index)
+    if edges.ndim != 2 or len(edges) != 2 or edges.dtype.kind not in "iu":
+        raise InputError(f"{where}: edge_index is {edges.dtype} {edges.shape}; it must be integers (2, E)")
+    ids = None
+    if isinstance(split, Mapping):
+        names = ("train", "valid" if "valid" in split else "val", "test")
+        lacking = [part for part in names if part not in split]
+        if lacking:
+            raise InputError(f"{where}: the split has no {', '.join(lacking)}; give train, valid and test")
+        ids = [_array(split[part]) for part in names]
+    else:
+        masks = [getattr(data, f"{part}_mask", None) for part in ("train", "val", "test")]
+        if all(mask is not None for mask in masks):
+            ids = [_where(_array(mask), split, where) for mask in masks]
+        elif any(mask is not None for mask in masks):
+            raise InputError(f"{where}: has some of train_mask, val_mask, test_mask; give all three or none")
+    return _graph(name, where, edges, _array(data.x), _array(data.y), ids, seed)
+
+
+def from_networkx(
+    graph: Foreign, *, features: str = "x", label: str = "y", name: str = "graph", seed: int = 0
+) -> Graph:
+    """A graph of NetworkX whose nodes have their features and label as attributes.
+
+    Parameters
+    ----------
+    graph
+        A ``networkx.Graph`` or its kin. Node i of the result is the i-th of ``graph.nodes``. Attributes
+        `train_mask`, `val_mask` and `test_mask` of all nodes, true or false, are the split.
+    features, label
+        Names of the attributes: F numbers, or one, and an integer from 0 to C-1.
+    name, seed
+        As of :func:`from_pyg`.
+
+    Raises
+    ------
+    InputError
+        Where a node lacks an attribute, or what :func:`from_pyg` refuses.
+    """
+    where = f"{name} (from_networkx)"
+    nodes = list(graph.nodes)
+    number = {node: i for i, node in enumerate(nodes)}
+
+    def column(attribute: str) -> list[Foreign]:
+        found = [values.get(attribute) for _, values in graph.nodes(data=True)]
+        for node, value in zip(nodes, found, strict=True):
+            if value is None:
+                raise InputError(
+                    f"{where}: node {node!r} has no attribute {attribute!r}; give it to all nodes"
+                )
+        return found
+
+    rows = [np.atleast_1d(_array(value)) for value in column(features)]
+    if len({row.shape for row in rows}) > 1:
+        raise InputError(f"{where}: nodes have different numbers of features {features!r}; give all as many")
+    x = np.stack(rows) if rows else np.zeros((0, 0))
+    edges = np.array([(number[a], number[b]) for a, b, *_ in graph.edges], np.int64).reshape(-1, 2).T
+    if not graph.is_directed():
+        edges = np.concatenate([edges, edges[::-1]], axis=1)
+    masks = [f"{part}_mask" for part in ("train", "val", "test")]
+    known = any(mask in values for _, values in graph.nodes(data=True) for mask in masks)
+    ids = [np.flatnonzero(np.array(column(mask), bool)) for mask in masks] if known else None
+    return _graph(name, where, edges, x, np.array(column(label)), ids, seed)
+
+
+def write_npz(path: str | os.PathLike[str], graph: Graph) -> None:
+    """Write a graph, with its split, as the `.npz` that the commands read.
+
+    The file appears when it is complete.
+
+    Raises
+    ------
+    InputError
+        When the name does not end in .npz, or there is no adjacency.
+    OSError
+    """
+    target = Path(path)
+    if target.suffix != ".npz":
+        raise InputError(f"{target}: the commands know a graph by .npz; give such a name")
+    if graph.adjacency is None:
+        raise InputError(f"{graph.name}: has no edges to write; samples without a graph need no .npz")
+    arrays: dict[str, np.ndarray] = {"labels": graph.labels}
+    matrices = {"adj": graph.adjacency}
+    if sp.issparse(graph.features):
+        matrices["attr"] = graph.features
+    else:
+        arrays["attr_matrix"] = graph.features
+    for prefix, matrix in matrices.items():
+        for part in ("data", "indices", "indptr", "shape"):
+            arrays[f"{prefix}_{part}"] = np.asarray(getattr(matrix, part))
+    arrays.update({f"{part}_idx": graph.split(part) for part in ("train", "val", "test")})
+    with replacing(target) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **cast(Any, arrays))  # stubs take a keyword for allow_pickle
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _graph(
+    name: str,
+    where: str,
+    edges: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    ids: list[np.ndarray] | None,
+    seed: int,
+) -> Graph:
+    """From arrays: edges (2, E), x (N, F), y, and the ids of the nodes of each split."""
+    if x.ndim != 2:
+        raise InputError(f"{where}: the features are {x.shape}; they must be (nodes, features)")
+    nodes = len(x)
+    if edges.size and not (edges.min() >= 0 and edges.max() < nodes):
+        raise InputError(f"{where}: an edge leads to node {edges.max()} or {edges.min()} of {nodes} nodes")
+    values = np.ones(edges.shape[1], np.float32)
+    adjacency = sp.csr_matrix((values, (edges[0], edges[1])), shape=(nodes, nodes))
+    several = y.ndim == 2 and 1 not in y.shape
+    labels: np.ndarray = (as_label_matrix if several else as_labels)(y, f"{where} (y)")
+    if ids is not None:
+        train, val, test = (
+            as_ids(part, f"{where} ({of})") for part, of in zip(ids, ("train", "val", "test"), strict=True)
+        )
+    elif several:
+        train, val, test = draw_fractions(np.arange(len(labels)), seed, where)
+    else:
+        train, val, test = draw_split(labels, seed, where)
+    num_classes = labels.shape[1] if several else int(labels.max()) + 1 if labels.size else 0
+    cleaned = clean_adjacency(adjacency, where)
+    directed = is_directed(adjacency, cleaned)
+    features = as_features(x, f"{where} (x)")
+    return Graph(name, cleaned, features, labels, train, val, test, num_classes, where, directed)
+
+
+def _array(value: Foreign) -> np.ndarray:
+    """An array of a tensor, or of what NumPy knows."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    return np.asarray(value)
+
+
+def _where(mask: np.ndarray, split: int, where: str) -> np.ndarray:
+    """Ids of the nodes in a mask (N,), or in one of S of them, (N, S)."""
+    if mask.ndim == 2:
+        if not 0 <= split < mask.shape[1]:
+            raise InputError(f"{where}: there is no split {split}; the masks have {mask.shape[1]}, from 0")
+        mask = mask[:, split]
+    return np.flatnonzero(mask)

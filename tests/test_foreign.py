@@ -1,0 +1,165 @@
+"""Graphs of PyTorch Geometric, OGB and NetworkX, as objects in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from support import python, succeed, summary_of
+
+from pdadmm.datasets import Graph, from_networkx, from_pyg, load, synthetic_graph, write_npz
+from pdadmm.errors import InputError
+
+
+class Tensor:
+    """What is used of a torch.Tensor that needs its gradient and lies on a device."""
+
+    def __init__(self, values: Any) -> None:
+        self._values, self._ready = np.asarray(values), [False, False]
+
+    def detach(self) -> Tensor:
+        self._ready[0] = True
+        return self
+
+    def cpu(self) -> Tensor:
+        self._ready[1] = True
+        return self
+
+    def numpy(self) -> np.ndarray:
+        assert all(self._ready)
+        return self._values
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return synthetic_graph(nodes=300, features=40, classes=3, seed=1)
+
+
+def mask(graph: Graph, split: str) -> np.ndarray:
+    return np.isin(np.arange(graph.num_nodes), graph.split(split))
+
+
+def dense(graph: Graph) -> np.ndarray:
+    return graph.features.toarray() if hasattr(graph.features, "toarray") else graph.features
+
+
+def planetoid(graph: Graph, **others: Any) -> SimpleNamespace:
+    """As ``torch_geometric.datasets.Planetoid(...)[0]`` has it."""
+    data = SimpleNamespace(
+        x=Tensor(dense(graph)),
+        edge_index=Tensor(np.array(graph.adjacency.nonzero())),
+        y=Tensor(graph.labels),
+        **{f"{split}_mask": Tensor(mask(graph, split)) for split in ("train", "val", "test")},
+    )
+    data.__dict__.update(others)
+    return data
+
+
+def same(a: Graph, b: Graph) -> bool:
+    arrays = [(dense(a), dense(b)), (a.labels, b.labels)]
+    arrays += [(a.split(split), b.split(split)) for split in ("train", "val", "test")]
+    return (a.adjacency != b.adjacency).nnz == 0 and all(np.array_equal(x, y) for x, y in arrays)
+
+
+def test_a_planetoid_is_taken_over(graph: Graph) -> None:
+    found = from_pyg(planetoid(graph), name="mine")
+    assert same(found, graph)
+    assert (found.name, found.directed, found.num_classes) == ("mine", False, 3)
+
+
+def test_one_of_several_splits_and_ogb_s_ids(graph: Graph) -> None:
+    masks = {
+        f"{split}_mask": Tensor(np.stack([np.roll(mask(graph, split), i) for i in (5, 0)], axis=1))
+        for split in ("train", "val", "test")
+    }
+    assert same(from_pyg(planetoid(graph, **masks), split=1), graph)
+    ids = {
+        name: graph.split(split) for name, split in (("train", "train"), ("valid", "val"), ("test", "test"))
+    }
+    ogb = planetoid(graph, y=Tensor(graph.labels[:, None]), train_mask=None, val_mask=None, test_mask=None)
+    assert same(from_pyg(ogb, split=ids), graph)
+    drawn = from_pyg(ogb, seed=3)
+    assert not set(drawn.train) & set(drawn.test)
+    assert len(drawn.train) == 60
+
+
+def test_directions_are_dropped_and_several_labels_kept(graph: Graph) -> None:
+    upper = np.array(graph.adjacency.nonzero())
+    upper = upper[:, upper[0] < upper[1]]
+    found = from_pyg(planetoid(graph, edge_index=upper))
+    assert same(found, graph)
+    assert found.directed
+    several = (np.arange(300 * 4).reshape(300, 4) % 3 == 0).astype(np.float32)
+    assert np.array_equal(from_pyg(planetoid(graph, y=several)).labels, several)
+
+
+def test_networkx(graph: Graph) -> None:
+    networkx = pytest.importorskip("networkx")
+    theirs = networkx.Graph()
+    for i in range(graph.num_nodes):
+        masks = {f"{split}_mask": bool(mask(graph, split)[i]) for split in ("train", "val", "test")}
+        theirs.add_node(f"node {i}", words=list(dense(graph)[i]), topic=int(graph.labels[i]), **masks)
+    rows, columns = graph.adjacency.nonzero()
+    theirs.add_edges_from((f"node {i}", f"node {j}") for i, j in zip(rows, columns, strict=True) if i < j)
+    found = from_networkx(theirs, features="words", label="topic")
+    assert same(found, graph)
+    assert not found.directed
+    del theirs.nodes["node 7"]["topic"]
+    with pytest.raises(InputError, match="node 'node 7' has no attribute 'topic'"):
+        from_networkx(theirs, features="words", label="topic")
+    several = networkx.MultiDiGraph([(0, 1), (0, 1), (2, 1), (2, 3), (3, 0)])
+    networkx.set_node_attributes(several, {i: i % 2 for i in range(4)}, "y")
+    networkx.set_node_attributes(several, {i: float(i) for i in range(4)}, "x")
+    networkx.set_node_attributes(several, {i: i < 2 for i in range(4)}, "train_mask")
+    networkx.set_node_attributes(several, {i: i == 2 for i in range(4)}, "val_mask")
+    networkx.set_node_attributes(several, {i: i == 3 for i in range(4)}, "test_mask")
+    found = from_networkx(several)
+    assert found.directed
+    assert found.adjacency.toarray().tolist() == [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_from_an_object_to_a_trained_network(graph: Graph, sparse: bool, tmp_path: Path) -> None:
+    found = from_pyg(planetoid(graph))
+    if sparse:
+        import scipy.sparse as sp
+
+        found.features = sp.csr_matrix(found.features)
+    path = tmp_path / "mine.npz"
+    write_npz(path, found)
+    assert same(load(path), graph)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.npz"]
+    succeed(python("-m", "pdadmm.prepare", path, "--hops", "2", "--out", tmp_path / "mine.h5"))
+    options = ["--layers", "2", "--iterations", "30", "--out", tmp_path / "run", "--quiet"]
+    succeed(python("-m", "pdadmm.run", tmp_path / "mine.h5", *options))
+    assert summary_of(tmp_path / "run")["test_accuracy"] > 0.5
+    succeed(python("-m", "pdadmm.gnn.prepare", path, "--parts", "2", "--out", tmp_path / "parts.h5"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"x": None}, "has no x"),
+        ({"edge_index": np.ones((3, 4), int)}, "integers \\(2, E\\)"),
+        ({"edge_index": np.array([[0], [300]])}, "node 300 or 0 of 300"),
+        ({"y": np.linspace(0, 1, 300)}, "whole number"),
+        ({"val_mask": None}, "all three or none"),
+        ({"x": np.ones(300)}, "nodes, features"),
+    ],
+)
+def test_what_is_no_graph_is_refused(graph: Graph, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        from_pyg(planetoid(graph, **change))
+
+
+def test_what_cannot_be_written_leaves_nothing(graph: Graph, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\.npz"):
+        write_npz(tmp_path / "mine.gz", graph)
+    with pytest.raises(OSError, match="nowhere"):
+        write_npz(tmp_path / "nowhere" / "mine.npz", graph)
+    with pytest.raises(InputError, match="no split 3"):
+        from_pyg(planetoid(graph, train_mask=np.ones((300, 2), bool)), split=3)
+    assert list(tmp_path.iterdir()) == []
