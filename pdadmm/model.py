@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from pdadmm.admm.activations import make_activation
 from pdadmm.admm.model_file import read_model
 from pdadmm.files import Record
+from pdadmm.files.tensors import write_tensors
 from pdadmm.inputs.scaling import normalise_inputs
 
 if TYPE_CHECKING:
@@ -117,6 +119,22 @@ class Model:
             state[f"{2 * i}.weight"] = torch.from_numpy(W.copy())
             state[f"{2 * i}.bias"] = torch.from_numpy(b.copy())
         return state
+
+    def to_safetensors(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights as a safetensors file, by the names of :meth:`state_dict`, attributes beside.
+
+        PyTorch takes it back with ``safetensors.torch.load_file``; it is not needed here.
+
+        Raises
+        ------
+        InputError
+            Without the package safetensors.
+        OSError
+        """
+        tensors = {}
+        for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            tensors[f"{2 * i}.weight"], tensors[f"{2 * i}.bias"] = W, b
+        write_tensors(Path(path), tensors, {**self.attributes, "activation": self.activation})
 
     def to_torch(self) -> torch.nn.Sequential:
         """A ``torch.nn.Sequential`` that computes the same; a forward hook scales the inputs if need be."""

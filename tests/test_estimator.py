@@ -70,6 +70,17 @@ def test_the_network_is_the_command_s(tmp_path: Path) -> None:
             np.testing.assert_array_equal(a, b)
 
 
+def test_a_model_as_safetensors(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    safe = pytest.importorskip("safetensors")
+    X, y = digits
+    network = ADMMClassifier(layers=3, hidden=8, iterations=5, input_norm="hellinger").fit(X, y)
+    network.model_.to_safetensors(tmp_path / "model.safetensors")
+    with safe.safe_open(tmp_path / "model.safetensors", "numpy") as file:
+        assert sorted(file.keys()) == [f"{i}.{name}" for i in (0, 2, 4) for name in ("bias", "weight")]
+        np.testing.assert_array_equal(file.get_tensor("2.weight"), network.model_.weights[1])
+        assert (file.metadata()["input_norm"], file.metadata()["activation"]) == ("hellinger", "relu")
+
+
 def test_a_grid_search_over_a_pipeline(digits: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = digits[0][:300], digits[1][:300]
     network = ADMMClassifier(layers=3, iterations=30)

@@ -239,3 +239,21 @@ def test_export_without_torch_says_what_to_install(trained: tuple[Path, Path], t
     program = "import sys; sys.modules['torch'] = None; from pdadmm.gnn.export import main; sys.exit(main())"
     found = python("-c", program, trained[1], "--out", tmp_path / "m.pt")
     assert found.code == 2 and "pip install torch" in found.err and not list(tmp_path.iterdir())
+
+
+def test_a_safetensors_file_needs_no_torch(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    safe = pytest.importorskip("safetensors")
+    program = "import sys; sys.modules['torch'] = None; from pdadmm.gnn.export import main; sys.exit(main())"
+    out = tmp_path / "m.safetensors"
+    said = succeed(python("-c", program, trained[1], "--out", out)).out
+    shape, weights, _ = read_model(trained[1] / "model.h5")
+    wanted = state_dict(shape, weights)
+    with safe.safe_open(out, "numpy") as file:
+        assert set(file.keys()) == set(wanted)
+        for name in file.keys():  # noqa: SIM118  (it is no mapping)
+            np.testing.assert_array_equal(file.get_tensor(name), wanted[name])
+        assert file.metadata()["model"] in said
+    program = program.replace("'torch'", "'safetensors.numpy'")
+    found = python("-c", program, trained[1], "--out", tmp_path / "n.safetensors")
+    assert found.code == 2 and "pip install 'pdadmm[safetensors]'" in found.err
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]

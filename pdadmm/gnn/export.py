@@ -4,7 +4,7 @@ The file is a state dict with the names of PyTorch Geometric's models, for::
 
     from torch_geometric.nn import GCN, GraphSAGE
     network = GCN(n_0, hidden, layers, classes, norm="layer_norm", norm_kwargs={"mode": "node"})
-    network.load_state_dict(torch.load("model.pt"))
+    network.load_state_dict(torch.load("model.pt"))        # safetensors.torch.load_file, of FILE.safetensors
 
 It computes the scores of :mod:`pdadmm.gnn.predict`: GCN with its own normalisation and self-loops, GraphSAGE
 with the mean. Dropout does nothing there, so both orders of a hidden layer are this network.
@@ -13,6 +13,7 @@ with the mean. Dropout does nothing there, so both orders of a hidden layer are 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ import numpy as np
 
 from pdadmm.errors import InputError, one_line
 from pdadmm.files import naming, replacing
+from pdadmm.files.tensors import write_tensors
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.model_file import read_model
 from pdadmm.process import begin
@@ -68,22 +70,31 @@ def constructor(shape: Shape) -> str:
 
 def _export(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
-    try:
-        import torch
-    except ImportError:
-        raise InputError("exporting needs PyTorch; pip install torch") from None
-    shape, weights, _ = read_model(Path(options.run) / "model.h5")
     target = Path(options.out)
+    safe = target.suffix == ".safetensors"
+    if not safe and importlib.util.find_spec("torch") is None:
+        raise InputError("exporting needs PyTorch; pip install torch, or name a .safetensors file with --out")
+    shape, weights, _ = read_model(Path(options.run) / "model.h5")
     if os.path.lexists(target):
         raise InputError(f"{target}: exists, so it stays; remove it, or name another one with --out")
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in state_dict(shape, weights).items()}
+    arrays = state_dict(shape, weights)
     try:
-        with naming(target), replacing(target) as temporary:
-            torch.save(tensors, temporary)
+        if safe:
+            write_tensors(target, arrays, {"model": constructor(shape)})
+        else:
+            _save(target, arrays)
     except (OSError, RuntimeError) as error:
         # torch says what the system said, but with its own exceptions
         raise InputError(f"{target}: cannot be written ({one_line(error)}); choose another place") from None
     print(f"{target}: state dict of torch_geometric.nn.{constructor(shape)}")
+
+
+def _save(target: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    import torch
+
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    with naming(target), replacing(target) as temporary:
+        torch.save(tensors, temporary)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,7 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a trained graph network as a state dict of PyTorch Geometric.",
     )
     parser.add_argument("run", metavar="DIR", help="folder of a run of pdadmm.gnn.run")
-    parser.add_argument("--out", metavar="FILE.pt", default="model.pt", help="what to write")
+    parser.add_argument(
+        "--out", metavar="FILE", default="model.pt",
+        help="what to write: FILE.safetensors (without PyTorch), or any other name (by PyTorch)",
+    )  # fmt: skip
     return parser
 
 
