@@ -10,7 +10,8 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 __version__ = "0.1.0"
-__all__ = ["ADMMClassifier", "Model", "__version__"]
+# without ADMMClassifier, so that a star import does not need scikit-learn
+__all__ = ["Model", "__version__"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name is)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = ["ADMMClassifier"]
+
+
+def _of_parameters(message: str) -> str:
+    """A message of the command line in the names of parameters: z_centre for --z-centre."""
+    return re.sub(r"--([a-z][a-z-]*[a-z])", lambda found: found[1].replace("-", "_"), message)
 
 
 class ADMMClassifier(ClassifierMixin, BaseEstimator):
@@ -138,6 +144,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"ADMMClassifier needs labels of at least 2 classes; y has {len(classes)} class")
         train = len(inputs)
         if validation is not None:
+            if not isinstance(validation, tuple | list) or len(validation) != 2:
+                raise ValueError("validation must be a pair (X, y)")
             X_val, y_val = validate_data(self, *validation, dtype=np.float32, reset=False)
             unknown = np.setdiff1d(y_val, classes)
             if len(unknown):
@@ -147,12 +155,15 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         data = Data(np.ascontiguousarray(inputs), found.astype(np.int64), train, len(classes))
         options: dict[str, Any] = self.get_params(deep=False)
         # the command's words for what it is to choose itself
-        options["stages"] = [int(depth) for depth in self.stages] if self.stages is not None else []
+        options["stages"] = [] if self.stages is None else np.asarray(self.stages).tolist()
         options.update({name: 0 for name in ("bits", "threads") if options[name] is None})
+        for name in ("grid_low", "grid_high"):
+            if options[name] is None:
+                del options[name]
         try:
             fitted = fit(data, options)
         except InputError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(_of_parameters(str(error))) from None
         self.classes_ = classes
         attributes = {
             "activation": self.activation, "input_norm": self.input_norm, "hop_decay": 1.0,

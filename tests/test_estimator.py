@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,31 @@ def test_a_grid_search_over_a_pipeline(digits: tuple[np.ndarray, np.ndarray]) ->
     assert clone(search.best_estimator_[-1]).get_params() == search.best_estimator_[-1].get_params()
 
 
+def test_parameters_may_be_numbers_and_arrays_of_numpy() -> None:
+    X, y = make_moons(60, random_state=0)
+    plain = ADMMClassifier(layers=3, hidden=4, iterations=3, nu=1.0, stages=(2, 3)).fit(X, y)
+    theirs = {"layers": np.int64(3), "hidden": np.int32(4), "iterations": 3, "nu": np.float64(1)}
+    found = ADMMClassifier(**theirs, stages=np.array([2, 3])).fit(X, y)
+    np.testing.assert_array_equal(found.predict_proba(X), plain.predict_proba(X))
+
+
+def test_the_package_needs_neither_mpi_nor_scikit_learn() -> None:
+    script = "import sys, pdadmm; print([n for n in ('mpi4py', 'sklearn', 'numpy') if n in sys.modules])"
+    assert succeed(python("-c", script)).out == "[]\n"
+
+
+def test_nothing_is_printed_or_written_and_signals_are_left_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caught = [signal.getsignal(number) for number in signal.valid_signals()]
+    X, y = make_moons(50, random_state=0)
+    ADMMClassifier(layers=2, hidden=4, iterations=2).fit(X, y)
+    assert [signal.getsignal(number) for number in signal.valid_signals()] == caught
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_threads_of_blas_are_given_back() -> None:
     from threadpoolctl import threadpool_info
 
@@ -115,13 +141,20 @@ def test_threads_of_blas_are_given_back() -> None:
         ({"layers": 4, "stages": [2, 3]}, "stages"),
         ({"shards": 2}, "shards"),
         ({"bits": 3}, "3"),
-        ({"momentum": 0.5}, "exact"),
+        ({"momentum": 0.5}, "solver exact"),
+        ({"layers": 0}, "layers is 0"),
+        ({"hidden": "many"}, "hidden must be a int, not 'many'"),
+        ({"activation": "step"}, "activation must be one of relu"),
+        ({"grid_low": 1.0}, "grid_low and grid_high go together"),
+        ({"nu": float("nan")}, "nu is nan"),
+        ({"stages": "2,3"}, "stages must be a list of integers"),
     ],
 )
 def test_parameters_that_are_wrong_are_value_errors(parameters: dict[str, Any], said: str) -> None:
     X, y = make_moons(20, random_state=0)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=said) as found:
         ADMMClassifier(**parameters).fit(X, y)
+    assert "--" not in str(found.value) and "\n" not in str(found.value)
 
 
 def test_data_that_are_wrong_are_value_errors() -> None:
@@ -131,6 +164,8 @@ def test_data_that_are_wrong_are_value_errors() -> None:
         network.fit(X, np.zeros(20))
     with pytest.raises(ValueError, match="validation has the label 7"):
         network.fit(X, y, validation=(X, np.full(20, 7)))
+    with pytest.raises(ValueError, match="must be a pair"):
+        network.fit(X, y, validation=X)
     with pytest.raises(ValueError, match="3 features"):
         network.fit(X, y, validation=(np.ones((20, 3)), y))
 
@@ -157,6 +192,36 @@ def test_every_rank_has_the_network_of_one_process(ranks: int, layers: int, mpir
     alone = succeed(python("-c", SCRIPT % layers)).out
     together = succeed(mpirun(ranks, "-c", SCRIPT % layers, timeout=120)).out
     assert together.splitlines() == alone.splitlines() * ranks
+
+
+def test_a_layer_that_diverges_is_an_error_on_all_ranks_which_go_on(mpirun: MPIRun) -> None:
+    script = """
+from unittest import mock
+from sklearn.datasets import make_moons
+from pdadmm import ADMMClassifier
+from pdadmm.admm.layer import Layer
+from pdadmm.errors import RunError
+X, y = make_moons(3000, random_state=0)
+real = Layer._require_finite
+def broken(self, norm, what, iteration):
+    if self.position == 2 and iteration == 3:
+        raise self.diverged(what, iteration)
+    real(self, norm, what, iteration)
+network = ADMMClassifier(layers=3, stages=[3], hidden=64, iterations=9, codec="float32")
+for _ in range(2):
+    with mock.patch.object(Layer, "_require_finite", broken):
+        try:
+            network.fit(X, y)
+        except RunError as error:
+            print(f"{error}\\n", end="")
+network.fit(X, y)
+print(f"{network.history_[-1]['objective']}\\n", end="")
+"""
+    alone = succeed(mpirun(1, "-c", script, timeout=60)).out.splitlines()
+    assert len(alone) == 3 and "layer 2, iteration 4" in alone[0]
+    for ranks in (2, 3):
+        together = succeed(mpirun(ranks, "-c", script, timeout=60)).out.splitlines()
+        assert sorted(together) == sorted(alone * ranks)
 
 
 def test_ranks_with_different_data_are_told(mpirun: MPIRun) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pdadmm.admm.command import resolve
-from pdadmm.admm.options import Config, check
+from pdadmm.admm.options import OPTIONS, Config, check
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.start import start_mpi
 from pdadmm.comm.waiter import Waiter
@@ -20,7 +20,11 @@ from pdadmm.errors import InputError, RunError
 from pdadmm.files import Record
 from pdadmm.inputs.feature_file import FeatureArrays
 from pdadmm.runtime.launch import agree
+from pdadmm.runtime.options import fill
 from pdadmm.runtime.threads import set_threads
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Request
 
 __all__ = ["Data", "Fitted", "fit"]
 
@@ -83,7 +87,8 @@ class Fitted:
 def fit(data: Data, options: Mapping[str, Any]) -> Fitted:
     """Train; under mpirun collective, with the same data and options on all ranks.
 
-    The layers are spread over the ranks. Of more ranks than layers times shards the last ones do nothing.
+    The layers are spread over the ranks. Of more ranks than layers times shards, or than a multiple of
+    the shards, the last ones do nothing.
     Nothing is written or printed, and signals are left alone.
 
     Parameters
@@ -102,39 +107,85 @@ def fit(data: Data, options: Mapping[str, Any]) -> Fitted:
     InputError
         When an option is wrong, the ranks differ in what they give, or there is no MPI library.
     RunError
-        When the run diverges.
+        When the run diverges, or a rank fails otherwise; the same on all ranks.
     """
     try:
         MPI = start_mpi(Where(), 0.0)
     except (ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'") from None
-    config = _config(options)
     waiter = Waiter(MPI.COMM_WORLD)
     ranks = waiter.comm.size
     if ranks > 1:
         digests = waiter.gather(data.digest(options))
         if waiter.broadcast(len(set(digests)) if digests else None) > 1:
             raise InputError("the ranks were given different data or options; give the same to fit on all")
-    members = min(ranks, (config.network.layers or ranks) * config.run.shards)
+    config = _config(options)
+    shards = config.run.shards
+    members = min(ranks, config.network.layers * shards)
+    members -= members % shards if members > shards else 0
     mine = waiter.comm.rank < members
     comm = MPI.COMM_WORLD.Split(0 if mine else 1, waiter.comm.rank)
-    outcome: tuple[Fitted | None, Exception | None] = (None, None)
-    try:
-        if mine:
-            outcome = _train(data, config, Waiter(comm)), None
-    except InputError as error:
-        outcome = None, error
-    except RunError as error:
-        if not error.everywhere and ranks > 1:  # the others are still at work
-            raise
-        outcome = None, error
-    comm.Free()
-    fitted, problem = waiter.broadcast(outcome)  # rank 0 is always among those that train
+    found = _attempt(data, config, Waiter(comm)) if mine else (None, None)
+    fitted, problem = waiter.broadcast(found)  # rank 0 is always among those that train
+    if not isinstance(problem, RunError):
+        comm.Free()
     if problem is not None:
         raise problem
     assert fitted is not None
     return fitted
+
+
+class _Alarm:
+    """Tells the ranks that wait for messages that one of them has failed; collective to make."""
+
+    def __init__(self, waiter: Waiter) -> None:
+        self._comm = waiter.comm.Dup()
+        self._sent: list[Request] = []
+        waiter.background = self._listen
+
+    def _listen(self) -> None:
+        if self._comm.Iprobe():
+            raise RunError(self._comm.recv(), everywhere=True)
+
+    def ring(self, reason: str) -> None:
+        others = set(range(self._comm.size)) - {self._comm.rank}
+        self._sent = [self._comm.isend(reason, other) for other in others]
+
+    def close(self) -> None:
+        """All has gone well; collective."""
+        self._comm.Free()
+
+
+#: of runs over several ranks that failed: messages may still arrive in their buffers
+_abandoned: list[object] = []
+
+
+def _attempt(data: Data, config: Config, waiter: Waiter) -> tuple[Fitted | None, Exception | None]:
+    """Train; what goes wrong on one rank comes to all of them."""
+    alarm = _Alarm(waiter) if waiter.comm.size > 1 else None
+    trainers: list[Trainer] = []
+    try:
+        fitted = _train(data, config, waiter, trainers)
+    except InputError as error:  # all ranks have agreed on it
+        if alarm is not None:
+            alarm.close()
+        return None, error
+    except Exception as error:
+        if alarm is None:
+            raise
+        for trainer in trainers:
+            if trainer.progress_thread is not None:
+                trainer.progress_thread.close()
+        _abandoned.append((alarm, waiter, trainers))
+        if isinstance(error, RunError) and error.everywhere:
+            return None, error
+        reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+        alarm.ring(reason)
+        return None, RunError(reason, everywhere=True)
+    if alarm is not None:
+        alarm.close()
+    return fitted, None
 
 
 def _config(options: Mapping[str, Any]) -> Config:
@@ -146,14 +197,15 @@ def _config(options: Mapping[str, Any]) -> Config:
     """
     config = Config()
     config.run.backend = "numpy"
-    sections = (config.network, config.training, config.messages, config.run, config.output)
-    for name, value in options.items():
-        next(section for section in sections if hasattr(section, name)).__setattr__(name, value)
+    fill(config, OPTIONS.named(options))
     check(config)
+    if config.network.layers < 1:  # the command's default, which the number of ranks decides
+        raise InputError("layers is 0; give the network 1 or more")
     return config
 
 
-def _train(data: Data, config: Config, waiter: Waiter) -> Fitted:
+def _train(data: Data, config: Config, waiter: Waiter, trainers: list[Trainer]) -> Fitted:
+    """Train; `trainers` takes the trainer, which outlives a failure."""
     resolve(config, waiter.comm.size)
     if config.run.shards > data.train:
         raise InputError(f"shards={config.run.shards} is more than the {data.train} training rows")
@@ -166,12 +218,8 @@ def _train(data: Data, config: Config, waiter: Waiter) -> Fitted:
             waiter,
             lambda: Trainer(config, sizes, data.features, waiter, progress=records.append, threads=threads),
         )
-        try:
-            trainer.run()
-        except RunError as error:
-            if error.everywhere or waiter.comm.size == 1:  # else the others would not come
-                trainer.close()
-            raise
+        trainers.append(trainer)
+        trainer.run()
         trainer.close()
     first = trainer.grid.shard == 0
     mine = {p: (layer.W, layer.b) for p, layer in trainer.layers.items()} if first else {}

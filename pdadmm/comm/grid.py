@@ -180,7 +180,9 @@ class Grid:
         self._of_block: Intracomm | None = None
         if shards > 1:
             self._of_block = cast("Intracomm", comm.Split(self.block, self.shard))
-            self.nodes = Shards(Waiter(self._of_block, waiter.timeout, waiter.where))
+            inner = Waiter(self._of_block, waiter.timeout, waiter.where)
+            inner.background = waiter.background
+            self.nodes = Shards(inner)
 
     def rank_of(self, block: int) -> int:
         """The rank that has this rank's shard in another block."""

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import numbers
 import os
 import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -214,6 +215,27 @@ class Options:
                 else:
                     line = f"pdadmm: warning: {where} is ignored; it is an option of the command line alone"
                     print(line, file=sys.stderr, flush=True)
+        return values
+
+    def named(self, options: Mapping[str, object]) -> Record:
+        """Values of options by name, in the shape of the tree; NumPy's numbers are numbers.
+
+        Raises
+        ------
+        InputError
+            When one is not an option, or a value is not of its type or none of its choices.
+        """
+        values: Record = {}
+        sections = {name: section for section, name in self._options}
+        for name, value in options.items():
+            if name not in sections:
+                raise InputError(f"there is no option {name}")
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+                value = int(value)
+            elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+                value = float(value)
+            section = sections[name]
+            values.setdefault(section, {})[name] = self._options[section, name].checked(value, name)
         return values
 
     def read(self, arguments: Sequence[str]) -> Record:
