@@ -284,9 +284,6 @@ def test_bench_links_measures_every_size(mpirun: Callable[..., Finished], tmp_pa
     for row in link["results"]:
         assert 0 < row["latency_seconds"] < 1
         assert row["bandwidth"] > 0
-    # in a window, messages travel faster than one by one
-    large = link["results"][-1]
-    assert large["bandwidth"] > 0.3 * large["bytes"] / large["latency_seconds"]
 
 
 @pytest.mark.parametrize(
