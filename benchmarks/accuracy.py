@@ -70,6 +70,8 @@ class Results:
         """The run with a key: from the file, or made now and added to it."""
         if key not in self.runs:
             record = {"key": list(key), **run()}
+            if "file" in record:
+                record["file"] = Path(record["file"]).name  # its folder is this machine's
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             self.runs[key] = record
