@@ -15,8 +15,8 @@ import scipy.sparse as sp
 
 from ..errors import InputError
 from ..files import replacing
-from .graph import Graph, as_features, as_ids, as_label_matrix, as_labels, clean_adjacency, is_directed
-from .splits import draw_fractions, draw_split
+from .graph import Graph, as_features
+from .splits import assemble
 
 __all__ = ["from_networkx", "from_pyg", "write_npz"]
 
@@ -169,21 +169,8 @@ def _graph(
         raise InputError(f"{where}: an edge leads to node {edges.max()} or {edges.min()} of {nodes} nodes")
     values = np.ones(edges.shape[1], np.float32)
     adjacency = sp.csr_matrix((values, (edges[0], edges[1])), shape=(nodes, nodes))
-    several = y.ndim == 2 and 1 not in y.shape
-    labels: np.ndarray = (as_label_matrix if several else as_labels)(y, f"{where} (y)")
-    if ids is not None:
-        train, val, test = (
-            as_ids(part, f"{where} ({of})") for part, of in zip(ids, ("train", "val", "test"), strict=True)
-        )
-    elif several:
-        train, val, test = draw_fractions(np.arange(len(labels)), seed, where)
-    else:
-        train, val, test = draw_split(labels, seed, where)
-    num_classes = labels.shape[1] if several else int(labels.max()) + 1 if labels.size else 0
-    cleaned = clean_adjacency(adjacency, where)
-    directed = is_directed(adjacency, cleaned)
     features = as_features(x, f"{where} (x)")
-    return Graph(name, cleaned, features, labels, train, val, test, num_classes, where, directed)
+    return assemble(name, where, adjacency, features, y, ids, seed, ("y", "train", "val", "test"))
 
 
 def _array(value: Foreign) -> np.ndarray:

@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import InputError
-from .graph import (
-    Graph,
-    Matrix,
-    as_csr,
-    as_features,
-    as_ids,
-    as_label_matrix,
-    as_labels,
-    clean_adjacency,
-    csr_from_parts,
-    is_directed,
-)
+from .graph import Graph, Matrix, as_csr, as_features, csr_from_parts
 from .npy import load_npz
-from .splits import draw_fractions, draw_split
+from .splits import assemble
 
 __all__ = ["read_gnn_benchmark"]
 
@@ -56,20 +43,11 @@ def read_gnn_benchmark(path: Path, name: str, seed: int) -> Graph:
         features: Matrix = as_features(arrays["attr_matrix"], f"{where} (attr_matrix)")
     else:
         features = as_csr(csr_from_parts([arrays[k] for k in attribute_keys], f"{where} (attr_*)"))
-    several = arrays["labels"].ndim == 2 and 1 not in arrays["labels"].shape
-    labels: np.ndarray = (as_label_matrix if several else as_labels)(arrays["labels"], f"{where} (labels)")
     given = [k for k in _SPLIT_KEYS if k in arrays]
     if given and len(given) < 3:
         raise InputError(
             f"{where}: holds {', '.join(given)} only; give all of {', '.join(_SPLIT_KEYS)} or none"
         )
-    if given:
-        train, val, test = (as_ids(arrays[k], f"{where} ({k})") for k in _SPLIT_KEYS)
-    elif several:
-        train, val, test = draw_fractions(np.arange(len(labels)), seed, where)
-    else:
-        train, val, test = draw_split(labels, seed, where)
-    num_classes = labels.shape[1] if several else int(labels.max()) + 1 if labels.size else 0
-    cleaned = clean_adjacency(adjacency, where)
-    directed = is_directed(adjacency, cleaned)
-    return Graph(name, cleaned, features, labels, train, val, test, num_classes, where, directed)
+    ids = [arrays[k] for k in _SPLIT_KEYS] if given else None
+    called = ("labels", *_SPLIT_KEYS)
+    return assemble(name, where, adjacency, features, arrays["labels"], ids, seed, called)

@@ -8,9 +8,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .graph import class_sizes
+from .graph import (
+    Graph,
+    Matrix,
+    as_ids,
+    as_label_matrix,
+    as_labels,
+    class_sizes,
+    clean_adjacency,
+    is_directed,
+)
 
-__all__ = ["FRACTIONS", "draw_fractions", "draw_split"]
+__all__ = ["FRACTIONS", "assemble", "draw_fractions", "draw_split"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -101,3 +110,48 @@ def draw_fractions(
     if min(train.size, val.size, test.size) == 0:
         raise InputError(f"{where}: {order.size} nodes are too few for --fractions {shown}; a split is empty")
     return train, val, test
+
+
+def assemble(
+    name: str,
+    where: str,
+    adjacency: Matrix,
+    features: Matrix,
+    labels: np.ndarray,
+    ids: Sequence[np.ndarray] | None,
+    seed: int,
+    called: Sequence[str],
+) -> Graph:
+    """A graph of its parts, with a split drawn from the seed where there is none.
+
+    Parameters
+    ----------
+    name, where
+        What files call it, and messages.
+    adjacency : scipy.sparse.csr_matrix (N, N)
+        As it was given: directions, weights and self-loops are dropped.
+    features : (N, F) float32
+    labels : (N,), (N, 1), or (N, C) of 0 and 1
+    ids
+        Nodes of the three splits.
+    seed
+    called
+        What messages call the labels and the three splits.
+
+    Raises
+    ------
+    InputError
+    """
+    several = labels.ndim == 2 and 1 not in labels.shape
+    of_labels, *of_splits = called
+    found: np.ndarray = (as_label_matrix if several else as_labels)(labels, f"{where} ({of_labels})")
+    if ids is not None:
+        train, val, test = (as_ids(part, f"{where} ({of})") for part, of in zip(ids, of_splits, strict=True))
+    elif several:
+        train, val, test = draw_fractions(np.arange(len(found)), seed, where)
+    else:
+        train, val, test = draw_split(found, seed, where)
+    num_classes = found.shape[1] if several else int(found.max()) + 1 if found.size else 0
+    cleaned = clean_adjacency(adjacency, where)
+    directed = is_directed(adjacency, cleaned)
+    return Graph(name, cleaned, features, found, train, val, test, num_classes, where, directed)
