@@ -7,6 +7,7 @@ J. Sci. Comput. 20, 1998. Parts are balanced in numbers of nodes.
 from __future__ import annotations
 
 import importlib.util
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,13 @@ def _metis(adjacency: sp.csr_matrix, parts: int, seed: int) -> Parts:
     # Bisection over and over cuts a little less than METIS's k-way scheme does, and so do four attempts at
     # each bisection, whose sides may be 1 % over the half.
     options = pymetis.Options(seed=seed % 2**31, ufactor=10, ncuts=4)
-    found = pymetis.part_graph(parts, csr, recursive=True, options=options)
+    try:
+        found = pymetis.part_graph(parts, csr, recursive=True, options=options)
+    except RuntimeError:
+        # while METIS works it takes SIGTERM, whoever sent it, for an error of its own
+        if callable(signal.getsignal(signal.SIGTERM)):
+            signal.raise_signal(signal.SIGTERM)
+        raise
     return np.asarray(found.vertex_part, dtype=np.int32)
 
 
