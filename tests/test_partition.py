@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +283,34 @@ def test_the_command_as_users_start_it(tmp_path: Path) -> None:
     bad = python("-m", "pdadmm.gnn.prepare", "mine.npz", "--parts", "0", "--out", "x.h5", cwd=tmp_path)
     assert (bad.code, bad.out) == (2, "")
     assert bad.err == "pdadmm.gnn.prepare: --parts 0 is too few; give 1 or more\n"
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05, 0.2])
+def test_sigterm_while_metis_works_ends_the_command_as_at_any_other_moment(after: float) -> None:
+    """METIS makes an error of it and leaves the signal blocked."""
+    needs("metis")
+    code = (
+        "import numpy as np, scipy.sparse as sp\n"
+        "from pdadmm.gnn.partition import partition\n"
+        "from pdadmm.process import begin\n"
+        "from pdadmm.runtime.preparing import answer, listen\n"
+        "begin()\n"
+        "i, j = np.random.default_rng(0).integers(0, 60_000, (2, 600_000))\n"
+        "a = sp.csr_matrix((np.ones(i.size, np.float32), (i, j)), (60_000, 60_000))\n"
+        "a = (a + a.T).tocsr()\n"
+        "def work(report):\n"
+        "    listen(); print(flush=True); partition(a, 8, 'metis', 0); print('done', flush=True)\n"
+        "raise SystemExit(answer('x', work))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    time.sleep(after)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (128 + signal.SIGTERM, "", "")
 
 
 def test_under_mpirun_one_rank_speaks(tmp_path: Path, mpirun: Any) -> None:

@@ -131,8 +131,12 @@ def _metis(adjacency: sp.csr_matrix, parts: int, seed: int) -> Parts:
     try:
         found = pymetis.part_graph(parts, csr, recursive=True, options=options)
     except RuntimeError:
-        # while METIS works it takes SIGTERM, whoever sent it, for an error of its own
-        if callable(signal.getsignal(signal.SIGTERM)):
+        # METIS takes a SIGTERM that comes while it works for an error of its own, and leaves the signal
+        # blocked: what this process does on it is put back, and done
+        handler = signal.getsignal(signal.SIGTERM)
+        if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()) and callable(handler):
+            signal.signal(signal.SIGTERM, handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             signal.raise_signal(signal.SIGTERM)
         raise
     return np.asarray(found.vertex_part, dtype=np.int32)
