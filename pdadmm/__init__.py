@@ -11,7 +11,7 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 __version__ = "0.1.0"
 # without ADMMClassifier, so that a star import does not need scikit-learn
-__all__ = ["Model", "__version__"]
+__all__ = ["GraphModel", "Model", "__version__"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name is)
@@ -20,6 +20,10 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name is)
         from pdadmm.model import Model
 
         return Model
+    if name == "GraphModel":
+        from pdadmm.gnn.model import GraphModel
+
+        return GraphModel
     if name == "ADMMClassifier":
         from pdadmm.estimator import ADMMClassifier
 

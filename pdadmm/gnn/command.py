@@ -211,6 +211,7 @@ def _write_results(folder: Path, trainer: Trainer, threads: int, started: float)
         "dataset": trainer.facts.dataset,
         "order": trainer.config.network.order,
         "multilabel": int(trainer.facts.multilabel),
+        "feature_norm": trainer.facts.feature_norm,
         "test_accuracy": summary["test_accuracy"],
     }
     write_model(folder / "model.h5", trainer.shape, trainer.weights(), attributes)

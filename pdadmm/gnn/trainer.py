@@ -70,6 +70,7 @@ class Facts:
     halo_rows: int
     sizes: dict[str, int]  #: nodes of each split
     content: str  #: hash of the graph, whatever its parts; empty where none is noted
+    feature_norm: str  #: what the preparation did to the features
 
     @classmethod
     def of(cls, source: GraphSource) -> Facts:
@@ -87,6 +88,7 @@ class Facts:
             int(source.attrs["halo_rows"]),
             dict(source.sizes),
             str(source.attrs.get("content", "")),
+            str(source.attrs.get("feature_norm", "none")),
         )
 
 

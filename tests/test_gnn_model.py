@@ -1,0 +1,107 @@
+"""GraphModel: a trained graph network on graphs in memory, against the predictions of the command."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from data_files import npz_arrays, write_npz
+from support import python, succeed, summary_of, words
+
+from pdadmm import GraphModel
+from pdadmm.datasets import load
+from pdadmm.errors import InputError
+from pdadmm.gnn.layer import Shape
+
+RUN = words("--hidden 16 --epochs 12 --eval-every 12 --quiet")
+
+
+def trained(
+    folder: Path, source: Path, prepare: str = "", run: str = ""
+) -> tuple[GraphModel, np.ndarray, Path]:
+    """A model of the graph cut into three parts, the scores of the command, and the folder of the run."""
+    graph, out, found = folder / "g.h5", folder / "run", folder / "p.h5"
+    cut = words(f"--parts 3 --partitioner random {prepare}")
+    succeed(python("-m", "pdadmm.gnn.prepare", source, *cut, "--out", graph))
+    succeed(python("-m", "pdadmm.gnn.run", graph, *RUN, *words(run), "--out", out))
+    succeed(python("-m", "pdadmm.gnn.predict", out, graph, "--out", found))
+    with h5py.File(found) as file:
+        scores, classes = file["scores"][...], file["classes"][...]
+    model = GraphModel.load(out / "model.h5")
+    np.testing.assert_array_equal(model.predict(load(str(source))), classes)
+    return model, scores, out
+
+
+@pytest.mark.parametrize("run", ["--model gcn", "--model sage", "--model gcn --order adaqp --layers 4"])
+def test_scores_are_those_of_the_command(tmp_path: Path, run: str) -> None:
+    source = write_npz(tmp_path / "mine.npz")
+    model, scores, out = trained(tmp_path, source, "--feature-norm row", run)
+    graph = load(str(source))
+    for features in (graph.features, graph.features.toarray()):
+        found = model.forward(replace(graph, features=features))
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, scores, rtol=0, atol=2e-5 * np.abs(scores).max())
+    assert model.attributes["feature_norm"] == "row"
+    hits = (model.predict(graph) == graph.labels)[graph.test].mean()
+    assert hits == pytest.approx(summary_of(out)["test_accuracy"])
+    chances = model.predict_proba(graph)
+    np.testing.assert_allclose(chances.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(chances.argmax(axis=1), scores.argmax(axis=1))
+
+
+def test_several_labels_a_node(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 2, (60, 4)).astype(np.uint8)
+    source = write_npz(tmp_path / "mine.npz", labels=labels)
+    model, scores, _ = trained(tmp_path, source)
+    graph = load(str(source))
+    assert model.multilabel and model.predict(graph).shape == (60, 4)
+    np.testing.assert_allclose(model.predict_proba(graph), 1 / (1 + np.exp(-scores)), atol=1e-5)
+
+
+def test_graphs_that_do_not_fit(tmp_path: Path) -> None:
+    source = write_npz(tmp_path / "mine.npz")
+    model, _, _ = trained(tmp_path, source)
+    graph = load(str(source))
+    with pytest.raises(InputError, match=r"9 features, the model takes 7; give a graph of the same kind"):
+        model.forward(load(str(write_npz(tmp_path / "other.npz", **npz_arrays(features=9)))))
+    with pytest.raises(InputError, match=r"samples without a graph; pdadmm\.Model is for these"):
+        model.forward(replace(graph, adjacency=None))
+    with pytest.raises(InputError, match="there is no model"):
+        GraphModel.load(tmp_path / "model.h5")
+
+
+def test_a_model_as_safetensors(tmp_path: Path) -> None:
+    safe = pytest.importorskip("safetensors")
+    W, b = np.ones((3, 7), np.float32), np.zeros(3, np.float32)
+    GraphModel(Shape("gcn", (7, 3)), {1: {"W": W, "b": b}}).to_safetensors(tmp_path / "m.safetensors")
+    with safe.safe_open(tmp_path / "m.safetensors", "numpy") as file:
+        assert file.metadata()["model"].startswith("GCN(7, ")
+        np.testing.assert_array_equal(file.get_tensor("convs.0.lin.weight"), W)
+
+
+@pytest.mark.parametrize("kind", ["gcn", "sage"])
+def test_a_node_without_neighbours(tmp_path: Path, kind: str) -> None:
+    """GCN has its own row alone, and the mean over the neighbours is 0."""
+    rng, graph = np.random.default_rng(0), load(str(write_npz(tmp_path / "mine.npz")))
+    adjacency = graph.adjacency.tolil()
+    adjacency[7, :] = 0
+    adjacency[:, 7] = 0
+    adjacency = adjacency.tocsr()
+    adjacency.eliminate_zeros()
+    shape = Shape(kind, (7, 5, 3))
+    weights = {
+        layer: {
+            name: rng.normal(size=size).astype(np.float32) for name, size in shape.parameters(layer).items()
+        }
+        for layer in (1, 2)
+    }
+    found = GraphModel(shape, weights).forward(replace(graph, adjacency=adjacency))
+    own = "W" if kind == "gcn" else "W_self"
+    z = weights[1][own] @ graph.features.toarray()[7] + weights[1]["b"]
+    centred = z - z.mean()
+    scaled = weights[1]["gamma"] * centred / np.sqrt((centred**2).mean() + 1e-5) + weights[1]["beta"]
+    expected = weights[2][own] @ np.maximum(scaled, 0) + weights[2]["b"]
+    np.testing.assert_allclose(found[7], expected, atol=1e-5)
