@@ -1,6 +1,5 @@
-"""Pictures of what runs and benchmarks leave: convergence, accuracy by bytes, speedup, growth.
+"""Pictures of what benchmarks leave: accuracy by bytes and by seconds, growth; pdadmm.plot draws runs.
 
-    python benchmarks/plots.py convergence DIR [DIR ...] --out FILE.svg    folders of runs
     python benchmarks/plots.py pareto      [accuracy.jsonl] --out FILE.svg
     python benchmarks/plots.py growth      [speed.json] --out FILE.svg
     python benchmarks/plots.py accuracy    [speed.json] --out FILE.svg     accuracy by seconds
@@ -30,27 +29,6 @@ from pdadmm.errors import InputError
 RESULTS = Path(__file__).parent / "results"
 # the same file for the same numbers
 matplotlib.rcParams.update({"svg.hashsalt": "pdadmm", "svg.fonttype": "none", "font.size": 9})
-
-
-def convergence(folders: list[Path]) -> Any:
-    """Objective, primal residual and accuracy, by iteration and by seconds of iterating."""
-    rows = (("objective", True), ("primal_residual", True), ("val_accuracy", False))
-    figure, axes = plt.subplots(len(rows), 2, figsize=(8, 7.5), sharey="row", sharex="col")
-    for folder in folders:
-        path = folder / "metrics.jsonl"
-        if not path.exists():
-            raise InputError(f"{folder} has no metrics.jsonl; give the --out folder of a run")
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        for (name, logarithmic), pair in zip(rows, axes, strict=True):
-            for axis, x in zip(pair, ("iteration", "seconds"), strict=True):
-                axis.plot([r[x] for r in records], [r[name] for r in records], label=folder.name, lw=1.2)
-                if logarithmic:
-                    axis.set_yscale("log")
-            pair[0].set_ylabel(name.replace("_", " ").replace("val ", "validation "))
-    axes[-1][0].set_xlabel("iteration")
-    axes[-1][1].set_xlabel("seconds of iterations")
-    axes[0][0].legend()
-    return figure
 
 
 def codec_of(method: str) -> Codec:
@@ -133,7 +111,7 @@ def accuracy(files: list[Path]) -> Any:
     return figure
 
 
-PICTURES = {"convergence": convergence, "pareto": pareto, "growth": growth, "accuracy": accuracy}
+PICTURES = {"pareto": pareto, "growth": growth, "accuracy": accuracy}
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from support import Finished, python, succeed
 
 import pdadmm
 
-ALONE = ("bench", "bench kernels", "bench iteration", "profile", "gnn.export")
+ALONE = ("bench", "bench kernels", "bench iteration", "profile", "plot", "gnn.export")
 COLLECTIVE = ("run", "prepare", "tune", "bench links", "gnn.run", "gnn.prepare", "gnn.predict")
 
 
