@@ -29,6 +29,7 @@ from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["main"]
@@ -116,7 +117,7 @@ def _convergence(folders: Sequence[Path]) -> Figure:
     for folder, label, records in zip(folders, _labels(folders), runs, strict=True):
         path = folder / "metrics.jsonl"
         for name, axes in zip(shown, grid, strict=True):
-            # a run of before the first evaluation has none
+            # a record may lack it, or have null
             points = [record for record in records if record.get(name) is not None]
             y = [_number(record, name, path) * (100 if "accuracy" in name else 1) for record in points]
             for axis, by in zip(axes, (unit, "seconds"), strict=True):
@@ -134,7 +135,7 @@ def _convergence(folders: Sequence[Path]) -> Figure:
     return figure
 
 
-def _panels(figure: Figure, summaries: Sequence[Record]) -> dict[str, object]:
+def _panels(figure: Figure, summaries: Sequence[Record]) -> dict[str, Axes]:
     names = sorted({str(summary.get("dataset")) for summary in summaries})
     axes = figure.subplots(1, len(names), squeeze=False, sharex=True)[0]
     for axis, name in zip(axes, names, strict=True):
@@ -164,16 +165,16 @@ def _pareto(folders: Sequence[Path]) -> Figure:
             raise InputError(f"{path}: nothing was sent, so it has no place here; give runs that send")
         dataset = str(summary.get("dataset"))
         points[dataset].append((size, score))
-        panels[dataset].plot([size], [score], "o", ms=5, label=label)  # type: ignore[attr-defined]
+        panels[dataset].plot([size], [score], "o", ms=5, label=label)
     for dataset, axis in panels.items():
         best: list[tuple[float, float]] = []
         for size, score in sorted(points[dataset], key=lambda p: (p[0], -p[1])):
             if not best or score > best[-1][1]:
                 best.append((size, score))
-        axis.step(*zip(*best, strict=True), where="post", color="0.6", lw=0.9, zorder=0)  # type: ignore[attr-defined]
-        axis.set_xscale("log")  # type: ignore[attr-defined]
-        axis.set_xlabel(f"bytes an {unit}")  # type: ignore[attr-defined]
-        axis.legend(fontsize=7)  # type: ignore[attr-defined]
+        axis.step(*zip(*best, strict=True), where="post", color="0.6", lw=0.9, zorder=0)
+        axis.set_xscale("log")
+        axis.set_xlabel(f"bytes an {unit}")
+        axis.legend(fontsize=7)
     figure.axes[0].set_ylabel("test accuracy, %")
     return figure
 

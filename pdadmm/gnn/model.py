@@ -73,7 +73,7 @@ class GraphModel:
         Raises
         ------
         InputError
-            When the graph has no edges' matrix, or not the features that the model takes.
+            When the graph has no adjacency, or another number of features than the model takes.
         """
         adjacency, X = graph.adjacency, graph.features
         if adjacency is None:
