@@ -20,6 +20,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 
 import pdadmm
 from pdadmm.comm.channel import Channel, Ends
@@ -125,6 +126,26 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
     """A line of metrics.jsonl without what a clock said."""
     return {k: v for k, v in record.items() if not k.startswith("seconds")}
+
+
+def check_accounts(profile: Any) -> None:
+    """Phases add up to the iterations by the rank's own clock, and to their wall time measured around them.
+
+    Another process may come between two clocks' readings at any moment, on a busy machine nearly anywhere:
+    that the phases fill the wall time is asked of the best stage only. What is missing by a mistake is
+    missing in all of them.
+    """
+    filled = []
+    for rank in profile["ranks"]:
+        for stage in rank["stages"]:
+            if not stage["iterations"]:
+                continue
+            phases = sum(sum(row.values()) for row in stage["phases"].values())
+            own = stage["iterations"] * stage["iteration_seconds"]["mean"]
+            assert phases == pytest.approx(own, rel=1e-6)
+            assert phases <= stage["wall_seconds"] * (1 + 1e-6)
+            filled.append(phases / stage["wall_seconds"])
+    assert max(filled) > 0.97
 
 
 def weights_of(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:

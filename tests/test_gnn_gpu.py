@@ -12,6 +12,7 @@ import pytest
 from support import (
     PROGRAMS,
     Finished,
+    check_accounts,
     on_standin,
     python,
     records_of,
@@ -91,12 +92,8 @@ def test_epochs_are_those_of_numpy(
     for key in ("bytes_per_epoch", "mean_bits_forward", "mean_bits_backward"):
         assert summary[key] == expected[key]
     profile = load(tmp_path / "run")
-    for rank in profile["ranks"]:
-        counted = [stage for stage in rank["stages"] if stage["iterations"]]
-        assert counted
-        for stage in counted:
-            phases = sum(sum(row.values()) for row in stage["phases"].values())
-            assert phases == pytest.approx(stage["wall_seconds"], rel=0.03)
+    assert all(any(stage["iterations"] for stage in rank["stages"]) for rank in profile["ranks"])
+    check_accounts(profile)
 
 
 @pytest.mark.parametrize("name", ["lean", "changes"])

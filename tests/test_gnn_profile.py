@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import Finished, python, records_of, succeed, summary_of, words
+from support import Finished, check_accounts, python, records_of, succeed, summary_of, words
 from test_gnn_run import PREPARE
 
 from pdadmm.errors import InputError
@@ -71,11 +71,9 @@ def test_phases_add_up_to_the_epochs(run: Path) -> None:
     profile = load(run)
     # cycles from epochs 1, 13 and 25; the one from epoch 11 is too short for accounts
     assert len(profile["ranks"][0]["stages"]) == 3
+    check_accounts(profile)
     for rank in profile["ranks"]:
-        for stage in rank["stages"]:
-            spent = sum(sum(phases.values()) for phases in stage["phases"].values())
-            assert spent == pytest.approx(stage["wall_seconds"], rel=0.03)
-        phases = stage["phases"]
+        phases = rank["stages"][-1]["phases"]
         assert sum(of_layer["aggregation"] for of_layer in phases.values()) > 0
         assert all(of_layer["products"] > 0 for of_layer in phases.values())
         assert phases["2"]["codec"] > 0 and phases["2"]["wait"] >= 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support import (
     Finished,
+    check_accounts,
     python,
     records_of,
     succeed,
@@ -119,10 +120,9 @@ def test_many_nodes_have_the_same_bits_in_any_shards(
 
 def test_sums_over_the_shards_are_a_phase(run: Run) -> None:
     profile = load(run(4, 2, "--codec delta --bits 4 --iterations 16"))
+    check_accounts(profile)
     for rank in profile["ranks"]:
         stage = rank["stages"][-1]
-        phases = sum(sum(row.values()) for row in stage["phases"].values())
-        assert phases == pytest.approx(stage["wall_seconds"], rel=0.03)
         assert all(row["reduction"] > 0 for row in stage["phases"].values())
 
 

@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import PROGRAMS, Finished, held_bytes, message_bytes, on_standin, records_of, succeed
+from support import (
+    PROGRAMS,
+    Finished,
+    check_accounts,
+    held_bytes,
+    message_bytes,
+    on_standin,
+    records_of,
+    succeed,
+)
 
 from pdadmm.profile.figures import figures
 from pdadmm.trace.clock import PHASES, WARM_UP, Clock
@@ -79,11 +88,10 @@ def test_long_stages_are_sampled_alike_on_all_ranks(
 
 
 def test_phases_add_up_to_the_wall_time_of_the_iterations_on_every_rank(traced: Path) -> None:
+    check_accounts(profile_of(traced))
     for rank in profile_of(traced)["ranks"]:
         stage = rank["stages"][-1]
         phases = sum(sum(layer.values()) for layer in stage["phases"].values())
-        # the iterations are short: another process may come in between the two clocks' readings
-        assert phases == pytest.approx(stage["wall_seconds"], rel=0.03, abs=0.02)
         # both from events, which another process does not come between
         if profile_of(traced)["run"]["backend"] == "cupy" and rank["stages"][-1]["layers"]:
             assert phases == pytest.approx(stage["wall_seconds"], rel=1e-4) and phases > 0
@@ -91,13 +99,15 @@ def test_phases_add_up_to_the_wall_time_of_the_iterations_on_every_rank(traced: 
         assert steps * stage["iterations"] == pytest.approx(phases, rel=1e-6)
 
 
-def test_phases_add_up_to_the_seconds_that_the_host_counts_from_evaluation_to_evaluation(
+def test_phases_are_within_the_seconds_that_the_host_counts_from_evaluation_to_evaluation(
     traced: Path,
 ) -> None:
     seconds = {r["stage_iteration"]: r["seconds"] for r in records_of(traced) if r["stage"] == 2}
     stage = profile_of(traced)["ranks"][0]["stages"][-1]
     phases = sum(sum(layer.values()) for layer in stage["phases"].values())
-    assert phases == pytest.approx(seconds[ITERATIONS] - seconds[WARM_UP], rel=0.03, abs=0.02)
+    counted = seconds[ITERATIONS] - seconds[WARM_UP]
+    # no more than that, besides the end of the last kernel; another process may make the host's longer
+    assert 0 < phases <= 1.03 * counted + 0.02
 
 
 def test_links_were_measured_the_way_the_messages_went(traced: Path) -> None:
