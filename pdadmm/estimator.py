@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from pdadmm.admm.start import Start
+
 __all__ = ["ADMMClassifier"]
 
 
@@ -37,7 +40,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
     bit for bit that of one rank.
 
     Parameters are the options of ``python -m pdadmm.run`` of the same names, and so are their defaults, but
-    for `layers`, which does not follow the number of ranks, and `stages`, a sequence of depths.
+    for `layers`, which does not follow the number of ranks, `stages`, a sequence of depths, and `start`, a
+    :class:`pdadmm.Model` or the path of a model.h5.
 
     Attributes
     ----------
@@ -62,6 +66,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         activation: str = "relu",
         input_norm: str = "none",
         *,
+        start: Model | str | os.PathLike[str] | None = None,
         stages: Sequence[int] | None = None,
         iterations: int = 100,
         solver: str = "gradient",
@@ -90,6 +95,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         self.hidden = hidden
         self.activation = activation
         self.input_norm = input_norm
+        self.start = start
         self.stages = stages
         self.iterations = iterations
         self.solver = solver
@@ -154,6 +160,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
             found = np.concatenate([found, np.searchsorted(classes, y_val)])
         data = Data(np.ascontiguousarray(inputs), found.astype(np.int64), train, len(classes))
         options: dict[str, Any] = self.get_params(deep=False)
+        del options["start"]
         # the command's words for what it is to choose itself
         options["stages"] = [] if self.stages is None else np.asarray(self.stages).tolist()
         options.update({name: 0 for name in ("bits", "threads") if options[name] is None})
@@ -161,17 +168,25 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
             if options[name] is None:
                 del options[name]
         try:
-            fitted = fit(data, options)
+            fitted = fit(data, options, self._start())
         except InputError as error:
             raise ValueError(_of_parameters(str(error))) from None
         self.classes_ = classes
         attributes = {
             "activation": self.activation, "input_norm": self.input_norm, "hop_decay": 1.0,
-            "features_per_hop": self.n_features_in_,
+            "features_per_hop": self.n_features_in_, "first_depth": fitted.first_depth,
         }  # fmt: skip
         self.model_ = Model(fitted.weights, fitted.biases, self.activation, attributes)
         self.history_ = fitted.history
         return self
+
+    def _start(self) -> Start | None:
+        from pdadmm.admm.start import Start
+
+        if isinstance(self.start, Model):
+            attributes = {**self.start.attributes, "activation": self.start.activation}
+            return Start.of_arrays(self.start.weights, self.start.biases, attributes)
+        return None if self.start is None else Start.of_file(self.start)
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probabilities (rows, classes), in the order of `classes_`."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pdadmm.admm import torch_mlp
 from pdadmm.admm.activations import make_activation
-from pdadmm.admm.model_file import read_model
+from pdadmm.admm.model_file import check_attributes, read_model, save_model
+from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.files.tensors import write_tensors
 from pdadmm.inputs.scaling import normalise_inputs
@@ -59,6 +62,64 @@ class Model:
         """
         weights, biases, attributes = read_model(path)
         return cls(weights, biases, attributes["activation"], attributes)
+
+    @classmethod
+    def from_torch(
+        cls,
+        source: torch.nn.Module | Mapping[str, Any],
+        activation: str | None = None,
+        *,
+        input_norm: str = "none",
+        hop_decay: float = 1.0,
+        features_per_hop: int | None = None,
+    ) -> Model:
+        """An MLP that was trained in PyTorch, e.g. to go on from with ``--start``.
+
+        Parameters
+        ----------
+        source
+            A ``torch.nn.Sequential``, nested or not, of Linear modules with one activation between any two of
+            them; dropout counts as nothing. Or a state dict: the ``*.weight`` and ``*.bias`` of the Linear
+            modules from the first to the last, tensors or arrays; any floating type, taken as float32.
+        activation
+            Of the hidden layers; told by the modules, or relu where they have none to tell.
+        input_norm, hop_decay, features_per_hop
+            How the network's inputs were made of the features: see
+            :func:`pdadmm.inputs.scaling.normalise_inputs`.
+
+        Raises
+        ------
+        InputError
+            When it holds anything else, or not what a model of this package has; names the module or key.
+
+        Examples
+        --------
+        >>> Model.from_torch(network).save("start.h5")                             # doctest: +SKIP
+        """
+        if isinstance(source, Mapping):
+            weights, biases = torch_mlp.layers_of_state(source)
+            name = activation or "relu"
+        else:
+            weights, biases, found = torch_mlp.layers_of_module(source)
+            name = activation or found or "relu"
+            if found and name != found:
+                raise InputError(f"the network's activation is {found}, not {name}; leave activation out")
+        attributes: Record = {"activation": name}
+        if (input_norm, hop_decay) != ("none", 1.0):
+            per_hop = weights[0].shape[1] if features_per_hop is None else features_per_hop
+            attributes.update(input_norm=input_norm, hop_decay=hop_decay, features_per_hop=per_hop)
+        check_attributes(attributes, weights[0].shape[1])
+        return cls(weights, biases, name, attributes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write model.h5, which :meth:`load` reads and ``python -m pdadmm.run --start`` goes on from.
+
+        Raises
+        ------
+        OSError
+            Which names the file.
+        """
+        save_model(Path(path), self.weights, self.biases, {**self.attributes, "activation": self.activation})
 
     def forward(self, X: np.ndarray) -> np.ndarray:
         """Linear outputs (V, classes) of augmented features (V, n_0) as they are in a feature file.

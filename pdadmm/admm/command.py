@@ -17,6 +17,7 @@ from pdadmm.admm.model_file import ModelSpace, reserved, write_model
 from pdadmm.admm.options import Config, check_stages, parse
 from pdadmm.admm.passes import passes_in_words
 from pdadmm.admm.report import describe_run, final_table, in_profile, show, summarise
+from pdadmm.admm.start import Start
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, one_line
@@ -66,7 +67,10 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         record = partial(_record, metrics, progress, config, waiter)
         with waiter.patient():
             trainer = agree(
-                waiter, lambda: Trainer(config, sizes, features, waiter, control, record, choice, threads)
+                waiter,
+                lambda: Trainer(
+                    config, sizes, features, waiter, control, record, choice, threads, start_of(config)
+                ),
             )
         resumed = _checkpoint(folder.path, trainer)
         space = agree(waiter, lambda: _begin_files(stack, folder, trainer, sizes, metrics, resumed))
@@ -94,10 +98,14 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
     def check() -> tuple[Config, Sizes] | None:
         if waiter.comm.rank:
             return None
-        config = parse(arguments, preset)
-        resolve(config, waiter.comm.size)
+        config = parse(arguments, preset, lambda path: Start.of_file(path).options)
+        start = start_of(config)
+        resolve(config, waiter.comm.size, start)
         with open_features(config.features) as features:
             sizes = Sizes.of(features)
+        if start is not None:
+            where = config.features or "the embedded graph"
+            start.check_data(sizes.inputs, sizes.features_per_hop, sizes.classes, where)
         if config.run.shards > max(sizes.rows["train"], 1):
             raise InputError(
                 f"--shards {config.run.shards} is more than the {sizes.rows['train']} training nodes"
@@ -140,14 +148,30 @@ def preset(path: str) -> Record:
     return known.preset_for(operators)
 
 
-def resolve(config: Config, ranks: int) -> None:
-    """Fill in what depends on the number of ranks.
+def start_of(config: Config) -> Start | None:
+    """The network that a run starts from; one that goes on from a checkpoint has its own.
+
+    Raises
+    ------
+    InputError
+        When it is none.
+    """
+    path = config.training.start
+    return Start.of_file(path) if path and not config.output.resume else None
+
+
+def resolve(config: Config, ranks: int, start: Start | None = None) -> None:
+    """Fill in what depends on the number of ranks, and on the network that is started from.
 
     Raises
     ------
     InputError
     """
     network, training, shards = config.network, config.training, config.run.shards
+    if start is not None:
+        start.check(config)
+        if not network.layers and not training.stages:
+            network.layers = start.depth
     if ranks % shards:
         raise InputError(
             f"--shards {shards} does not divide the {ranks} ranks; start a multiple of {shards} ranks"
@@ -164,7 +188,7 @@ def resolve(config: Config, ranks: int) -> None:
     if shards > 1:
         _require_for_shards(config)
     if not training.stages:
-        training.stages = default_stages(network.layers)
+        training.stages = default_stages(network.layers, 2 if start is None else start.depth)
     check_stages(training.stages, network.layers)
     if config.run.transport == "nccl" and config.run.backend == "numpy":
         raise InputError("--transport nccl needs --backend cupy; use --transport mpi on CPUs")
@@ -241,6 +265,7 @@ def _begin_files(
         "hop_decay": n.hop_decay,
         "features_per_hop": sizes.features_per_hop,
         "dataset": sizes.dataset,
+        "first_depth": (resumed.state.get("first_depth") if resumed else 0) or trainer.first_depth,
     }
 
     def reserve() -> ModelSpace:

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from pdadmm.admm.command import resolve
 from pdadmm.admm.options import OPTIONS, Config, check
+from pdadmm.admm.start import Start
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.start import start_mpi
 from pdadmm.comm.waiter import Waiter
@@ -67,11 +68,15 @@ class Data:
         }
         return FeatureArrays(attributes, self.X, self.y, np.arange(len(self.X)))
 
-    def digest(self, options: Mapping[str, object]) -> str:
-        """A hash of the data and the options."""
+    def digest(self, options: Mapping[str, object], start: Start | None = None) -> str:
+        """A hash of the data, the options and the network that is started from."""
         found = hashlib.sha256(repr((self.X.shape, self.train, sorted(options.items()))).encode())
         found.update(np.ascontiguousarray(self.X).data)
         found.update(np.ascontiguousarray(self.y).data)
+        if start is not None:
+            for position in range(1, start.depth + 1):
+                for array in start.layer(position):
+                    found.update(np.ascontiguousarray(array).data)
         return found.hexdigest()
 
 
@@ -82,9 +87,10 @@ class Fitted:
     weights: list[np.ndarray]
     biases: list[np.ndarray]
     history: list[Record]
+    first_depth: int  #: hidden layers from this position on began as identities
 
 
-def fit(data: Data, options: Mapping[str, Any]) -> Fitted:
+def fit(data: Data, options: Mapping[str, Any], start: Start | None = None) -> Fitted:
     """Train; under mpirun collective, with the same data and options on all ranks.
 
     The layers are spread over the ranks. Of more ranks than layers times shards, or than a multiple of
@@ -96,6 +102,8 @@ def fit(data: Data, options: Mapping[str, Any]) -> Fitted:
     data : Data
     options
         Of ``pdadmm.run``, as fields of its sections are called: ``{"layers": 4, "z_centre": "linear"}``.
+    start
+        Whose layers the first stage begins with.
 
     Returns
     -------
@@ -117,7 +125,7 @@ def fit(data: Data, options: Mapping[str, Any]) -> Fitted:
     waiter = Waiter(MPI.COMM_WORLD)
     ranks = waiter.comm.size
     if ranks > 1:
-        digests = waiter.gather(data.digest(options))
+        digests = waiter.gather(data.digest(options, start))
         if waiter.broadcast(len(set(digests)) if digests else None) > 1:
             raise InputError("the ranks were given different data or options; give the same to fit on all")
     config = _config(options)
@@ -126,7 +134,7 @@ def fit(data: Data, options: Mapping[str, Any]) -> Fitted:
     members -= members % shards if members > shards else 0
     mine = waiter.comm.rank < members
     comm = MPI.COMM_WORLD.Split(0 if mine else 1, waiter.comm.rank)
-    found = _attempt(data, config, Waiter(comm)) if mine else (None, None)
+    found = _attempt(data, config, Waiter(comm), start) if mine else (None, None)
     fitted, problem = waiter.broadcast(found)  # rank 0 is always among those that train
     if not isinstance(problem, RunError):
         comm.Free()
@@ -161,12 +169,14 @@ class _Alarm:
 _abandoned: list[object] = []
 
 
-def _attempt(data: Data, config: Config, waiter: Waiter) -> tuple[Fitted | None, Exception | None]:
+def _attempt(
+    data: Data, config: Config, waiter: Waiter, start: Start | None
+) -> tuple[Fitted | None, Exception | None]:
     """Train; what goes wrong on one rank comes to all of them."""
     alarm = _Alarm(waiter) if waiter.comm.size > 1 else None
     trainers: list[Trainer] = []
     try:
-        fitted = _train(data, config, waiter, trainers)
+        fitted = _train(data, config, waiter, trainers, start)
     except InputError as error:  # all ranks have agreed on it
         if alarm is not None:
             alarm.close()
@@ -204,19 +214,25 @@ def _config(options: Mapping[str, Any]) -> Config:
     return config
 
 
-def _train(data: Data, config: Config, waiter: Waiter, trainers: list[Trainer]) -> Fitted:
+def _train(
+    data: Data, config: Config, waiter: Waiter, trainers: list[Trainer], start: Start | None
+) -> Fitted:
     """Train; `trainers` takes the trainer, which outlives a failure."""
-    resolve(config, waiter.comm.size)
+    resolve(config, waiter.comm.size, start)
     if config.run.shards > data.train:
         raise InputError(f"shards={config.run.shards} is more than the {data.train} training rows")
     sizes = data.sizes
+    if start is not None:
+        start.check_data(sizes.inputs, sizes.features_per_hop, sizes.classes, "X")
     records: list[Record] = []
     # whoever calls has threads of BLAS of its own
     with threadpool_limits(1), np.errstate(all="ignore"):
         threads = set_threads(config.run, waiter.comm, largest_product(config, sizes))
         trainer = agree(
             waiter,
-            lambda: Trainer(config, sizes, data.features, waiter, progress=records.append, threads=threads),
+            lambda: Trainer(
+                config, sizes, data.features, waiter, progress=records.append, threads=threads, start=start
+            ),
         )
         trainers.append(trainer)
         trainer.run()
@@ -226,4 +242,4 @@ def _train(data: Data, config: Config, waiter: Waiter, trainers: list[Trainer]) 
     gathered = waiter.gather(mine)
     layers = {p: arrays for of_rank in gathered or [] for p, arrays in of_rank.items()}
     weights, biases = ([np.asarray(layers[p][i]) for p in sorted(layers)] for i in (0, 1))
-    return Fitted(weights, biases, records)
+    return Fitted(weights, biases, records, trainer.first_depth)

@@ -14,11 +14,11 @@ from pdadmm.admm.layer import Layer
 __all__ = ["default_stages", "identity_layer", "random_layer", "stage_positions"]
 
 
-def default_stages(layers: int) -> list[int]:
-    """Doubling depths: 2, 4, 8, ... up to `layers`."""
-    if layers <= 2:
+def default_stages(layers: int, first: int = 2) -> list[int]:
+    """Doubling depths from `first`: 2, 4, 8, ... up to `layers`."""
+    if layers <= first:
         return [layers]
-    stages = [2]
+    stages = [first]
     while stages[-1] * 2 < layers:
         stages.append(stages[-1] * 2)
     return [*stages, layers]

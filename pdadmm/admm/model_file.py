@@ -5,28 +5,42 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from pdadmm.admm.activations import ACTIVATIONS
+from pdadmm.errors import InputError
 from pdadmm.files import Record, naming, reserve, write_at
 from pdadmm.files.names import safe_name
 from pdadmm.inputs.scaling import INPUT_NORMS
 
 if TYPE_CHECKING:
+    import h5py
+
     from pdadmm.admm.layer import Layer
     from pdadmm.comm.waiter import Waiter
     from pdadmm.files.hdf5 import PlainFile
 
-__all__ = ["ModelSpace", "read_model", "reserved", "write_model"]
+__all__ = [
+    "ModelSpace",
+    "check_attributes",
+    "read_layer",
+    "read_model",
+    "read_shape",
+    "reserved",
+    "save_model",
+    "write_model",
+]
 
 SCHEMA, SCHEMA_VERSION = "pdadmm-model", 1
 _TAG = 20001
+#: W and b of every layer, not read yet
+_Layers: TypeAlias = "list[tuple[h5py.Dataset, h5py.Dataset]]"
 #: of the test accuracy, which is known only at the end: a NaN that nothing else in the file looks like
 _PLACEHOLDER = np.array(0x7FF8_1234_5678_9ABC, "<u8").view("<f8")
 _METADATA_BYTES = 1 << 13  # more than those of a layer take
@@ -49,33 +63,53 @@ def read_model(path: str | os.PathLike[str]) -> tuple[list[np.ndarray], list[np.
     InputError
         When the file is missing, damaged, or not a model.
     """
+    with _opened(path) as (file, layers, attributes):
+        weights = [_values(file, W) for W, _ in layers]
+        biases = [_values(file, b) for _, b in layers]
+    return weights, biases, attributes
+
+
+def read_shape(path: str | os.PathLike[str]) -> tuple[list[int], Record]:
+    """Widths n_0, ..., n_L and attributes of a file; raises like :func:`read_model`."""
+    with _opened(path) as (_, layers, attributes):
+        return [layers[0][0].shape[1], *[W.shape[0] for W, _ in layers]], attributes
+
+
+def read_layer(path: str | os.PathLike[str], position: int) -> tuple[np.ndarray, np.ndarray]:
+    """W (n_out, n_in) and b (n_out,) of one layer, counted from 1; raises like :func:`read_model`."""
+    with _opened(path) as (file, layers, _):
+        W, b = layers[position - 1]
+        return _values(file, W), _values(file, b)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[PlainFile, _Layers, Record]]:
+    """A file, W and b of its layers, which fit together, and its attributes."""
     from pdadmm.files.hdf5 import PlainFile
 
     missing = "a run writes model.h5 into its --out folder"
     with PlainFile(path, missing, "give a run's model.h5, or train again") as file, file.reading():
         attributes = _attributes(file)
-        weights: list[np.ndarray] = []
-        biases: list[np.ndarray] = []
+        layers: _Layers = []
         for position in range(1, attributes["layers"] + 1):
-            W, b = (_array(file, f"layer_{position:04d}/{name}") for name in "Wb")
+            W, b = (file.array(f"layer_{position:04d}/{name}") for name in "Wb")
             if W.ndim != 2 or not W.size or b.shape != W.shape[:1]:
                 raise file.wrong(f"layer {position} has W {W.shape} and b {b.shape}")
-            if weights and W.shape[1] != weights[-1].shape[0]:
+            if layers and W.shape[1] != layers[-1][0].shape[0]:
                 raise file.wrong(
                     f"layer {position} takes {W.shape[1]} inputs, but the layer before it gives "
-                    f"{weights[-1].shape[0]}"
+                    f"{layers[-1][0].shape[0]}"
                 )
-            weights.append(W)
-            biases.append(b)
-        per_hop = attributes.get("features_per_hop", 1)
-        if weights[0].shape[1] % per_hop:
-            raise file.wrong(f"layer 1 takes {weights[0].shape[1]} inputs, which are no hops of {per_hop}")
-    return weights, biases, attributes
+            layers.append((W, b))
+        inputs, per_hop = layers[0][0].shape[1], attributes.get("features_per_hop", 1)
+        if inputs % per_hop:
+            raise file.wrong(f"layer 1 takes {inputs} inputs, which are no hops of {per_hop}")
+        yield file, layers, attributes
 
 
-def _array(file: PlainFile, name: str) -> np.ndarray:
+def _values(file: PlainFile, found: h5py.Dataset) -> np.ndarray:
     """An array of finite numbers, as float32."""
-    found = file.array(name)
+    name = str(found.name).lstrip("/")
     if found.dtype not in (np.dtype("<f4"), np.dtype("<f8")):
         raise file.wrong(f"/{name} is {found.dtype}, not float32")
     with np.errstate(over="ignore"):
@@ -115,6 +149,24 @@ def _attributes(file: PlainFile) -> Record:
     return found
 
 
+def check_attributes(attributes: Record, inputs: int) -> None:
+    """Refuse attributes that no model of so many inputs has.
+
+    Raises
+    ------
+    InputError
+    """
+    for name, value in attributes.items():
+        kinds, holds = _ATTRIBUTES[name]
+        if not isinstance(value, kinds) or not holds(value):
+            raise InputError(f"{name} is {value!r}, which no model has; give another")
+    per_hop = attributes.get("features_per_hop", 1)
+    if inputs % per_hop:
+        raise InputError(
+            f"{inputs} inputs are no operators of {per_hop} features; give another features_per_hop"
+        )
+
+
 #: types and ranges of the attributes besides schema and version
 _ATTRIBUTES: dict[str, tuple[tuple[type, ...], Callable[[Any], bool]]] = {
     "layers": ((int,), lambda value: value >= 1),
@@ -124,6 +176,7 @@ _ATTRIBUTES: dict[str, tuple[tuple[type, ...], Callable[[Any], bool]]] = {
     "features_per_hop": ((int,), lambda value: value >= 1),
     "dataset": ((str,), lambda value: True),
     "test_accuracy": ((int, float), lambda value: True),
+    "first_depth": ((int,), lambda value: value >= 1),
 }
 
 
@@ -151,7 +204,8 @@ def reserved(path: Path, widths: list[int], attributes: Record) -> Iterator[Mode
     widths
         n_0, ..., n_L: W of layer l is (n_l, n_{l-1}), b is (n_l,), float32.
     attributes
-        Recorded at the root of the file: must have `activation`.
+        Recorded at the root of the file: must have `activation`; `first_depth` says from which position on
+        hidden layers began as identities.
 
     Raises
     ------
@@ -231,20 +285,58 @@ def write_model(
                 waiter.all(waiter.send(array, 0, _TAG), f"the weights of layer {position} to reach rank 0")
         return
     assert space is not None
+
+    def gathered() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        for source, block in enumerate(blocks):
+            for position in block:
+                if source == 0:
+                    W, b = layers[position].W, layers[position].b
+                else:
+                    shape = np.empty(2, np.int64)
+                    waiter.receive(shape, source, _TAG)
+                    W, b = np.empty(tuple(shape), np.float32), np.empty(int(shape[0]), np.float32)
+                    waiter.receive(W, source, _TAG)
+                    waiter.receive(b, source, _TAG)
+                yield position, W, b
+
+    _complete(space, gathered(), test_accuracy)
+
+
+def save_model(
+    path: Path, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], attributes: Record
+) -> None:
+    """Write a network that is in memory; a file of that name is replaced when all is written.
+
+    Parameters
+    ----------
+    path
+    weights, biases
+        (n_out, n_in) and (n_out,), first layer first.
+    attributes
+        See :func:`reserved`; `test_accuracy` is NaN without it.
+
+    Raises
+    ------
+    OSError
+        Which names the file.
+    """
+    widths = [weights[0].shape[1], *[len(W) for W in weights]]
+    known = {name: value for name, value in attributes.items() if name in _ATTRIBUTES}
+    accuracy = known.pop("test_accuracy", math.nan)
+    known.pop("layers", None)
+    with reserved(path, widths, known) as space:
+        _complete(space, zip(range(1, len(widths)), weights, biases, strict=True), accuracy)
+
+
+def _complete(
+    space: ModelSpace, layers: Iterable[tuple[int, np.ndarray, np.ndarray]], test_accuracy: float
+) -> None:
+    """Write position, W and b of all layers to where they belong, and give the file its name."""
     with naming(space.path, space.temporary):
         with space.temporary.open("r+b", buffering=0) as file:
-            for source, block in enumerate(blocks):
-                for position in block:
-                    if source == 0:
-                        W, b = layers[position].W, layers[position].b
-                    else:
-                        shape = np.empty(2, np.int64)
-                        waiter.receive(shape, source, _TAG)
-                        W, b = np.empty(tuple(shape), np.float32), np.empty(int(shape[0]), np.float32)
-                        waiter.receive(W, source, _TAG)
-                        waiter.receive(b, source, _TAG)
-                    for offset, array in zip(space.places[position], (W, b), strict=True):
-                        write_at(file.fileno(), np.ascontiguousarray(array, "<f4").data.cast("B"), offset)
+            for position, W, b in layers:
+                for offset, array in zip(space.places[position], (W, b), strict=True):
+                    write_at(file.fileno(), np.ascontiguousarray(array, "<f4").data.cast("B"), offset)
             write_at(file.fileno(), np.array(test_accuracy, "<f8").data.cast("B"), space.accuracy)
             file.truncate(space.size)
             os.fsync(file.fileno())

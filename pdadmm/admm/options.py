@@ -70,6 +70,12 @@ class Network:
 class Training:
     """The ADMM method."""
 
+    start: str = option(
+        "",
+        "start from the layers of this model.h5, the first stage, not random ones",
+        metavar="FILE.h5",
+        path=True,
+    )
     stages: list[int] = option(
         [],
         "depths to grow through, e.g. 2,5,10; default: doubling up to --layers",
@@ -161,7 +167,11 @@ OPTIONS = Options(
 )
 
 
-def parse(arguments: Sequence[str], preset: Callable[[str], Record] | None = None) -> Config:
+def parse(
+    arguments: Sequence[str],
+    preset: Callable[[str], Record] | None = None,
+    start: Callable[[str], Record] | None = None,
+) -> Config:
     """Configuration of a command line.
 
     Parameters
@@ -171,6 +181,9 @@ def parse(arguments: Sequence[str], preset: Callable[[str], Record] | None = Non
     preset
         Options of network and training that the data set at a path asks for; weaker than file and
         command line.
+    start
+        Options of the network that go on from the model at a path, which are as weak; asked where a run that
+        does not go on from a checkpoint is to start from one.
 
     Raises
     ------
@@ -182,6 +195,9 @@ def parse(arguments: Sequence[str], preset: Callable[[str], Record] | None = Non
     if preset is not None:
         for key, value in preset(values.get("features", "")).items():
             setattr(config.network if hasattr(config.network, key) else config.training, key, value)
+    path = values.get("training", {}).get("start")
+    if start is not None and path and not values.get("output", {}).get("resume"):
+        fill(config.network, start(path))
     fill(config, values)
     if config.training.solver != "exact":  # a preset's options of another solver than the user's do not count
         for name in {"damping", "momentum"} - set(values.get("training", {})):

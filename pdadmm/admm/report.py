@@ -29,7 +29,7 @@ _PROFILE = (
 _SUMMARY = (
     "dataset", "operators", "nodes_train", "layers", "hidden", "ranks", "shards", "backend", "transport",
     "kernels", "precision",
-    "devices", "codec", "bits", "solver", "step", "nu", "rho", "mu", "stages", "seed",
+    "devices", "codec", "bits", "solver", "step", "nu", "rho", "mu", "start", "stages", "seed",
 )  # fmt: skip
 
 
@@ -72,6 +72,7 @@ def describe_run(trainer: Trainer, sizes: Sizes, threads: int) -> Record:
         "rho": c.training.rho,
         "mu": c.training.mu,
         "stages": c.training.stages,
+        "start": c.training.start,
         "seed": c.training.seed,
     }
 

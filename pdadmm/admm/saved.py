@@ -69,6 +69,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     seconds_exposed: NotNegative
     seconds_checkpoints: NotNegative
     fingerprint: dict[str, Any]
+    first_depth: Whole = 0  #: not known of an older one
 
 
 @dataclass(frozen=True)

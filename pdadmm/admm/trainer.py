@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +21,7 @@ from pdadmm.admm.options import Config, Training
 from pdadmm.admm.passes import Passes, select_passes
 from pdadmm.admm.placement import layer_cost, place
 from pdadmm.admm.stage import Plan, Stage
+from pdadmm.admm.start import Start
 from pdadmm.arrays import copy_into
 from pdadmm.arrays.groups import groups_of_shard, rows_of_shard
 from pdadmm.codec import Codec, make_codec
@@ -122,6 +124,13 @@ class Trainer:
         Arrays and way of the messages.
     threads
         Of this rank's products and compiled kernels.
+    start
+        Whose layers the first stage begins with; None: with random ones.
+
+    Attributes
+    ----------
+    first_depth
+        Hidden layers from this position on began as identities.
     """
 
     def __init__(
@@ -134,6 +143,7 @@ class Trainer:
         progress: Callable[[Record], None] | None = None,
         choice: Choice = ON_CPUS,
         threads: int = 1,
+        start: Start | None = None,
     ) -> None:
         self.config = config
         self.choice = choice
@@ -167,6 +177,13 @@ class Trainer:
         self.splits = self._read(sizes, open_features)
         self.monitor = Monitor(self.layers_total, dict(sizes.rows))
         self._rows = dict(sizes.rows)  # of all shards
+        first = config.training.stages[0]
+        self.first_depth = first if start is None else start.first_depth
+        self._given = {}
+        if start is not None:
+            for i, position in enumerate(stage_positions(first, self.layers_total), 1):
+                if position in self.mine:
+                    self._given[position] = start.layer(i)
         self._progress = progress
         self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
         self.clock = make_clock(self.backend, config.output.trace)
@@ -337,10 +354,14 @@ class Trainer:
         t, n = self.config.training, self.widths
         last = position == self.layers_total
         activation = None if last else make_activation(self.config.network.activation)
-        if position not in stage_positions(t.stages[0], self.layers_total):
+        if not last and position >= self.first_depth:
             layer = identity_layer(position, n[position], activation, t.anchor == "identity")
         else:
             layer = random_layer(position, n[position - 1], n[position], activation, t.seed)
+        if position in self._given:
+            W, b = self._given.pop(position)
+            copy_into(layer.W, W)
+            copy_into(layer.b, b)
         return layer.to(self.backend)
 
     # ---- checkpoints --------------------------------------------------------------------------------
@@ -367,6 +388,7 @@ class Trainer:
             "seconds_exposed": float(exposed),
             "seconds_checkpoints": self.seconds_checkpoints,
             "fingerprint": self.fingerprint(),
+            "first_depth": self.first_depth,
         }
         arrays = {layer.position: layer.state() for layer in stage.layers}
         if self.grid.shards > 1:
@@ -406,6 +428,7 @@ class Trainer:
         state = state_of(saved)
         self.in_row_space = self.in_row_space and "rows/coefficients" in saved.layers[1]
         self.hyper.nu, self.hyper.rho = state.nu, state.rho
+        self.first_depth = state.first_depth or self.first_depth
         self._losses = state.losses
         self.monitor.smallest_change = state.smallest_change
         self.last, self.best = saved.state["last"], saved.state["best"]
@@ -421,7 +444,10 @@ class Trainer:
         c = self.config
         rows = {f"nodes_{name}": rows for name, rows in self._rows.items()}
         data = {"dataset": self.dataset, "widths": self.widths, **rows}
-        return {**data, **asdict(c.network), **asdict(c.training), **asdict(c.messages)}
+        training = asdict(c.training)
+        # checkpoints of before this option have none
+        training.update({"start": os.path.abspath(start)} if (start := training.pop("start")) else {})
+        return {**data, **asdict(c.network), **training, **asdict(c.messages)}
 
     # ---- measuring ----------------------------------------------------------------------------------
 

@@ -104,6 +104,7 @@ def option(
     parse: Callable[[str], Value] | None = None,
     within: Range | None = None,
     kept: bool = True,
+    path: bool = False,
 ) -> Value:
     """Field of a section: a switch where it is a bool, else an option with a value.
 
@@ -119,6 +120,8 @@ def option(
         Of a number, or of every number of a list: see :func:`check_ranges`.
     kept
         False: of this start alone, neither written to a file nor taken from one.
+    path
+        It names a file: absolute where it is written, found beside a TOML file that names it.
     """
     metadata = {
         "help": text,
@@ -127,6 +130,7 @@ def option(
         "parse": parse,
         "within": within,
         "kept": kept,
+        "path": path,
     }
     if isinstance(default, list):
         return cast(Value, dataclasses.field(default_factory=default.copy, metadata=metadata))
@@ -210,6 +214,8 @@ class Options:
                     raise InputError(f"{path} has an unknown option '{key}' in [{section}]")
                 known, where = self._options[section, key], f"{key} in [{section}] of {path}"
                 checked = known.checked(value, where)
+                if known.path:
+                    checked = _found(str(checked), Path(path).parent)
                 if known.kept:
                     values.setdefault(section, {})[key] = checked
                 else:
@@ -286,10 +292,14 @@ def to_toml(tree: DataclassInstance) -> str:
     for f in dataclasses.fields(tree):
         value = getattr(tree, f.name)
         if dataclasses.is_dataclass(value):
-            kept = {o.name: getattr(value, o.name) for o in dataclasses.fields(value) if o.metadata["kept"]}
-            values[f.name] = {_told(name): v for name, v in kept.items() if v is not None}
+            kept = {
+                _told(o.name): _absolute(found) if o.metadata["path"] else found
+                for o in dataclasses.fields(value)
+                if o.metadata["kept"] and (found := getattr(value, o.name)) is not None
+            }
+            values[f.name] = kept
         else:
-            values[f.name] = os.path.abspath(value) if value else value
+            values[f.name] = _absolute(value)
     return tomli_w.dumps(values)
 
 
@@ -326,6 +336,7 @@ class _Option:
     metavar: str | None
     parse: Callable[[str], object] | None
     kept: bool
+    path: bool
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         name = "--" + self.name.replace("_", "-")
@@ -364,6 +375,7 @@ def _of(section: type[DataclassInstance]) -> list[_Option]:
             f.metadata["metavar"],
             f.metadata["parse"],
             f.metadata["kept"],
+            f.metadata["path"],
         )
         for f in dataclasses.fields(section)
     ]
@@ -376,6 +388,11 @@ def _plain(hint: object) -> type:
     kind = typing.get_origin(hint) or hint
     assert isinstance(kind, type)
     return kind
+
+
+def _absolute(path: str) -> str:
+    """A path from any folder; an empty one stays empty."""
+    return os.path.abspath(path) if path else path
 
 
 def _found(path: str, folder: Path) -> str:
