@@ -226,7 +226,7 @@ void hidden_rows(const Hidden &a, int64_t first, int64_t last, Partial &partial,
       __builtin_memcpy(z_old.data, z, (size_t)n * 4);
       __builtin_memcpy(q_old.data, q, (size_t)n * 4);
     }
-    codec.decode(a.message, row, p_hat);
+    if (a.message) codec.decode(a.message, row, p_hat);
     float *f = fz.data;
     PDADMM_ELEMENTWISE
     for (int64_t j = 0; j < n; ++j) {

@@ -97,7 +97,7 @@ struct Hidden {
   float *M;
   const float *mean;
   float *z, *q, *p_hat, *q_hat, *u;
-  const uint8_t *message;
+  const uint8_t *message;  // may be null: p_hat has been decoded
   uint8_t *out;
   double nu, rho, slope;
   int64_t key, measure, fresh;

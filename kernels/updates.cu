@@ -122,7 +122,7 @@ struct HiddenArrays {
   float *M;
   const float *mean;
   float *z, *q, *p_hat, *q_hat, *u;
-  const u8 *message;
+  const u8 *message;  // may be null: p_hat has been decoded
   u8 *out;
 };
 
@@ -163,9 +163,11 @@ PDADMM_FN void hidden_rows(const HiddenArrays &a, float nu, float rho, float slo
       load4(a.z + at, n, wide, z);
       load4(a.q + at, n, wide, q_old);
       load4(a.u + at, n, wide, u);
-      if (KIND == DELTA) load4(a.p_hat + at, n, wide, p_hat);
-      codec.decode(a.message, row, j, n, p_hat);
-      store4(a.p_hat + at, n, wide, p_hat);
+      if (KIND == DELTA || !a.message) load4(a.p_hat + at, n, wide, p_hat);
+      if (a.message) {
+        codec.decode(a.message, row, j, n, p_hat);
+        store4(a.p_hat + at, n, wide, p_hat);
+      }
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const float centre = (M[k] - mean[k]) + (fresh ? 0.0f : z[k]);

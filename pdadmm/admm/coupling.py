@@ -57,7 +57,8 @@ class CouplingEnd:
     """State of a coupling at one of its layers.
 
     Both ends hold the decoded p and q and the dual u, bit for bit the same, and each updates u
-    itself: only p (down) and q (up) ever travel.
+    itself: only p (down) and q (up) ever travel. Two ends in one rank share these three: the end that
+    sends has them ready, and the other one decodes nothing.
 
     Parameters
     ----------
@@ -77,6 +78,8 @@ class CouplingEnd:
         Told of every message.
     first
         The first of these nodes among those of all shards.
+    partner
+        The end of the layer below, where it is on this rank too.
 
     Attributes
     ----------
@@ -89,6 +92,8 @@ class CouplingEnd:
         `own_hat` is `own` itself.
     u
         (V, n) the dual.
+    shared
+        Whether the other end, in this rank, has `own_hat`, `other_hat` and `u` as its own.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class CouplingEnd:
         seed: int,
         clock: Clock,
         first: int = 0,
+        partner: CouplingEnd | None = None,
     ) -> None:
         self.index = index
         self.codec = codec
@@ -109,9 +115,15 @@ class CouplingEnd:
         self.incoming_end = incoming
         self.is_above = is_above
         self.own = start.copy()
-        self.own_hat = self.own if codec.lossless else start.copy()
-        self.other_hat = start.copy()
-        self.u = np.zeros_like(start)
+        self.shared = not (incoming.between_ranks or outgoing.between_ranks)
+        if partner is None:
+            self.own_hat = self.own if codec.lossless else start.copy()
+            self.other_hat = start.copy()
+            self.u = np.zeros_like(start)
+        else:
+            if codec.lossless:
+                partner.other_hat = self.own
+            self.own_hat, self.other_hat, self.u = partner.other_hat, partner.own_hat, partner.u
         self._seed = seed
         self._before = first * start.shape[1]  # entries of those of other shards
         self._clock = clock
@@ -131,14 +143,14 @@ class CouplingEnd:
         self.incoming_end.post()
 
     def message(self) -> Array | None:
-        """Bytes of the next message, waited for; None before the first one was posted."""
+        """Bytes of the next message, waited for; None before the first was posted, or where ends share."""
         end = self.incoming_end
         if not end.posted:
             return None
         start = time.perf_counter_ns()
         end.wait()
         self._clock.message("received", end.channel.name, end.messages, start)
-        return end.buffer
+        return None if self.shared else end.buffer
 
     def state(self) -> dict[str, Array]:
         """Arrays to save between two iterations.

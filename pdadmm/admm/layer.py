@@ -330,7 +330,7 @@ class Layer:
         h, k, end = self.hyper, self.passes, self.above
         assert end is not None and self.activation is not None
         message = end.message()
-        assert message is not None
+        assert end.shared or message is not None
         out, key = end.outgoing()
         self._lap("wait")
         fresh = h.solver == "exact"

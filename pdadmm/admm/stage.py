@@ -258,11 +258,18 @@ class Stage:
         """Make both ends of the couplings within this rank, and this rank's ends of those to others."""
         plan = self.plan
 
-        def couple(edge: Edge, ends: Ends, codec: Codec, start: Array, is_above: bool) -> CouplingEnd:
+        def couple(
+            edge: Edge,
+            ends: Ends,
+            codec: Codec,
+            start: Array,
+            is_above: bool,
+            partner: CouplingEnd | None = None,
+        ) -> CouplingEnd:
             sent, received = (edge.p, edge.q) if is_above else (edge.q, edge.p)
             outgoing, incoming = ends.outgoing[sent], ends.incoming[received]
             return CouplingEnd(
-                edge.below, codec, outgoing, incoming, start, is_above, seed, self.clock, first_node
+                edge.below, codec, outgoing, incoming, start, is_above, seed, self.clock, first_node, partner
             )
 
         for below, above in itertools.pairwise(self.layers):
@@ -272,7 +279,7 @@ class Stage:
             size = codec.nbytes(nodes, below.n_out)
             ends = local_ends(edge.channels(plan.rank_of(plan.block), size, at_above=True), self.backend)
             below.above = couple(edge, ends, codec, start, is_above=False)
-            above.below = couple(edge, ends, codec, start, is_above=True)
+            above.below = couple(edge, ends, codec, start, is_above=True, partner=below.above)
         if not self.layers:
             return
         first, last = self.layers[0], self.layers[-1]

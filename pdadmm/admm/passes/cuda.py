@@ -144,7 +144,7 @@ class CudaPasses(CudaKernels):
         mean: Array,
         z: Array,
         end: Coupled,
-        message: Array,
+        message: Array | None,
         out: Array,
         key: int,
         f: Activation,
@@ -164,7 +164,7 @@ class CudaPasses(CudaKernels):
         partial = self._scratch("partial", MOST_BLOCKS * 6, np.float64)
         self._start(
             "updates.cu", f"hidden_{ending}", (blocks,),
-            M, mean, z, q, p_hat, q_hat, u, message, out,
+            M, mean, z, q, p_hat, q_hat, u, NULL if message is None else message, out,
             np.float32(nu), np.float32(rho), np.float32(slope), np.int32(fresh),
             np.int64(rows), np.int64(cols), *grid, np.uint32(key), partial, self._bad,
         )  # fmt: skip

@@ -178,7 +178,7 @@ class HostPasses(HostKernels):
         mean: Array,
         z: Array,
         end: Coupled,
-        message: Array,
+        message: Array | None,
         out: Array,
         key: int,
         f: Activation,
@@ -194,12 +194,14 @@ class HostPasses(HostKernels):
         rows, cols = M.shape
         q, p_hat, q_hat, u = end.own, end.other_hat, end.own_hat, end.u
         same_shape(M, z, q, p_hat, q_hat, u)
-        self._require_size(message, end.codec, rows, cols)
+        if message is not None:
+            self._require_size(message, end.codec, rows, cols)
         self._require_size(out, end.codec, rows, cols)
         at = self._address
         if self._hidden(
             _HIDDEN(
-                rows, cols, at(M), at(mean), at(z), at(q), at(p_hat), at(q_hat), at(u), at(message), at(out),
+                rows, cols, at(M), at(mean), at(z), at(q), at(p_hat), at(q_hat), at(u),
+                0 if message is None else at(message), at(out),
                 nu, rho, slope, key, measure, fresh, self._sums_address, *coding, self.groups,
             )
         ):  # fmt: skip

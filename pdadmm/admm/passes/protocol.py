@@ -107,7 +107,8 @@ class Passes(Protocol):
         """Finish the iteration before of the layer below, then form the gradient of p.
 
         Decodes `message` into the copy of q and repeats the dual update ``u += rho (p_hat - q_hat)``
-        that the end below made (both skipped when `message` is None, in a stage's first iteration).
+        that the end below made. Both are skipped when `message` is None: in a stage's first iteration, and
+        where the two ends share them.
         `G` (V, n_in) holds ``M W`` on entry and the gradient on return.
 
         Returns
@@ -191,7 +192,7 @@ class Passes(Protocol):
         mean: Array,
         z: Array,
         end: Coupled,
-        message: Array,
+        message: Array | None,
         out: Array,
         key: int,
         f: Activation,
@@ -202,9 +203,9 @@ class Passes(Protocol):
     ) -> HiddenSums | None:
         """Bias step, z-, q- and u-update of a hidden layer with decode of p and encode of q.
 
-        Takes `mean` off M, updates z, decodes `message` into the copy of the next layer's p, updates
-        q, encodes it into `out` against its copy, updates u. On return M belongs to the new z. All
-        arrays (V, n_out) but `mean`, (n_out,).
+        Takes `mean` off M, updates z, decodes `message` into the copy of the next layer's p (not where it is
+        None: the ends share the copy), updates q, encodes it into `out` against its copy, updates u. On
+        return M belongs to the new z. All arrays (V, n_out) but `mean`, (n_out,).
 
         When `fresh`, M holds ``p W^T`` instead of the residual, and `mean` is ``-b``.
         """

@@ -112,7 +112,7 @@ class ReferencePasses(PlainKernels):
         mean: Array,
         z: Array,
         end: Coupled,
-        message: Array,
+        message: Array | None,
         out: Array,
         key: int,
         f: Activation,
@@ -128,7 +128,8 @@ class ReferencePasses(PlainKernels):
         # M is now a = p W^T + b
         z_new = self._each(lambda a, q, z: updates.z_update(a, q, z, f), M, q, z)
         M -= z_new
-        codec.decode(message, p_hat)
+        if message is not None:
+            codec.decode(message, p_hat)
         fz = f(z_new)
         q_new = updates.q_update(p_hat, u, fz, np.float32(nu), np.float32(rho))
         if codec.span is not None:
