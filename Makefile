@@ -26,8 +26,7 @@ test-torch: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torch]'
 	$(BIN)/python -m pytest tests/test_gnn_torch.py
 
-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
 
 gpu-check:
@@ -50,6 +49,10 @@ $(VENV)/.installed: $(SOURCES) | check-tools
 
 $(VENV)/.installed-test: $(SOURCES) | check-tools
 	$(call install,mpich$(comma)gnn$(comma)test$(comma)lint)
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(SOURCES) | check-tools
+	$(call install,mpich$(comma)docs)
 	touch $@ $(VENV)/.installed
 
 comma := ,

@@ -3,6 +3,8 @@
 README.md, CONTRIBUTING.md and CHANGELOG.md are pages, and other files that pages link to are copied. Links
 between them and the pages in docs/ are written for the repository, where they lead to the files; for the site
 they are rewritten. A link to nothing stays as it is, for MkDocs to complain about.
+
+In the code of tables GitHub wants a backslash before a bar; Python-Markdown would show it, so it goes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from mkdocs.structure.pages import Page
 PAGES = {"README.md": "manual.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 #: the README is one page of many here, and what most of it is about
 _TITLE = "# Train by ADMM"
+_ROW = re.compile(r"^\|.*\|$", re.M)
+_CODE = re.compile(r"`[^`]+`")
 _LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 
 
@@ -63,4 +67,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = _target(found[2], posixpath.dirname(source), root)
         return found[0] if target is None else found[1] + posixpath.relpath(target, here or ".") + found[3]
 
-    return _LINK.sub(rewritten, markdown)
+    def without_backslashes(row: re.Match[str]) -> str:
+        return _CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0])
+
+    return _ROW.sub(without_backslashes, _LINK.sub(rewritten, markdown))

@@ -155,6 +155,23 @@ def test_the_reference_has_no_markup_of_other_tools(site: Path) -> None:
     assert re.findall(r":(?:func|meth|class|mod|data):|====|::: |doctest:", text) == []
 
 
+def test_bars_in_the_code_of_tables_stand_without_backslashes(site: Path) -> None:
+    assert "<code>--model gcn|sage</code>" in (site / "gnn.html").read_text()
+    for page in site.rglob("*.html"):
+        assert "\\|" not in "".join(re.findall(r"<td.*?</td>", page.read_text(), re.S)), page
+
+
+def test_search_works_without_a_server(site: Path) -> None:
+    index = (site / "search" / "search_index.js").read_text()
+    assert json.loads(index.removeprefix("var __index = "))["docs"]
+    assert (site / "iframe-worker.js").is_file()
+    for page, script in (
+        ("index.html", "iframe-worker.js"),
+        ("tutorials/layers.html", "../iframe-worker.js"),
+    ):
+        assert f'<script src="{script}"></script>' in (site / page).read_text()
+
+
 def test_every_command_has_its_page() -> None:
     rows = re.findall(r"^\| `(pdadmm[.\w]*)` \|.*\|(.*)\|$", (DOCS / "commands.md").read_text(), re.M)
     texts = [(ROOT / "README.md").read_text(), *((DOCS / page).read_text() for page in PAGES)]
