@@ -1,6 +1,7 @@
 # make run    builds .venv, prepares the embedded data set, trains 16 layers on 16 ranks
 # make run-gnn   builds .venv, trains a graph network on the embedded graph, 4 parts on 4 ranks
 # make test   builds .venv, runs the linters and all tests, those under mpirun too
+# make docs   adds MkDocs to .venv, builds the documentation into site/; a broken link fails
 # make test-torch  adds PyTorch and PyG to .venv, compares graph networks with them
 # make gpu-check PYTHON=...   tests and measures on this machine's GPU with that Python's packages
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RANKS  ?= 16
 
-.PHONY: run run-gnn test test-torch gpu-check lint install clean check-tools
+.PHONY: run run-gnn test test-torch docs gpu-check lint install clean check-tools
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -24,6 +25,9 @@ test: $(VENV)/.installed-test lint
 test-torch: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torch]'
 	$(BIN)/python -m pytest tests/test_gnn_torch.py
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict
 
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
@@ -47,6 +51,10 @@ $(VENV)/.installed-test: $(SOURCES) | check-tools
 	$(call install,mpich$(comma)gnn$(comma)test$(comma)lint)
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: $(SOURCES) | check-tools
+	$(call install,mpich$(comma)docs)
+	touch $@ $(VENV)/.installed
+
 comma := ,
 define install
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -60,4 +68,4 @@ check-tools:
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { echo "make: a C++ compiler is missing (Debian: apt install g++)" >&2; exit 2; }
 
 clean:
-	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

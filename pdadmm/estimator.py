@@ -40,14 +40,75 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
     bit for bit that of one rank.
 
     Parameters are the options of ``python -m pdadmm.run`` of the same names, and so are their defaults, but
-    for `layers`, which does not follow the number of ranks, `stages`, a sequence of depths, and `start`, a
-    :class:`pdadmm.Model` or the path of a model.h5.
+    for `layers`, which does not follow the number of ranks, `stages`, a sequence of depths, and `start`. They
+    are checked by `fit`.
+
+    Parameters
+    ----------
+    layers
+        Layers of the finished network.
+    hidden
+        Neurons of a hidden layer.
+    activation
+        Of the hidden layers: relu, leaky_relu, tanh or sigmoid.
+    input_norm
+        Scaling of the rows of X: none, or hellinger, the square root of their share of the row's sum.
+    start
+        A :class:`pdadmm.Model`, or the path of a model.h5, whose layers the first stage begins with; None: random
+        ones.
+    stages
+        Depths to grow through; None: doubling up to `layers`.
+    iterations
+        Iterations of every stage.
+    solver
+        p and W by a gradient step (gradient) or by exact minimisation (exact).
+    step
+        Step length: exact line search (exact), or the authors' doubling (doubling).
+    nu
+        Penalty of z = pW+b and q = f(z).
+    rho
+        Penalty of p = q between layers.
+    mu
+        L2 penalty of the weights.
+    damping
+        Exact solver: pull of W to its last value, in mean eigenvalues of the Gram matrix of its inputs.
+    momentum
+        Exact solver: share of their last change that W and b of the hidden layers repeat, below 1.
+    z_centre
+        What the z-update of the hidden layers stays near: the previous z, or the linear output pW+b.
+    anchor
+        What the L2 penalty pulls inserted layers towards: identity or zero.
+    risk
+        Loss of the output layer: cross_entropy or least_squares.
+    schedule
+        Constant nu and rho, or the authors' rule (authors): tenfold, up to 1, when the training loss stalls.
+    refresh
+        Iterations between recomputations of the residual.
+    seed
+        Of the initial weights and of stochastic rounding.
+    codec
+        Coding of the messages: float32, grid, affine or delta.
+    bits
+        Bits an entry: 8, 4, 2 or (delta) 1; None: 4, and 32 for float32.
+    grid_low
+        Smallest value of the grid; None: from the forward pass.
+    grid_high
+        Largest value of the grid; None: from the forward pass.
+    kernels
+        The passes between products: fused, compiled; reference, plain array operations; auto.
+    threads
+        Threads of a rank; None: OMP_NUM_THREADS, or the node's cores over its ranks.
+    shards
+        Shards that the rows are cut into; under mpirun the number of ranks is a multiple of it.
+    eval_every
+        Iterations between evaluations.
 
     Attributes
     ----------
     classes_ : (classes,)
         Labels, sorted.
     n_features_in_ : int
+        Columns of X.
     history_ : list of dict
         Every evaluated iteration, the fields of metrics.jsonl; accuracies of validation are NaN without it.
     model_ : pdadmm.Model

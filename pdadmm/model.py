@@ -30,8 +30,10 @@ class Model:
 
     Attributes
     ----------
-    weights, biases
-        A float32 (n_out, n_in) and a (n_out,) array for each layer, first layer first.
+    weights
+        A float32 array (n_out, n_in) for each layer, first layer first.
+    biases
+        A float32 array (n_out,) for each layer.
     activation
         Name of the hidden layers' activation.
     attributes
@@ -169,7 +171,7 @@ class Model:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """State of the ``torch.nn.Sequential`` of Linear and activation modules that equals this model
-        on inputs that :func:`pdadmm.inputs.scaling.normalise_inputs` has scaled as the attributes say.
+        on inputs that `pdadmm.inputs.scaling.normalise_inputs` has scaled as the attributes say.
 
         Keys are ``0.weight``, ``0.bias``, ``2.weight``, ...: the odd places hold the activations.
         """
@@ -182,7 +184,7 @@ class Model:
         return state
 
     def to_safetensors(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights as a safetensors file, by the names of :meth:`state_dict`, attributes beside.
+        """Write the weights as a safetensors file, by the names of `state_dict`, attributes beside.
 
         PyTorch takes it back with ``safetensors.torch.load_file``; it is not needed here.
 
@@ -191,6 +193,7 @@ class Model:
         InputError
             Without the package safetensors.
         OSError
+            When the file cannot be written.
         """
         tensors = {}
         for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):

@@ -7,23 +7,20 @@ Every codec keeps these promises:
 * codes saturate and never wrap;
 * a zero block decodes exactly, and so does a constant one whose value float16 holds;
 * any number of columns works, multiples of the block and of 8/bits or not: rows are packed one by one;
-* NaN and Inf are refused with :class:`NonFiniteError`;
+* NaN and Inf are refused with `NonFiniteError`;
 * the size in bytes is known from the shape, so that buffers and requests are made once.
 
-==========  ====================================================================  ================
-codec       what travels                                                          source
-==========  ====================================================================  ================
-``float32``  the values                                                           pdADMM-G
-``grid``     indices into a fixed uniform set of 2^bits values, on which p and     pdADMM-G-Q
-             q themselves are projected
-``affine``   per row a float16 minimum and scale, codes with stochastic rounding   AdaQP
-``delta``    the change since the last decoded copy, in blocks of up to 128        as AQ-SGD does
-             columns with a float16 scale, nearest rounding; 1 bit is the sign     for activations
-             times the mean absolute change
-==========  ====================================================================  ================
+What travels, and where it is from:
+
+* ``float32``: the values (pdADMM-G).
+* ``grid``: indices into a fixed uniform set of 2^bits values, on which p and q themselves are projected
+  (pdADMM-G-Q).
+* ``affine``: per row a float16 minimum and scale, codes with stochastic rounding (AdaQP).
+* ``delta``: the change since the last decoded copy, in blocks of up to 128 columns with a float16 scale,
+  nearest rounding; 1 bit is the sign times the mean absolute change (as AQ-SGD does for activations).
 
 The codecs here are plain NumPy, one a module, and serve as the reference for the fused kernels. A new
-one is a module and a line in :data:`pdadmm.codec.choose.CODECS`.
+one is a module and a line in `pdadmm.codec.choose.CODECS`.
 """
 
 from __future__ import annotations

@@ -20,10 +20,14 @@ class Codec(Protocol):
     """What a coupling needs of a codec."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What ``--codec`` calls it."""
+        ...
 
     @property
-    def bits(self) -> int: ...
+    def bits(self) -> int:
+        """Bits of an entry."""
+        ...
 
     @property
     def lossless(self) -> bool:
@@ -72,6 +76,7 @@ class Projecting(Protocol):
         Raises
         ------
         NonFiniteError
+            When `x` holds NaN or Inf.
         """
         ...
 

@@ -84,15 +84,19 @@ def from_networkx(
     graph
         A ``networkx.Graph`` or its kin. Node i of the result is the i-th of ``graph.nodes``. Attributes
         `train_mask`, `val_mask` and `test_mask` of all nodes, true or false, are the split.
-    features, label
-        Names of the attributes: F numbers, or one, and an integer from 0 to C-1.
-    name, seed
-        As of :func:`from_pyg`.
+    features
+        Name of the attribute that has a node's features: F numbers, or one.
+    label
+        Name of the attribute that has its label, an integer from 0 to C-1.
+    name
+        What files and reports call the graph.
+    seed
+        Draws the split where there is none.
 
     Raises
     ------
     InputError
-        Where a node lacks an attribute, or what :func:`from_pyg` refuses.
+        Where a node lacks an attribute, or what `from_pyg` refuses.
     """
     where = f"{name} (from_networkx)"
     nodes = list(graph.nodes)
@@ -130,6 +134,7 @@ def write_npz(path: str | os.PathLike[str], graph: Graph) -> None:
     InputError
         When the name does not end in .npz, or there is no adjacency.
     OSError
+        When the file cannot be written.
     """
     target = Path(path)
     if target.suffix != ".npz":

@@ -44,12 +44,18 @@ class Graph:
         What the user called it: a registry name or that of a file (see `pdadmm.datasets.called`).
     adjacency : scipy.sparse.csr_matrix (N, N) float32, or None
         Symmetric, entries 1, no self-loops; None where the samples have no graph (MNIST).
-    features : scipy.sparse.csr_matrix (N, F) or ndarray (N, F), float32
+    features : scipy.sparse.csr_matrix or ndarray
+        (N, F) float32.
     labels : ndarray (N,) int64, or (N, C) uint8
         One class a node; or zeros and ones where a node has several, or none.
-    train, val, test : ndarray int64
-        Disjoint node ids.
+    train : ndarray int64
+        Ids of the training nodes.
+    val : ndarray int64
+        Ids of the validation nodes.
+    test : ndarray int64
+        Ids of the test nodes; no node is in two of the three.
     num_classes : int
+        C.
     origin : str
         The file or folder that messages name.
     directed : bool

@@ -127,19 +127,20 @@ class GraphModel:
         return bool(self.attributes.get("multilabel", 0))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """State of the PyTorch Geometric module that :mod:`pdadmm.gnn.export` describes."""
+        """State of the PyTorch Geometric module that `pdadmm.gnn.export` describes."""
         import torch
 
         return {name: torch.from_numpy(x.copy()) for name, x in state_dict(self.shape, self.weights).items()}
 
     def to_safetensors(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights as a safetensors file, by the names of :meth:`state_dict`; without PyTorch.
+        """Write the weights as a safetensors file, by the names of `state_dict`; without PyTorch.
 
         Raises
         ------
         InputError
             Without the package safetensors.
         OSError
+            When the file cannot be written.
         """
         attributes = {**self.attributes, "model": constructor(self.shape)}
         write_tensors(Path(path), state_dict(self.shape, self.weights), attributes)

@@ -34,6 +34,7 @@ def cut(graph: Graph, parts: int, partitioner: str = "auto", seed: int = 0, **fa
     Parameters
     ----------
     graph : Graph
+        With an adjacency.
     parts : int
         At least 1, at most one a node.
     partitioner : str

@@ -62,12 +62,21 @@ class Features(ABC):
     Attributes
     ----------
     dataset : str
-        As :func:`pdadmm.files.names.safe_name` makes it.
-    num_classes, num_features : int
-        Classes; columns of X (of all operators).
+        As `pdadmm.files.names.safe_name` makes it.
+    num_classes : int
+        Classes.
+    num_features : int
+        Columns of X, of all operators.
     operators : str
-        The list, as :func:`pdadmm.inputs.operators.parse_operators` reads it.
-    n_train, n_val, n_test, rows : int
+        The list, as `pdadmm.inputs.operators.parse_operators` reads it.
+    n_train : int
+        Rows of the training split.
+    n_val : int
+        Rows of the validation split.
+    n_test : int
+        Rows of the test split.
+    rows : int
+        All rows.
     attrs : dict
         The attributes of the schema.
     """
@@ -202,6 +211,7 @@ class FeatureFile(Features):
     Parameters
     ----------
     path : str or Path
+        Of the file.
 
     Raises
     ------

@@ -378,6 +378,7 @@ class GraphFile(GraphSource):
     Parameters
     ----------
     path : str or Path
+        Of the file.
 
     Raises
     ------

@@ -68,9 +68,11 @@ def in_memory(
     Parameters
     ----------
     graph : Graph
+        V nodes with F features.
     hops : int
         K of I, Ã, …, Ã^K; taken as 0 when there is no graph.
     feature_norm : {"none", "row"}
+        Whether each row of the features is divided by its L1 norm first.
     operators : str, optional
         Others, as in ``--operators`` of pdadmm.prepare; taken as ``powers:0`` when there is no graph.
     nodes : {"split", "all"}
