@@ -29,7 +29,7 @@ for name in "${!SKBUILD_@}"; do unset "$name"; done
 made=$(mktemp -d)
 trap 'rm -rf "$made"' EXIT
 "$PYTHON" -m build --outdir "$made" "$here"
-"$PYTHON" -m auditwheel repair --strip --wheel-dir "$made/named" "$made"/pdadmm-*.whl
+"$PYTHON" -m auditwheel repair --wheel-dir "$made/named" "$made"/pdadmm-*.whl
 
 mkdir -p "$out"
 rm -f "$out"/pdadmm-*.whl "$out"/pdadmm-*.tar.gz
