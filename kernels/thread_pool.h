@@ -79,7 +79,8 @@ class ThreadPool {
   struct Turn {
     std::atomic<bool> &taken;
     const bool mine;
-    explicit Turn(std::atomic<bool> &flag) : taken(flag), mine(!flag.exchange(true, std::memory_order_acquire)) {}
+    explicit Turn(std::atomic<bool> &flag)
+        : taken(flag), mine(!flag.exchange(true, std::memory_order_acquire)) {}
     ~Turn() {
       if (mine) taken.store(false, std::memory_order_release);
     }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Pins what the images hold: the newest releases that fit pyproject.toml, for every Python that it allows, with the
-# hashes of their files; by `make lock`.
+# Pins what the images hold: the newest releases that fit pyproject.toml, for every Python that it allows,
+# with the hashes of their files; by `make lock`.
 #
 #     jobs/containers/lock.sh      writes requirements.lock and requirements-cuda12.lock beside itself
 #
@@ -32,7 +32,7 @@ lock() {
   } >"$made/$name"
   (cd "$root" && "$UV" pip compile pyproject.toml - "${extras[@]}" --universal --python-version 3.10 \
     --generate-hashes --no-build --no-config --no-header --system-certs --quiet) >>"$made/$name" || {
-    echo "lock: no lock was written: the package index was not reached, or no releases fit; see uv's lines above" >&2
+    echo "lock: no lock was written: the package index was not reached, or no releases fit; see above" >&2
     exit 1
   }
 }
