@@ -126,6 +126,8 @@ def test_a_lock_that_cannot_be_made_leaves_the_old_one(tmp_path: Path) -> None:
     for path in (FOLDER / "lock.sh", FOLDER / "requirements.lock"):
         shutil.copy(path, copy)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    done = start(["bash", str(copy / "lock.sh")], 60, {"UV": str(tmp_path / "uv")})
+    assert (done.code, done.err) == (2, "lock: uv is missing; run: pip install uv, or: make lock\n")
     env = {"UV": str(uv), "UV_OFFLINE": "1", "UV_CACHE_DIR": str(tmp_path / "cache")}
     done = start(["bash", str(copy / "lock.sh")], 60, env)
     assert done.code == 1

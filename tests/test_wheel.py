@@ -95,6 +95,16 @@ def features(machine: Machine) -> Path:
     return machine.folder / "elsewhere" / "small.h5"
 
 
+def test_the_script_names_what_it_lacks(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    bare.chmod(0o755)
+    done = start(["bash", str(SCRIPT), str(tmp_path / "dist")], 60, {"PYTHON": str(bare)})
+    assert done.code == 2
+    assert "has no module build; run: pip install 'pdadmm[wheel]'" in done.err
+    assert not (tmp_path / "dist").exists()
+
+
 @pytest.mark.long
 def test_the_wheel_is_named_for_every_python_and_old_systems(wheel: Path) -> None:
     name, version, _, tags = parse_wheel_filename(wheel.name)

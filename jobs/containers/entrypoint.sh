@@ -2,7 +2,7 @@
 # What an image does with its arguments: it runs them as a command. Without any it says what there is to run.
 set -eu
 if [ $# -gt 0 ]; then exec "$@"; fi
-python -m pdadmm.run --version
+python -c 'import pdadmm; print("pdadmm", pdadmm.__version__)'
 cat <<'HELP'
 Give a command, for instance
   python -m pdadmm.prepare synthetic --out synthetic.h5
