@@ -3,13 +3,15 @@
 # make test   builds .venv, runs the linters and all tests, those under mpirun too
 # make docs   adds MkDocs to .venv, builds the documentation into site/; a broken link fails
 # make test-torch  adds PyTorch and PyG to .venv, compares graph networks with them
+# make wheel  builds .venv, the source distribution and from it a wheel for other machines, in dist/
+# make lock   pins the newest releases of what the container images hold, with hashes; asks the package index
 # make gpu-check PYTHON=...   tests and measures on this machine's GPU with that Python's packages
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RANKS  ?= 16
 
-.PHONY: run run-gnn test test-torch docs gpu-check lint install clean check-tools
+.PHONY: run run-gnn test test-torch docs wheel lock gpu-check lint install clean check-tools
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -29,6 +31,12 @@ test-torch: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
 
+wheel: $(VENV)/.installed-test
+	PYTHON=$(BIN)/python kernels/build_wheel.sh
+
+lock: $(VENV)/.installed-test
+	UV=$(BIN)/uv jobs/containers/lock.sh
+
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
 
@@ -38,6 +46,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/lint-imports
+	$(BIN)/hadolint jobs/containers/Containerfile
 
 install: $(VENV)/.installed
 
@@ -48,7 +57,7 @@ $(VENV)/.installed: $(SOURCES) | check-tools
 	touch $@
 
 $(VENV)/.installed-test: $(SOURCES) | check-tools
-	$(call install,mpich$(comma)gnn$(comma)test$(comma)lint)
+	$(call install,mpich$(comma)gnn$(comma)test$(comma)lint$(comma)wheel$(comma)lock)
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: $(SOURCES) | check-tools
@@ -68,4 +77,4 @@ check-tools:
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { echo "make: a C++ compiler is missing (Debian: apt install g++)" >&2; exit 2; }
 
 clean:
-	rm -rf $(VENV) build site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

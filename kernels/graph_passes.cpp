@@ -8,6 +8,11 @@
 #include "graph_arithmetic.h"
 #include "row_message.h"
 
+#if defined(__x86_64__) && defined(__GLIBC__)
+// The same function by its first name, which older systems have too; log@GLIBC_2.29 differs in errno alone.
+__asm__(".symver log, log@GLIBC_2.2.5");
+#endif
+
 namespace PDADMM_NAMESPACE {
 namespace {
 

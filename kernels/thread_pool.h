@@ -4,26 +4,41 @@
 #include <pthread.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <mutex>
 #include <thread>
+
+// std::condition_variable, but for the version that its wait() has had since GCC 12 and older systems lack.
+class Condition {
+ public:
+  // Returns with the lock held and `ready` true.
+  template <class Ready>
+  void wait(std::unique_lock<std::mutex> &lock, Ready ready) {
+    while (!ready()) pthread_cond_wait(&condition_, lock.mutex()->native_handle());
+  }
+  void notify_one() { pthread_cond_signal(&condition_); }
+  void notify_all() { pthread_cond_broadcast(&condition_); }
+
+ private:
+  pthread_cond_t condition_ = PTHREAD_COND_INITIALIZER;
+};
 
 class ThreadPool {
  public:
   // The pool of this process. It is never destroyed, so that the workers may sleep through exit, and
   // made anew in a forked child, where there are no workers.
   static ThreadPool &instance() {
-    static std::once_flag once;
-    std::call_once(once, [] {
+    static const bool made = [] {
       current() = new ThreadPool;
       pthread_atfork(nullptr, nullptr, [] {
         int threads = current()->threads_;
         current() = new ThreadPool;
         current()->threads_ = threads;
       });
-    });
+      return true;
+    }();
+    (void)made;
     return *current();
   }
 
@@ -33,8 +48,8 @@ class ThreadPool {
   // Call work(i) for every i < count, on this and other threads. Serial while another thread of the
   // program uses the pool.
   void run(int64_t count, const std::function<void(int64_t)> &work) {
-    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
-    if (!turn.owns_lock() || threads_ == 1 || count < 2) {
+    const Turn turn(taken_);
+    if (!turn.mine || threads_ == 1 || count < 2) {
       for (int64_t i = 0; i < count; ++i) work(i);
       return;
     }
@@ -60,6 +75,17 @@ class ThreadPool {
   }
 
  private:
+  // The pool is one thread's at a time, and nobody waits for it.
+  struct Turn {
+    std::atomic<bool> &taken;
+    const bool mine;
+    explicit Turn(std::atomic<bool> &flag)
+        : taken(flag), mine(!flag.exchange(true, std::memory_order_acquire)) {}
+    ~Turn() {
+      if (mine) taken.store(false, std::memory_order_release);
+    }
+  };
+
   static ThreadPool *&current() {
     static ThreadPool *pool = nullptr;
     return pool;
@@ -83,8 +109,9 @@ class ThreadPool {
     }
   }
 
-  std::mutex turn_, mutex_;
-  std::condition_variable wake_, done_;
+  std::atomic<bool> taken_{false};
+  std::mutex mutex_;
+  Condition wake_, done_;
   const std::function<void(int64_t)> *work_ = nullptr;
   std::atomic<int64_t> next_{0};
   int64_t count_ = 0;
