@@ -87,7 +87,7 @@ class Model:
             Of the hidden layers; told by the modules, or relu where they have none to tell.
         input_norm, hop_decay, features_per_hop
             How the network's inputs were made of the features: see
-            :func:`pdadmm.inputs.scaling.normalise_inputs`.
+            `pdadmm.inputs.scaling.normalise_inputs`.
 
         Raises
         ------
@@ -114,7 +114,7 @@ class Model:
         return cls(weights, biases, name, attributes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write model.h5, which :meth:`load` reads and ``python -m pdadmm.run --start`` goes on from.
+        """Write model.h5, which `load` reads and ``python -m pdadmm.run --start`` goes on from.
 
         Raises
         ------
