@@ -54,7 +54,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
     input_norm
         Scaling of the rows of X: none, or hellinger, the square root of their share of the row's sum.
     start
-        A `pdadmm.Model`, or the path of a model.h5, whose layers the first stage begins with; None: random ones.
+        A `pdadmm.Model`, or the path of a model.h5, whose layers the first stage begins with; None: random.
     stages
         Depths to grow through; None: doubling up to `layers`.
     iterations
