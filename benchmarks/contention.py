@@ -50,7 +50,8 @@ def seconds(nodes: int, hidden: int, layers: int, threads: int, iterations: int)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "iteration.json"
         options = f"--nodes {nodes} --hidden {hidden} --layers {layers} --threads {threads}"
-        options += f" --iterations {iterations} --codec delta --bits 4 --solver gradient --kernels fused"
+        options += f" --iterations {iterations} --codec delta --bits 4"
+        options += " --solver gradient --step exact --kernels fused"
         command = [sys.executable, "-m", "pdadmm.bench", "iteration", *options.split(), "--json", str(file)]
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
         (result,) = json.loads(file.read_text())["results"]

@@ -6,8 +6,8 @@ Record the iterates of one version, then compare another with them::
     .venv/bin/python benchmarks/same_iterates.py FILE.h5 --compare before.json
 
 A run's iterates are its metrics.jsonl without seconds and its model's weights. Every codec runs with
-both solvers and with the authors' doubling, on 1, 3 and 10 ranks of a network of 10 layers. Exit code
-1, and the runs that differ, when any does.
+both solvers, with step lengths row by row, and with the authors' doubling, on 1, 3 and 10 ranks of a network
+of 10 layers. Exit code 1, and the runs that differ, when any does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import h5py
 
 CODECS = (("float32", 32), ("grid", 8), ("affine", 4), ("delta", 4), ("delta", 2), ("delta", 1))
-METHODS = (("gradient", "exact"), ("exact", "exact"), ("gradient", "doubling"))
+METHODS = (("gradient", "exact"), ("exact", "exact"), ("gradient", "row"), ("gradient", "doubling"))
 RANKS = (1, 3, 10)
 
 

@@ -4,6 +4,7 @@
 // added at fixed places, so that results do not depend on the number of threads.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -173,7 +174,7 @@ int64_t first_row(const Aggregate &a, int64_t chunk, int64_t chunks) {
 
 #define PDADMM_API extern "C" __attribute__((visibility("default")))
 
-PDADMM_API int pdadmm_abi() { return 5; }
+PDADMM_API int pdadmm_abi() { return 6; }
 PDADMM_API const char *pdadmm_isa() { return selected()->name; }
 // Returns 0 where the machine or the build lacks the instruction set.
 PDADMM_API int pdadmm_select_isa(const char *name) {
@@ -209,6 +210,15 @@ PDADMM_API int pdadmm_column_sums(const ColumnSums *a) {
   return 0;
 }
 
+PDADMM_API int pdadmm_column_squares(const ColumnSums *a) {
+  run(selected()->column_squares, *a, a->sums);
+  return 0;
+}
+
+PDADMM_API double pdadmm_weight_line_search(const WeightLineSearch *a) {
+  return run(selected()->weight_line_search, *a).sum[0];
+}
+
 PDADMM_API int pdadmm_residual(const Residual *a) {
   run(selected()->residual, *a);
   return 0;
@@ -217,6 +227,12 @@ PDADMM_API int pdadmm_residual(const Residual *a) {
 PDADMM_API double pdadmm_p_gradient(const PGradient *a) { return run(selected()->p_gradient, *a).sum[0]; }
 
 PDADMM_API int pdadmm_p_step(const PStep *a) { return (int)run(selected()->p_step, *a).bad; }
+
+// NaN where NaN or Inf was met.
+PDADMM_API double pdadmm_p_line_search(const PLineSearch *a) {
+  const Partial total = run(selected()->p_line_search, *a);
+  return total.bad ? NAN : total.sum[0];
+}
 
 PDADMM_API double pdadmm_projected_change(const ProjectedChange *a) {
   return run(selected()->projected_change, *a).sum[0];

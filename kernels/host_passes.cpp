@@ -117,14 +117,16 @@ void subtract_rows(const Subtract &a, int64_t first, int64_t last, Partial &, do
 // M <- M - length K, and the sums of its columns
 void subtract_mean_rows(const SubtractMean &a, int64_t first, int64_t last, Partial &, double *columns) {
   const int64_t n = a.shape.cols;
-  const float length = (float)a.length;
+  Buffer<float> length(n);
+  for (int64_t j = 0; j < n; ++j) length.data[j] = (float)(a.lengths ? a.lengths[j] : a.length);
+  const float *by = length.data;
   for (int64_t j = 0; j < n; ++j) columns[j] = 0.0;
   for (int64_t row = first; row < last; ++row) {
     float *M = a.M + row * n;
     const float *K = a.K + row * n;
     PDADMM_ELEMENTWISE
     for (int64_t j = 0; j < n; ++j) {
-      M[j] = step(M[j], K[j], length);
+      M[j] = step(M[j], K[j], by[j]);
       columns[j] += (double)M[j];
     }
   }
@@ -137,6 +139,33 @@ void column_sums_rows(const ColumnSums &a, int64_t first, int64_t last, Partial 
     const float *x = a.x + row * n;
     PDADMM_ELEMENTWISE
     for (int64_t j = 0; j < n; ++j) columns[j] += (double)x[j];
+  }
+}
+
+void column_squares_rows(const ColumnSums &a, int64_t first, int64_t last, Partial &, double *columns) {
+  const int64_t n = a.shape.cols;
+  for (int64_t j = 0; j < n; ++j) columns[j] = 0.0;
+  for (int64_t row = first; row < last; ++row) {
+    const float *x = a.x + row * n;
+    PDADMM_ELEMENTWISE
+    for (int64_t j = 0; j < n; ++j) columns[j] += (double)(x[j] * x[j]);
+  }
+}
+
+// W_j <- W_j - length_j G_j, the exact line search of every row
+void weight_line_search_rows(const WeightLineSearch &a, int64_t first, int64_t last, Partial &partial, double *) {
+  const int64_t n = a.shape.cols;
+  for (int64_t row = first; row < last; ++row) {
+    float *W = a.W + row * n;
+    const float *G = a.G + row * n;
+    Sum norm;
+    add_squares(norm, G, n);
+    const double squares = norm.total(), exact = line_length(a.mu, a.nu, a.images[row], squares);
+    const float length = (float)exact;
+    a.lengths[row] = exact;
+    PDADMM_ELEMENTWISE
+    for (int64_t j = 0; j < n; ++j) W[j] = step(W[j], G[j], length);
+    partial.sum[0] += exact * squares;
   }
 }
 
@@ -187,6 +216,27 @@ void p_step_rows(const PStep &a, int64_t first, int64_t last, Partial &partial, 
     PDADMM_ELEMENTWISE
     for (int64_t j = 0; j < n; ++j) p[j] = step(p[j], G[j], length);
     if (!codec.encode(p, row, a.p_hat + row * n, a.out)) partial.bad = 1;
+  }
+}
+
+// p_v <- p_v - length_v G_v and M_v <- M_v - length_v H_v, the exact line search of every row; encode p
+void p_line_search_rows(const PLineSearch &a, int64_t first, int64_t last, Partial &partial, double *) {
+  const int64_t n = a.shape.cols, outputs = a.outputs;
+  RowCodec codec(a.coding, a.shape, a.key);
+  for (int64_t row = first; row < last; ++row) {
+    float *p = a.p + row * n, *M = a.M + row * outputs;
+    const float *G = a.G + row * n, *H = a.H + row * outputs;
+    Sum norm, image;
+    add_squares(norm, G, n);
+    add_squares(image, H, outputs);
+    const double squares = norm.total(), exact = line_length(a.rho, a.nu, image.total(), squares);
+    const float length = (float)exact;
+    PDADMM_ELEMENTWISE
+    for (int64_t j = 0; j < outputs; ++j) M[j] = step(M[j], H[j], length);
+    PDADMM_ELEMENTWISE
+    for (int64_t j = 0; j < n; ++j) p[j] = step(p[j], G[j], length);
+    if (!codec.encode(p, row, a.p_hat + row * n, a.out)) partial.bad = 1;
+    partial.sum[0] += exact * squares;
   }
 }
 
@@ -299,9 +349,11 @@ void decode_rows(const Decode &a, int64_t first, int64_t last, Partial &, double
 
 extern const Passes passes;
 const Passes passes = {
-    PDADMM_TEXT(PDADMM_ISA), squared_norm_rows, weight_gradient_rows,  subtract_rows, subtract_mean_rows,
-    column_sums_rows,        residual_rows,     p_gradient_rows,       p_step_rows,   projected_change_rows,
-    hidden_rows,             output_rows,       encode_rows,           decode_rows,
+    PDADMM_TEXT(PDADMM_ISA), squared_norm_rows,       weight_gradient_rows,    subtract_rows,
+    subtract_mean_rows,      column_sums_rows,        column_squares_rows,     weight_line_search_rows,
+    residual_rows,           p_gradient_rows,         p_step_rows,             p_line_search_rows,
+    projected_change_rows,   hidden_rows,             output_rows,             encode_rows,
+    decode_rows,
 };
 
 }  // namespace PDADMM_NAMESPACE

@@ -44,7 +44,8 @@ struct SubtractMean {
   float *M;
   const float *K;
   double length;
-  double *sums;  // (cols)
+  const double *lengths;  // (cols), in the place of `length`; may be null
+  double *sums;           // (cols)
   int64_t groups;
 };
 
@@ -53,6 +54,15 @@ struct ColumnSums {
   const float *x;
   double *sums;  // (cols)
   int64_t groups;
+};
+
+struct WeightLineSearch {
+  Shape shape;
+  float *W;
+  const float *G;
+  const double *images;  // (rows)
+  double *lengths;       // (rows)
+  double nu, mu;
 };
 
 struct Residual {
@@ -81,6 +91,22 @@ struct PStep {
   double length;
   int64_t key;
   Coding coding;
+};
+
+// `shape` is that of p and G; M and H have `outputs` columns.
+struct PLineSearch {
+  Shape shape;
+  float *p;
+  const float *G;
+  float *p_hat;
+  uint8_t *out;
+  float *M;
+  const float *H;
+  int64_t outputs;
+  double nu, rho;
+  int64_t key;
+  Coding coding;
+  int64_t groups;
 };
 
 struct ProjectedChange {
@@ -151,10 +177,12 @@ struct Passes {
   RowPass<WeightGradient> weight_gradient;
   RowPass<Subtract> subtract;
   RowPass<SubtractMean> subtract_mean;
-  RowPass<ColumnSums> column_sums;
+  RowPass<ColumnSums> column_sums, column_squares;
+  RowPass<WeightLineSearch> weight_line_search;
   RowPass<Residual> residual;
   RowPass<PGradient> p_gradient;
   RowPass<PStep> p_step;
+  RowPass<PLineSearch> p_line_search;
   RowPass<ProjectedChange> projected_change;
   RowPass<Hidden> hidden;
   RowPass<Output> output;

@@ -52,46 +52,96 @@ PDADMM_FN void p_gradient_rows(float *G, const float *p, const float *p_hat, flo
   block_sums(sum, partial);
 }
 
-// p <- p - length G; encode p
+// p <- p - length G; encode p: a row
 template <int KIND, int BITS>
-PDADMM_FN void p_step_rows(float *p, const float *G, float length, float *p_hat, u8 *out,
-                           const RowCodec<KIND, BITS> &codec, int *bad) {
+PDADMM_FN void p_step_row(float *p, const float *G, float length, float *p_hat, u8 *out, i64 row,
+                          const RowCodec<KIND, BITS> &codec, bool &finite) {
   const i64 cols = codec.cols;
   const bool wide = is_wide(cols);
-  bool finite = true;
-  for (i64 row = first_row(); row < codec.rows; row += row_stride()) {
-    Range range;
+  Range range;
+  for (i64 start = 0; start < cols; start += TILE) {
+    const i64 j = start + first_column(), at = row * cols + j;
+    const int n = columns_left(cols, j);
+    float x[4], g[4], hat[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    load4(p + at, n, wide, x);
+    load4(G + at, n, wide, g);
+    if (KIND == DELTA) load4(p_hat + at, n, wide, hat);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[k] = step(x[k], g[k], length);
+    finite = finite && all_finite(x);
+    store4(p + at, n, wide, x);
+    if (KIND == AFFINE) {
+      range.add(x, n);
+    } else {
+      codec.encode(x, row, j, n, out, 0.0f, 0.0f, hat);
+      if (KIND != FLOAT32 || p_hat != p) store4(p_hat + at, n, wide, hat);
+    }
+  }
+  if (KIND == AFFINE) {
+    float base, scale;
+    codec.head(range.least, range.greatest, row, out, base, scale);
     for (i64 start = 0; start < cols; start += TILE) {
       const i64 j = start + first_column(), at = row * cols + j;
       const int n = columns_left(cols, j);
-      float x[4], g[4], hat[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+      float x[4], hat[4];
       load4(p + at, n, wide, x);
-      load4(G + at, n, wide, g);
-      if (KIND == DELTA) load4(p_hat + at, n, wide, hat);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) x[k] = step(x[k], g[k], length);
-      finite = finite && all_finite(x);
-      store4(p + at, n, wide, x);
-      if (KIND == AFFINE) {
-        range.add(x, n);
-      } else {
-        codec.encode(x, row, j, n, out, 0.0f, 0.0f, hat);
-        if (KIND != FLOAT32 || p_hat != p) store4(p_hat + at, n, wide, hat);
-      }
-    }
-    if (KIND == AFFINE) {
-      float base, scale;
-      codec.head(range.least, range.greatest, row, out, base, scale);
-      for (i64 start = 0; start < cols; start += TILE) {
-        const i64 j = start + first_column(), at = row * cols + j;
-        const int n = columns_left(cols, j);
-        float x[4], hat[4];
-        load4(p + at, n, wide, x);
-        codec.encode(x, row, j, n, out, base, scale, hat);
-        store4(p_hat + at, n, wide, hat);
-      }
+      codec.encode(x, row, j, n, out, base, scale, hat);
+      store4(p_hat + at, n, wide, hat);
     }
   }
+}
+
+template <int KIND, int BITS>
+PDADMM_FN void p_step_rows(float *p, const float *G, float length, float *p_hat, u8 *out,
+                           const RowCodec<KIND, BITS> &codec, int *bad) {
+  bool finite = true;
+  for (i64 row = first_row(); row < codec.rows; row += row_stride())
+    p_step_row(p, G, length, p_hat, out, row, codec, finite);
+  if (!finite) *bad = 1;
+}
+
+// |x_row|^2, the same in all lanes
+PDADMM_FN double row_squares(const float *x, i64 row, i64 cols) {
+  const bool wide = is_wide(cols);
+  double sum = 0.0;
+  for (i64 j = first_column(); j < cols; j += TILE) {
+    float v[4];
+    load4(x + row * cols + j, columns_left(cols, j), wide, v);
+    add_squares(sum, v);
+  }
+  return warp_total(sum);
+}
+
+// x_row <- x_row - length d_row
+PDADMM_FN void step_row(float *x, const float *d, float length, i64 row, i64 cols) {
+  const bool wide = is_wide(cols);
+  for (i64 j = first_column(); j < cols; j += TILE) {
+    const i64 at = row * cols + j;
+    const int n = columns_left(cols, j);
+    float v[4], along[4];
+    load4(x + at, n, wide, v);
+    load4(d + at, n, wide, along);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) v[k] = step(v[k], along[k], length);
+    store4(x + at, n, wide, v);
+  }
+}
+
+// The exact line search of every row, in p and M; encode p
+template <int KIND, int BITS>
+PDADMM_FN void p_line_search_rows(float *p, const float *G, float *M, const float *H, i64 outputs, double nu,
+                                  double rho, float *p_hat, u8 *out, const RowCodec<KIND, BITS> &codec,
+                                  double *partial, int *bad) {
+  bool finite = true;
+  double sum[1] = {0.0};
+  for (i64 row = first_row(); row < codec.rows; row += row_stride()) {
+    const double norm = row_squares(G, row, codec.cols);
+    const double length = line_length(rho, nu, row_squares(H, row, outputs), norm);
+    step_row(M, H, (float)length, row, outputs);
+    p_step_row(p, G, (float)length, p_hat, out, row, codec, finite);
+    if (threadIdx.x % 32 == 0) sum[0] += length * norm;
+  }
+  block_sums(sum, partial);
   if (!finite) *bad = 1;
 }
 
@@ -289,6 +339,12 @@ using namespace pdadmm;
     p_step_rows(p, G, number(length, length_there), p_hat, out,                                              \
                 RowCodec<KIND, BITS>{rows, cols, low, size, key}, bad);                                      \
   }                                                                                                          \
+  PDADMM_KERNEL p_line_search_##name(float *p, const float *G, float *M, const float *H, i64 outputs,        \
+                                     double nu, double rho, float *p_hat, u8 *out, i64 rows, i64 cols,       \
+                                     float low, float size, u32 key, int *bad, double *partial) {            \
+    p_line_search_rows(p, G, M, H, outputs, nu, rho, p_hat, out,                                             \
+                       RowCodec<KIND, BITS>{rows, cols, low, size, key}, partial, bad);                      \
+  }                                                                                                          \
   PDADMM_KERNEL hidden_##name(float *M, const float *mean, float *z, float *q, float *p_hat, float *q_hat,   \
                               float *u, const u8 *message, u8 *out, float nu, float rho, float slope,        \
                               int fresh, i64 rows, i64 cols, float low, float size, u32 key,                 \
@@ -369,15 +425,32 @@ PDADMM_KERNEL residual(float *M, const float *b, const float *z, i64 rows, i64 c
     }
 }
 
-// Sums of the columns of M over the rows of blockIdx.y, after M <- M - length K where K is given.
+// W_j <- W_j - length_j G_j, the exact line search of every row
+PDADMM_KERNEL weight_line_search(float *W, const float *G, const double *images, double *lengths, double nu,
+                                 double mu, i64 rows, i64 cols, double *partial) {
+  double sum[1] = {0.0};
+  for (i64 row = first_row(); row < rows; row += row_stride()) {
+    const double norm = row_squares(G, row, cols), length = line_length(mu, nu, images[row], norm);
+    step_row(W, G, (float)length, row, cols);
+    if (threadIdx.x % 32 == 0) {
+      lengths[row] = length;
+      sum[0] += length * norm;
+    }
+  }
+  block_sums(sum, partial);
+}
+
+// Sums of the columns of M over the rows of blockIdx.y, or of their squares; after M <- M - length K where K is
+// given, with a length a column where `own_lengths` is set.
 // Blocks of WARPS warps: a block has 128 columns, a warp every WARPS-th of its rows.
-PDADMM_KERNEL column_sums(float *M, const float *K, double length, const double *length_there, i64 rows,
-                          i64 cols, double *partial) {
+PDADMM_KERNEL column_sums(float *M, const float *K, double length, const double *length_there, int own_lengths,
+                          int squares, i64 rows, i64 cols, double *partial) {
   __shared__ double of_warp[WARPS][TILE];
   const bool wide = is_wide(cols);
-  const float by = K ? number(length, length_there) : 0.0f;
   const i64 j = (i64)blockIdx.x * TILE + first_column();
   const int n = columns_left(cols, j), warp = threadIdx.x / 32;
+  float by[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  for (int k = 0; K && k < n; ++k) by[k] = number(length, own_lengths ? length_there + j + k : length_there);
   const i64 each = (rows + gridDim.y - 1) / gridDim.y;
   const i64 first = each * blockIdx.y, last = first + each < rows ? first + each : rows;
   double sum[4] = {0.0, 0.0, 0.0, 0.0};
@@ -387,11 +460,11 @@ PDADMM_KERNEL column_sums(float *M, const float *K, double length, const double 
     if (K) {
       load4(K + row * cols + j, n, wide, k4);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) m[k] = step(m[k], k4[k], by);
+      for (int k = 0; k < 4; ++k) m[k] = step(m[k], k4[k], by[k]);
       store4(M + row * cols + j, n, wide, m);
     }
 #pragma unroll
-    for (int k = 0; k < 4; ++k) sum[k] += (double)m[k];
+    for (int k = 0; k < 4; ++k) sum[k] += (double)(squares ? m[k] * m[k] : m[k]);
   }
 #pragma unroll
   for (int k = 0; k < 4; ++k) of_warp[warp][first_column() + k] = sum[k];

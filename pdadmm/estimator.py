@@ -62,7 +62,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
     solver
         p and W by a gradient step (gradient) or by exact minimisation (exact).
     step
-        Step length: exact line search (exact), or the authors' doubling (doubling).
+        Step length: exact line search (exact), one a node in p and a neuron in W (row), or the authors'
+        doubling (doubling).
     nu
         Penalty of z = pW+b and q = f(z).
     rho

@@ -246,6 +246,7 @@ FORMS = [
     "--codec delta --bits 4",
     "--codec grid --bits 8 --step doubling",
     "--codec affine --bits 2 --solver exact",
+    "--codec delta --bits 2 --step row",
     "--solver exact --damping 1 --momentum 0.9 --z-centre linear",
     "--codec float32 --schedule authors --refresh 4",
 ]

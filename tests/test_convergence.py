@@ -40,7 +40,7 @@ def assert_never_rises(records: list[dict[str, Any]]) -> None:
     assert values[-1] < 0.95 * values[0]
 
 
-@pytest.mark.parametrize("step", ["exact", "doubling"])
+@pytest.mark.parametrize("step", ["exact", "row", "doubling"])
 def test_lagrangian_never_rises_on_the_embedded_data_set(step: str, train: Train) -> None:
     options = "--layers 3 --stages 3 --hidden 50 --iterations 200 --nu 0.01 --rho 0.041 --mu 0.01"
     (records,) = train(*options.split(), "--step", step)
@@ -57,9 +57,10 @@ def test_lagrangian_never_rises_on_cora_with_the_doubling_step(
 
 
 @pytest.mark.slow
-def test_cora_converges_as_the_theory_says(train: Train, prepared: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("step", ["exact", "row"])
+def test_cora_converges_as_the_theory_says(step: str, train: Train, prepared: Callable[..., Path]) -> None:
     """On the paper's inputs; how near a grown network starts to its optimum depends on them."""
-    options = "--layers 5 --stages 2,5 --iterations 200 --nu 0.01 --rho 0.1 --mu 0.01 --step exact"
+    options = f"--layers 5 --stages 2,5 --iterations 200 --nu 0.01 --rho 0.1 --mu 0.01 --step {step}"
     shallow, grown = train(prepared("cora", operators="powers:4"), *options.split(), "--input-norm", "none")
     for records in (shallow, grown):
         assert_never_rises(records)
@@ -78,9 +79,10 @@ def test_cora_converges_as_the_theory_says(train: Train, prepared: Callable[...,
     assert max(r["k_c_k"] for r in grown) < k_c_k[-1]
 
 
-def test_residual_vanishes_on_the_embedded_data_set(train: Train) -> None:
+@pytest.mark.parametrize("step", ["exact", "row"])
+def test_residual_vanishes_on_the_embedded_data_set(step: str, train: Train) -> None:
     options = "--layers 4 --stages 4 --hidden 50 --iterations 200 --nu 0.01 --rho 0.1 --mu 0.01"
-    (records,) = train(*options.split())
+    (records,) = train(*options.split(), "--step", step)
     residual = [r["primal_residual"] for r in records]
     assert residual[-1] < 1e-3 * max(residual)
     assert records[-1]["k_c_k"] < 0.5 * max(r["k_c_k"] for r in records)

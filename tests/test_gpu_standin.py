@@ -49,6 +49,7 @@ WAYS = {
     "delta4": ("--codec delta --bits 4", "mpi"),
     "delta2": ("--codec delta --bits 2 --refresh 5", "nccl"),
     "delta1": ("--codec delta --bits 1 --activation leaky_relu --step doubling --no-overlap", "mpi"),
+    "row": ("--codec delta --bits 4 --step row", "nccl"),
     "grid8": ("--codec grid --bits 8", "nccl"),
     "affine4": ("--codec affine --bits 4 --risk least_squares", "nccl"),
     "exact": ("--codec float32 --solver exact --no-overlap", "nccl"),
@@ -106,9 +107,12 @@ def test_a_checkpoint_of_gpu_ranks_is_gone_on_from(
     assert records == [without_times(r) for r in records_of(on_numpy / "delta4")]
 
 
+@pytest.mark.parametrize("step", ["exact", "row"])
 @pytest.mark.parametrize("transport", ["mpi", "nccl"], ids=["staged", "over_nccl"])
-def test_no_iteration_waits_for_the_device(transport: str, mpirun: Callable[..., Finished]) -> None:
-    finished = succeed(mpirun(2, PROGRAMS / "gpu_waits.py", transport, env=on_standin()))
+def test_no_iteration_waits_for_the_device(
+    transport: str, step: str, mpirun: Callable[..., Finished]
+) -> None:
+    finished = succeed(mpirun(2, PROGRAMS / "gpu_waits.py", transport, step, env=on_standin()))
     lines = [line.split() for line in finished.out.splitlines()]
     assert [unmeasured for unmeasured, *_ in lines] == ["0", "0"]
     assert all(0 < int(measured) <= 2 for _, measured, *_ in lines)

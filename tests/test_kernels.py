@@ -288,6 +288,41 @@ def test_subtract_and_mean(kernels, shape, rng):
 
 
 @shapes
+def test_columns_may_have_lengths_of_their_own(kernels, shape, rng):
+    M, K = normal(rng, shape), normal(rng, shape)
+    ours, theirs, lengths = M.copy(), M.copy(), rng.random(shape[1])
+    before = kernels.calls
+    sums = kernels.subtract_mean(ours, K, lengths).copy()
+    assert_ran(kernels, "subtract_mean", before)
+    assert_close(sums / shape[0], REFERENCE.subtract_mean(theirs, K, lengths) / shape[0])
+    assert_close(ours, theirs)
+    before = kernels.calls
+    squares = kernels.column_squares(ours)
+    assert_ran(kernels, "column_squares", before)
+    np.testing.assert_allclose(squares, (ours.astype(np.float64) ** 2).sum(axis=0), rtol=1e-6)
+
+
+@shapes
+def test_weight_line_search(kernels, shape, rng):
+    W, G = normal(rng, shape), normal(rng, shape)
+    G[0] = 0.0
+    images = rng.random(shape[0]) * 50
+    sides = []
+    before = kernels.calls
+    for k in (REFERENCE, kernels):
+        own, lengths = W.copy(), np.empty(shape[0])
+        decrease = k.weight_line_search(own, G, images, NU, MU, lengths)
+        sides.append((own, np.array(lengths), np.array(float(decrease))))
+    assert_ran(kernels, "weight_line_search", before)
+    np.testing.assert_array_equal(sides[1][0][0], W[0])
+    for theirs, ours in zip(*sides, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    norms = (G.astype(np.float64) ** 2).sum(axis=1)
+    wanted = np.where(norms > 0, 1 / (MU + NU * images / np.where(norms > 0, norms, 1)), 0)
+    np.testing.assert_allclose(sides[1][1], wanted, rtol=1e-5)
+
+
+@shapes
 def test_column_sums_are_float64_exact(kernels, shape, rng):
     x = normal(rng, shape, 1e3)
     before = kernels.calls
@@ -333,6 +368,51 @@ def test_p_step(kernels, codec, shape, rng):
     assert_ran(kernels, "p_step", before)
     for theirs, ours in zip(*sides, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "codec", [c for c in CODECS if c.span is None], ids=lambda c: f"{c.name}{c.bits}"
+)  # the steps of those with a grid are tested at projected points, one length for all nodes
+@shapes
+@pytest.mark.parametrize("outputs", [3, 130])
+def test_p_line_search(kernels, codec, shape, outputs, rng):
+    p, G, p_hat = normal(rng, shape), normal(rng, shape), normal(rng, shape)
+    G[-1] = 0.0
+    M, H = normal(rng, (shape[0], outputs)), normal(rng, (shape[0], outputs))
+    before = kernels.calls
+    sides = []
+    for k in (REFERENCE, kernels):
+        own, moved, out = p.copy(), M.copy(), np.zeros(codec.nbytes(*shape), np.uint8)
+        hat = own if codec.lossless else p_hat.copy()
+        end = Copies(codec, own, hat, p_hat, p_hat)
+        sides.append((own, moved, hat, out, k.p_line_search(end, G, H, moved, NU, RHO, out, 9)))
+    assert_ran(kernels, "p_line_search", before)
+    (theirs, their_M, _, _, decrease), (ours, our_M, hat, out, our_decrease) = sides
+    assert_close(ours, theirs)
+    assert_close(our_M, their_M)
+    assert float(our_decrease) == pytest.approx(float(decrease), rel=1e-5)
+    # norms differ in their last bits, so that codes may: what was sent is the code of what was found
+    wanted, own_hat = np.zeros_like(out), p_hat.copy()
+    REFERENCE.encode(codec, ours, ours.copy() if codec.lossless else own_hat, wanted, 9)
+    np.testing.assert_array_equal(out, wanted)
+    if not codec.lossless:
+        np.testing.assert_array_equal(hat, own_hat)
+    # against the equations in float64
+    g, h = G.astype(np.float64), H.astype(np.float64)
+    norms, images = (g**2).sum(axis=1), (h**2).sum(axis=1)
+    lengths = np.where(norms > 0, 1 / (RHO + NU * images / np.where(norms > 0, norms, 1)), 0)[:, None]
+    np.testing.assert_allclose(ours, p - lengths * g, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(our_M, M - lengths * h, rtol=1e-4, atol=1e-5)
+
+
+@codecs
+def test_a_line_search_meets_nan(kernels, codec, rng):
+    p, G, M = normal(rng, (9, 20)), normal(rng, (9, 20)), normal(rng, (9, 4))
+    G[5, 3] = np.nan
+    out, hat = np.zeros(codec.nbytes(9, 20), np.uint8), p if codec.lossless else p.copy()
+    end = Copies(codec, p, hat, p, p)
+    with pytest.raises(NonFiniteError):
+        kernels.p_line_search(end, G, M.copy(), M, NU, RHO, out, 9)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
@@ -481,14 +561,15 @@ def test_arrays_that_the_kernels_cannot_take_are_refused(host_kernels):
 
 @needs_library
 @pytest.mark.parametrize(
-    ("solver", "codec"),
-    [("gradient", Float32Codec()), ("gradient", DeltaCodec(4)), ("gradient", GridCodec(8, -0.5, 3.0)),
-     ("gradient", AffineCodec(8)), ("exact", DeltaCodec(8))],
+    ("solver", "codec", "step"),
+    [("gradient", Float32Codec(), "exact"), ("gradient", DeltaCodec(4), "exact"),
+     ("gradient", DeltaCodec(4), "row"), ("gradient", GridCodec(8, -0.5, 3.0), "exact"),
+     ("gradient", AffineCodec(8), "exact"), ("exact", DeltaCodec(8), "exact")],
     ids=lambda v: getattr(v, "name", v),
 )  # fmt: skip
-def test_an_iteration_allocates_nothing_of_the_size_of_p(solver, codec):
+def test_an_iteration_allocates_nothing_of_the_size_of_p(solver, codec, step):
     nodes, hidden = 4000, 64
-    variant = bench_iteration.Variant("fused", codec.name, codec.bits, solver)
+    variant = bench_iteration.Variant("fused", codec.name, codec.bits, solver, step)
     stage = bench_iteration.make_stage(variant, nodes, hidden, 3, 2, hidden, np.random.default_rng(0))
     for i in range(3):
         stage.iterate(i, False)
@@ -503,14 +584,14 @@ def test_an_iteration_allocates_nothing_of_the_size_of_p(solver, codec):
 
 
 @needs_library
-@pytest.mark.parametrize("solver", ["gradient", "exact"])
+@pytest.mark.parametrize(("solver", "step"), [("gradient", "exact"), ("gradient", "row"), ("exact", "exact")])
 @pytest.mark.parametrize("shape", [(140, 100, 700), (600, 50, 50), (60, 100, 100)], ids=str)
-def test_iterates_differ_from_the_reference_by_rounding(solver, shape):
+def test_iterates_differ_from_the_reference_by_rounding(solver, step, shape):
     nodes, hidden, inputs = shape
     codec = Float32Codec()  # the others turn a rounding into a step of theirs
     terms = []
     for kernels in ("reference", "fused"):
-        variant = bench_iteration.Variant(kernels, codec.name, codec.bits, solver)
+        variant = bench_iteration.Variant(kernels, codec.name, codec.bits, solver, step)
         stage = bench_iteration.make_stage(variant, nodes, hidden, 4, 2, inputs, np.random.default_rng(0))
         stage.layers[1].weights = DenseWeights(stage.layers[1].W, np.eye(hidden, dtype=np.float32), NUMPY)
         for i in range(8):

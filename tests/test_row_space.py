@@ -59,6 +59,34 @@ def test_steps_are_those_of_the_written_out_weights(V: int, n_in: int, step: str
     np.testing.assert_allclose(rows.linear(rows.inputs_of(x.astype(np.float32))), x @ W.T, atol=2e-3)
 
 
+@pytest.mark.parametrize("mu", [0.0, 0.01])
+def test_every_neuron_may_have_a_length_of_its_own(mu: float) -> None:
+    rng = np.random.default_rng(3)
+    V, n_in, n_out, nu = 20, 70, 6, 0.3
+    X = rng.standard_normal((V, n_in)) + 0.5
+    W = rng.standard_normal((n_out, n_in)) * np.sqrt(2 / n_in)
+    z = rng.standard_normal((V, n_out)) * np.arange(1, n_out + 1)
+    rows = RowSpaceWeights(X.astype(np.float32), W.astype(np.float32), NUMPY, lines=True)
+    again = RowSpaceWeights(X.astype(np.float32), W.astype(np.float32), NUMPY, lines=True)
+    trained = rows.inputs_of(X.astype(np.float32))
+    passes, work, lengths = ReferencePasses(), Workspace(), np.empty(n_out)
+    for _ in range(60):
+        M = X @ W.T - z
+        G = updates.weight_gradient(M.T @ X, W, 0.0, nu, mu)
+        norms, images = (G**2).sum(axis=1), ((X @ G.T) ** 2).sum(axis=0)
+        wanted = updates.line_lengths(mu, nu, images, norms)
+        norm, K = gradient(rows, M.astype(np.float32), trained, nu, mu, passes, work)
+        assert norm == pytest.approx(norms.sum(), rel=1e-2)
+        decrease = rows.line_search(passes.column_squares(K), nu, lengths, passes)
+        np.testing.assert_allclose(lengths, wanted, rtol=1e-2)
+        assert decrease == pytest.approx(wanted @ norms, rel=2e-2)
+        W = W - wanted[:, None] * G
+    np.testing.assert_allclose(rows.written_out(), W, rtol=1e-2, atol=2e-3)
+    assert rows.penalty() == pytest.approx((W * W).sum(), rel=1e-3)
+    again.restore(rows.state())
+    np.testing.assert_array_equal(again.written_out(), rows.written_out())
+
+
 def trained(path: Path, options: str) -> tuple[Trainer, list[dict[str, Any]]]:
     config = parse([str(path), *options.split(), "--eval-every", "10"])
     command.resolve(config, 1)

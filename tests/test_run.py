@@ -150,6 +150,9 @@ CASES = {
         for solver in ("gradient", "exact")
     },
     "doubling": ["--step", "doubling", "--nu", "1", "--rho", "1"],
+    "row": ["--step", "row"],
+    "row-grid": ["--step", "row", "--codec", "grid", "--bits", "8"],
+    "row-affine": ["--step", "row", "--codec", "affine", "--bits", "2"],
     "doubling-grid": ["--step", "doubling", "--codec", "grid", "--bits", "8"],
     "fixed-grid": words("--codec grid --bits 8 --grid-low -1 --grid-high 2"),
     "least_squares": ["--risk", "least_squares"],

@@ -27,6 +27,7 @@ WAYS = {
     "affine": "--codec affine --bits 8 --mu 0",
     "grid": "--codec grid --bits 8 --mu 0 --step doubling --kernels reference",
     "exact": "--codec float32 --solver exact --damping 0.1 --momentum 0.5",
+    "row": "--codec delta --bits 4 --mu 0.01 --step row",
     "linear": "--codec delta --bits 8 --mu 0 --z-centre linear --activation tanh --risk least_squares",
 }
 Run = Callable[..., Path]
@@ -96,6 +97,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("--codec delta --bits 2 --mu 0.01 --threads 2", ((8, 8), (2, 2), (3, 1))),
         ("--codec affine --bits 8 --refresh 2", ((4, 4),)),
+        ("--codec delta --bits 4 --step row", ((2, 2), (4, 4))),
+        ("--codec float32 --step row --kernels reference", ((2, 2),)),
         ("--codec grid --bits 8 --step doubling --kernels reference", ((2, 2),)),
         ("--codec float32 --solver exact --damping 0.1 --momentum 0.5", ((4, 4), (4, 2))),
         ("--codec float32 --solver exact --kernels reference --activation tanh", ((2, 2),)),

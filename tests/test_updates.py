@@ -212,6 +212,34 @@ def test_steps_decrease_sufficiently_and_the_exact_one_no_more_than_that(
             assert rejected > f.value() - length * norm
 
 
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("variable", ["p", "W"])
+def test_every_row_of_a_line_search_is_at_its_lowest(problem: Problem, variable: str) -> None:
+    """And all of them together fall by half the sum of their lengths times squared norms."""
+    f = problem
+    G = f.p_gradient() if variable == "p" else f.W_gradient()
+    G[1] = 0.0
+    images = (G @ f.W.T if variable == "p" else G @ f.p.T).__pow__(2).sum(axis=1)
+    norms = (G**2).sum(axis=1)
+    lengths = updates.line_lengths(f.rho if variable == "p" else f.mu, f.nu, images, norms)
+    assert lengths[1] == 0 and np.all(np.delete(lengths, 1) > 0)
+
+    def after(lengths: Any) -> float:
+        return f.value(**{variable: getattr(f, variable) - lengths[:, None] * G})
+
+    wanted = f.value() - np.sum(G * slope_of(f, variable) * lengths[:, None]) + 0.5 * (lengths @ norms)
+    assert after(lengths) == pytest.approx(wanted, rel=1e-12)
+    for row in np.flatnonzero(lengths):
+        for factor in (0.99, 1.01):
+            other = lengths.copy()
+            other[row] *= factor
+            assert after(other) > after(lengths)
+
+
+def slope_of(f: Problem, variable: str) -> Any:
+    return f.p_gradient() if variable == "p" else f.W_gradient()
+
+
 def test_step_length_keeps_the_variable_when_there_is_no_step() -> None:
     assert updates.step_length(1.0, 1.0, 0.0, 0.0, "exact") == 0
     assert updates.step_length(1.0, 1.0, 0.0, 0.0, "doubling") == 0

@@ -37,7 +37,7 @@ class Hyper:
     rho: float
     mu: float
     solver: str  #: gradient | exact
-    step: str  #: exact | doubling
+    step: str  #: exact | row | doubling
     refresh: int  #: iterations between recomputations of the residual
     risk: str  #: cross_entropy | least_squares
     damping: float = 0.0  #: of the exact W-update, in mean eigenvalues of its Gram matrix
@@ -124,10 +124,13 @@ class Layer:
         z += self.b
         return z
 
-    def keep_in_row_space(self, X: Array) -> None:
-        """Keep the weights of layer 1 as combinations of the rows of X, the same for all of a run."""
+    def keep_in_row_space(self, X: Array, lines: bool = False) -> None:
+        """Keep the weights of layer 1 as combinations of the rows of X, the same for all of a run.
+
+        `lines`: of steps by neurons, see :class:`~pdadmm.admm.weights.RowSpaceWeights`.
+        """
         if isinstance(self.weights, DenseWeights):
-            self.weights = RowSpaceWeights(X, self.W, self.backend)
+            self.weights = RowSpaceWeights(X, self.W, self.backend, lines)
 
     def write_out(self) -> None:
         """Make `W` the present weights, once and for all."""
@@ -240,15 +243,20 @@ class Layer:
             else:
                 H = backend.rows(G, self.W.T, self.work.get("H", self.M.shape))
                 self._lap("products")
-                norm, image = self._sums(norm, k.squared_norm(H))
-                length = k.lengths.step(
-                    h.rho, h.nu, image, norm, h.step, label_of(iteration, self.position, "p")
-                )
-                k.p_step(end, G, length, out, key)
-                self._send(end)
-                k.subtract(self.M, H, length)
-                self._lap("updates")
-                self._changes.append((False, (0.5, norm, length)))
+                if h.step == "row":
+                    decrease = k.p_line_search(end, G, H, self.M, h.nu, h.rho, out, key)
+                    self._changes.append((True, (0.5, decrease)))
+                    self._send(end)
+                else:
+                    norm, image = self._sums(norm, k.squared_norm(H))
+                    length = k.lengths.step(
+                        h.rho, h.nu, image, norm, h.step, label_of(iteration, self.position, "p")
+                    )
+                    k.p_step(end, G, length, out, key)
+                    self._send(end)
+                    k.subtract(self.M, H, length)
+                    self._lap("updates")
+                    self._changes.append((False, (0.5, norm, length)))
         except NonFiniteError:
             raise self.diverged("p", iteration) from None
 
@@ -264,12 +272,18 @@ class Layer:
         norm, K = self.weights.gradient(found, self.inputs, h.nu, h.mu, k, self.work, self._lap)
         self._lap("products")
         self._require_finite(norm, "the gradient of W", iteration)
-        (image,) = self._sums(k.squared_norm(K))
-        length = k.lengths.step(h.mu, h.nu, image, norm, h.step, label_of(iteration, self.position, "W"))
-        self.weights.step(length, k)
+        length: Scalar | Array
+        if h.step == "row":
+            images = self._sum(k.column_squares(K))
+            length = self.work.get("lengths", self.b.shape, np.float64)
+            self._changes.append((False, (0.5, self.weights.line_search(images, h.nu, length, k))))
+        else:
+            (image,) = self._sums(k.squared_norm(K))
+            length = k.lengths.step(h.mu, h.nu, image, norm, h.step, label_of(iteration, self.position, "W"))
+            self.weights.step(length, k)
+            self._changes.append((False, (0.5, norm, length)))
         sums = self._sum(k.subtract_mean(self.M, K, length))
         k.bias_step(sums, self.V, self.b, self.mean)
-        self._changes.append((False, (0.5, norm, length)))
         self._lap("updates")
 
     def update_outputs(self, iteration: int, measure: bool) -> Terms | None:
@@ -481,7 +495,7 @@ class Layer:
         if not np.isfinite(norm):
             raise NonFiniteError
         if norm:
-            if h.step == "exact":
+            if h.step != "doubling":  # one length for all nodes: the test is of the projected point of all
                 tau = h.rho + h.nu * float(self._sums(image_of(G))[0]) / norm
             length = updates.projected_length(h.rho, h.nu, tau, trial)
         self._lap("products")

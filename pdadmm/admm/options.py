@@ -88,7 +88,9 @@ class Training:
         "gradient", "p and W by a gradient step or by exact minimisation", ("gradient", "exact")
     )
     step: str = option(
-        "exact", "step length: exact line search, or the authors' doubling", ("exact", "doubling")
+        "exact",
+        "step length: exact line search, one a node in p and a neuron in W, or the authors' doubling",
+        ("exact", "row", "doubling"),
     )
     nu: float = option(0.01, "penalty of z = pW+b and q = f(z)", within=POSITIVE)
     rho: float = option(0.1, "penalty of p = q between layers", within=POSITIVE)

@@ -286,7 +286,7 @@ class Trainer:
         first = self.layers.get(1)
         if first is not None and self.in_row_space:
             assert train.x is not None
-            first.keep_in_row_space(train.x)
+            first.keep_in_row_space(train.x, lines=t.step == "row")
         stage = Stage(
             plan,
             [self.layers[p] for p in plan.mine],

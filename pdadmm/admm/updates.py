@@ -45,6 +45,7 @@ __all__ = [
     "dual_ridge",
     "exact_weights",
     "inverse_hessian",
+    "line_lengths",
     "p_gradient",
     "projected_length",
     "projected_step",
@@ -105,6 +106,31 @@ def step_length(curvature: float, weight: float, image: float, norm: float, step
         if trial >= tau:
             return 1.0 / trial
     return 0.0
+
+
+def line_lengths(curvature: float, weight: float, images: Array, norms: Array) -> Array:
+    """Lengths of exact line searches along the rows of a gradient, one a row, float64.
+
+    The penalty ``phi`` is a sum over the nodes in p, and over the neurons in W. So the search of
+    :func:`step_length` can be made for each of them alone: no node's step is shorter for the others' sake.
+
+    Parameters
+    ----------
+    curvature, weight
+        As in :func:`step_length`.
+    images, norms
+        Squared norms of the rows of the gradient, ``|G_v|^2``, and of their images: rows of ``G W^T`` in p,
+        columns of ``p G^T`` in W. Float64, (rows,).
+
+    Returns
+    -------
+    Array
+        ``1/(curvature + weight images/norms)``; 0 where a row of the gradient is zero.
+    """
+    xp = namespace(norms)
+    moving = norms != 0
+    tau = curvature + weight * images / xp.where(moving, norms, 1.0)
+    return xp.where(moving, 1.0 / xp.where(moving, tau, 1.0), 0.0)
 
 
 def p_gradient(MW: Array, p: Array, q_prev: Array, u_prev: Array, nu: float, rho: float) -> Array:

@@ -9,7 +9,8 @@ The input of layer 1 never changes, and the gradient of W is ``nu M^T X + mu W``
 
 takes one product of V x V x n_out, where M^T X and X G^T are two of V x n_in x n_out: on Cora 140 nodes
 against 7165 inputs. The iterates are the same up to rounding. This is the dual form of ridge regression.
-It wants all nodes on one rank.
+It wants all nodes on one rank. Where every neuron has a length of its own, the scale, s and theta are one a
+column of these matrices.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from pdadmm.admm.passes.protocol import Passes
-from pdadmm.arrays import Array, Scalar, copy_into, inner, number, single, squared_norm
+from pdadmm.admm.updates import line_lengths
+from pdadmm.arrays import Array, Scalar, copy_into, namespace, number, single, squared_norm
 from pdadmm.arrays.backend import Backend
 from pdadmm.arrays.workspace import Workspace
 
@@ -72,6 +74,14 @@ class Weights(Protocol[Form]):
         """``W - length G`` for the gradient found last."""
         ...
 
+    def line_search(self, images: Array, nu: float, lengths: Array, passes: Passes) -> Scalar:
+        """``W_j - lengths_j G_j``, the exact line search of every neuron along the gradient found last.
+
+        `images`, `lengths` and what is returned as in
+        :meth:`pdadmm.admm.passes.protocol.Passes.weight_line_search`.
+        """
+        ...
+
     def penalty(self) -> Scalar:
         """``|W - W_bar|^2``."""
         ...
@@ -106,6 +116,7 @@ class DenseWeights:
         self.W, self.W_bar = W, W_bar
         self._backend = backend
         self._direction = W
+        self._mu = 0.0
 
     def inputs_of(self, x: Array) -> Array:
         return x
@@ -125,6 +136,7 @@ class DenseWeights:
     def gradient(
         self, total: Array, inputs: Array, nu: float, mu: float, passes: Passes, work: Workspace, lap: Lap
     ) -> tuple[Scalar, Array]:
+        self._mu = mu
         self._direction = G = total
         norm = passes.weight_gradient(G, self.W, self.W_bar, nu, mu)
         lap("updates")
@@ -132,6 +144,9 @@ class DenseWeights:
 
     def step(self, length: Scalar, passes: Passes) -> None:
         passes.subtract(self.W, self._direction, length)
+
+    def line_search(self, images: Array, nu: float, lengths: Array, passes: Passes) -> Scalar:
+        return passes.weight_line_search(self.W, self._direction, images, nu, self._mu, lengths)
 
     def penalty(self) -> Scalar:
         return squared_norm(self.W - self.W_bar)
@@ -159,14 +174,20 @@ class RowSpaceWeights:
         (n_out, n_in) float32, the weights to start from; kept, not copied.
     backend
         Of the arrays.
+    lines
+        Whether steps are made by :meth:`line_search`, so that every neuron has a scale of its own.
     """
 
-    def __init__(self, X: Array, W: Array, backend: Backend) -> None:
+    def __init__(self, X: Array, W: Array, backend: Backend, lines: bool = False) -> None:
         self.W = W
-        self._X, self._backend = X, backend
-        self._start_norm = squared_norm(W)
+        self._X, self._backend, self._lines = X, backend, lines
+        #: |W_0|^2, a sum a neuron or one
+        self._start_norm = np.square(W).sum(axis=1, dtype=np.float64) if lines else squared_norm(W)
         #: on a device always the same array
-        self._scale: Scalar = backend.asarray(np.ones(())) if backend.on_device else 1.0
+        self._scale: Scalar | Array = 1.0
+        if lines or backend.on_device:
+            self._scale = backend.asarray(np.ones(len(W) if lines else ()))
+        self._norms: Scalar | Array = 0.0
         self._coefficients = backend.zeros((X.shape[0], W.shape[0]))
         self._direction = self._coefficients
         self._mu = 0.0
@@ -213,14 +234,35 @@ class RowSpaceWeights:
         passes.weight_gradient(R, self._coefficients, 0.0, nu, mu)
         K = self._backend.matmul(products, R, out=work.get("H", R.shape))
         s = mu * self._scale
-        passes.subtract(K, image, -s)
+        if self._lines:
+            K += image * single(s)
+        else:
+            passes.subtract(K, image, -s)
         room = work.get("R64", R.shape, np.float64)
-        norm = inner(R, K, room) + s * inner(R, image, room) + s * s * self._start_norm
-        return number(np.maximum(norm, 0.0)), K  # rounding may leave a sum of parts below 0
+
+        def along(x: Array) -> Scalar | Array:
+            """<R, x>, a sum a neuron or one."""
+            namespace(R).multiply(R, x, out=room, dtype=np.float64)
+            return room.sum(axis=0) if self._lines else number(room.sum())
+
+        norms = along(K) + s * along(image) + s * s * self._start_norm
+        self._norms = np.maximum(norms, 0.0)  # rounding may leave a sum of parts below 0
+        return number(self._norms.sum() if self._lines else self._norms), K
 
     def step(self, length: Scalar, passes: Passes) -> None:
         passes.subtract(self._coefficients, self._direction, length)
-        scale = (1.0 - length * self._mu) * self._scale
+        self._shrink(length)
+
+    def line_search(self, images: Array, nu: float, lengths: Array, passes: Passes) -> Scalar:
+        lengths[...] = line_lengths(self._mu, nu, images, self._norms)
+        self._coefficients -= self._direction * single(lengths)
+        self._shrink(lengths)
+        return number((lengths * self._norms).sum())
+
+    def _shrink(self, length: Scalar | Array) -> None:
+        self._set_scale((1.0 - length * self._mu) * self._scale)
+
+    def _set_scale(self, scale: Scalar | Array) -> None:
         if self._backend.on_device:
             self._scale[...] = scale
         else:
@@ -231,22 +273,21 @@ class RowSpaceWeights:
         C = self._coefficients.astype(np.float64)
         image = self._scale * start_image.astype(np.float64)
         inside = ((self._backend.matmul(products, self._coefficients) + 2 * image) * C).sum()
-        return number(inside) + self._scale * self._scale * self._start_norm
+        start = self._scale * self._scale * self._start_norm
+        return number(inside) + (number(start.sum()) if self._lines else start)
 
     def written_out(self) -> Array:
+        scale = single(self._scale)
         W = self._backend.matmul(self._coefficients.T, self._X)
-        W += self.W * single(self._scale)
+        W += self.W * (scale[:, None] if self._lines else scale)
         return W
 
     def state(self) -> dict[str, Array]:
-        """``W`` is the start, not the present weights."""
-        scale = np.array([float(self._scale)])
-        return {"W": self.W, "rows/coefficients": self._coefficients, "rows/scale": scale}
+        """``W`` is the start, not the present weights; ``rows/scale`` is one number, or one a neuron."""
+        scale = self._backend.to_host(self._scale) if self._backend.on_device else np.asarray(self._scale)
+        return {"W": self.W, "rows/coefficients": self._coefficients, "rows/scale": scale.reshape(-1)}
 
     def restore(self, saved: Mapping[str, Array]) -> None:
-        scale = float(saved["rows/scale"][0])
-        if self._backend.on_device:
-            self._scale[...] = scale
-        else:
-            self._scale = scale
+        scale = saved["rows/scale"]
+        self._set_scale(self._backend.asarray(scale) if self._lines else float(scale[0]))
         copy_into(self._coefficients, saved["rows/coefficients"])

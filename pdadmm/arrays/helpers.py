@@ -12,7 +12,6 @@ __all__ = [
     "DeviceArray",
     "Scalar",
     "copy_into",
-    "inner",
     "namespace",
     "number",
     "single",
@@ -50,11 +49,6 @@ def squared_norm(x: Array) -> Scalar:
     """Sum of squares, accumulated in float64: a float, or a 0-d array for one on a GPU."""
     flat = x.ravel()
     return number((flat * flat).sum(dtype=np.float64) if flat.dtype != np.float64 else flat @ flat)
-
-
-def inner(x: Array, y: Array, room: Array) -> Scalar:
-    """Scalar product in float64, a float or a 0-d array on a GPU; `room`: a float64 array of their shape."""
-    return number(namespace(x).multiply(x, y, out=room, dtype=np.float64).sum())
 
 
 def copy_into(target: Array, source: np.ndarray) -> None:

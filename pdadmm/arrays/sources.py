@@ -13,7 +13,7 @@ __all__ = ["ABI", "HOST_LIBRARY", "LibraryError", "find", "find_source", "load"]
 
 HOST_LIBRARY = "libpdadmm_host.so"
 #: version of the arguments in kernels/passes.h and kernels/graph.h
-ABI = 5
+ABI = 6
 
 
 class LibraryError(InputError):

@@ -56,6 +56,7 @@ class Variant:
     codec: str
     bits: int
     solver: str
+    step: str = "exact"
 
 
 DEFAULT = [
@@ -65,6 +66,8 @@ DEFAULT = [
     Variant("fused", "delta", 8, "gradient"),
     Variant("fused", "delta", 4, "gradient"),
     Variant("fused", "delta", 1, "gradient"),
+    Variant("fused", "float32", 32, "gradient", "row"),
+    Variant("fused", "delta", 4, "gradient", "row"),
     Variant("fused", "affine", 8, "gradient"),
     Variant("fused", "grid", 8, "gradient"),
     Variant("reference", "float32", 32, "exact"),
@@ -143,6 +146,7 @@ def measure(
         "codec": variant.codec,
         "bits": variant.bits,
         "solver": variant.solver,
+        "step": variant.step,
         "nodes": nodes,
         "hidden": hidden,
         "layers": layers,
@@ -191,7 +195,7 @@ def make_stage(
     stage = Stage(plan, network, no_waiter, clock or Clock(), backend=backend)
     X = backend.asarray(rng.standard_normal((nodes, inputs), dtype=np.float32))
     y = backend.asarray(rng.integers(0, CLASSES, nodes))
-    hyper = Hyper(0.01, 0.1, 0.01, variant.solver, "exact", 10**9, "cross_entropy")
+    hyper = Hyper(0.01, 0.1, 0.01, variant.solver, variant.step, 10**9, "cross_entropy")
     passes = make_passes(variant.kernels, threads, backend.name, backend.groups)
     stage.start(X, y, nodes, _codec_maker(variant), hyper, passes, 0)
     return stage
@@ -244,13 +248,13 @@ def _table(results: list[Record], threads: int) -> Table:
         title=f"a layer's iteration, {first['nodes']} nodes x {first['hidden']} neurons, "
         f"{first['layers']} layers, {threads} threads"
     )
-    for name in ("kernels", "codec", "bits", "solver"):
+    for name in ("kernels", "codec", "bits", "solver", "step"):
         table.add_column(name)
     for name in ("ms", "ms a product", "products", "p %", "W %", "z q u %", "in products %", "peak MB"):
         table.add_column(name, justify="right")
     for r in results:
         table.add_row(
-            r["kernels"], r["codec"], str(r["bits"]), r["solver"],
+            r["kernels"], r["codec"], str(r["bits"]), r["solver"], r["step"],
             f"{1e3 * r['seconds_per_layer_iteration']:.3g}", f"{1e3 * r['seconds_per_product']:.3g}",
             f"{r['ratio']:.2f}", *(f"{100 * r['share'][part]:.0f}" for part in _PARTS),
             f"{100 * r['share_products']:.0f}", f"{r['peak_bytes'] / 1e6:.0f}",
@@ -274,6 +278,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--codec", choices=CODECS, help="only this codec")
     parser.add_argument("--bits", type=int, help="only this width")
     parser.add_argument("--solver", choices=("gradient", "exact"), help="only this solver")
+    parser.add_argument("--step", choices=("exact", "row"), help="only this step length")
     parser.add_argument("--kernels", choices=("fused", "reference"), help="only these kernels")
     parser.add_argument("--json", metavar="FILE", help="write the results to FILE")
     options = parser.parse_args(arguments)
@@ -294,11 +299,13 @@ def main(arguments: list[str]) -> int:
             for v in DEFAULT
             if all(
                 getattr(options, name) in (None, getattr(v, name))
-                for name in ("codec", "bits", "solver", "kernels")
+                for name in ("codec", "bits", "solver", "step", "kernels")
             )
         ]
         if not variants:
-            raise InputError("none of the measured variants has these --codec, --bits, --solver, --kernels")
+            raise InputError(
+                "none of the measured variants has these --codec, --bits, --solver, --step, --kernels"
+            )
         threads = options.threads or usable_cores()
         backend = _backend(options.backend, threads, options.nodes)
         results = []

@@ -89,6 +89,7 @@ def measure(
     add("subtract", None, 3 * matrix, lambda: passes.subtract(M, H, tiny), G.size)
     add("subtract_mean", None, 3 * matrix, lambda: passes.subtract_mean(M, H, tiny), G.size)
     add("column_sums", None, matrix, lambda: passes.column_sums(H), G.size)
+    add("column_squares", None, matrix, lambda: passes.column_squares(H), G.size)
     add("residual", None, 3 * matrix, lambda: passes.residual(M, mean, z), G.size)
     add(
         "weight_gradient", None, 3 * W.nbytes,
@@ -112,6 +113,10 @@ def measure(
         add(
             "p_step", codec, 3 * matrix + own + size,
             _bind(passes.p_step, above, G, tiny, out, 1), G.size,
+        )  # fmt: skip
+        add(
+            "p_line_search", codec, 6 * matrix + own + size,
+            _bind(passes.p_line_search, above, G, H, M, tiny, 1 / tiny, out, 1), G.size,
         )  # fmt: skip
         add(
             "hidden", codec, 8 * matrix + hat + own + 2 * size,

@@ -202,15 +202,19 @@ class CudaKernels(CudaLibrary):
         check(x)
         return self._columns(x, NULL, 0.0)
 
-    def _columns(self, M: Array, K: Array, length: Scalar) -> Array:
-        """Sums of the columns of M, after ``M -= length K`` where K is given."""
+    def _columns(self, M: Array, K: Array, length: Scalar | Array, squares: bool = False) -> Array:
+        """Sums of the columns of M, or of their squares, after ``M -= length K`` where K is given."""
+        each = getattr(length, "ndim", 0) == 1
+        if each and (length.shape != M.shape[1:] or length.dtype != np.float64):
+            raise ValueError(f"a length a column is float64, not {length.shape} of {length.dtype}")
         rows, cols = M.shape
         chunks = min(-(-rows // (4 * _WARPS)), _MOST_CHUNKS)
         partial = self._scratch("columns", chunks * cols, np.float64)
         sums = self._cupy.empty(cols, np.float64)
         self._start(
             "updates.cu", "column_sums", (-(-cols // _TILE), chunks),
-            M, K, *length_arguments(length), np.int64(rows), np.int64(cols), partial,
+            M, K, *length_arguments(length), np.int32(each), np.int32(squares), np.int64(rows),
+            np.int64(cols), partial,
         )  # fmt: skip
         self._start(
             "updates.cu", "column_totals", (-(-cols // BLOCK),),

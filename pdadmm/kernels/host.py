@@ -16,7 +16,7 @@ import numpy as np
 from pdadmm.arrays import Array, sources
 from pdadmm.codec import Codec, NonFiniteError
 
-__all__ = ["CODING", "Coding", "HostKernels", "HostLibrary", "same_shape"]
+__all__ = ["CODING", "Coding", "HostKernels", "HostLibrary", "doubles", "same_shape"]
 
 #: kind, bits, lowest value and step of a codec, as every struct with a codec ends
 Coding = tuple[int, int, float, float]
@@ -204,3 +204,10 @@ def same_shape(first: Array, *others: Array) -> None:
     for other in others:
         if other.shape != shape:
             raise ValueError(f"shapes {shape} and {other.shape} differ")
+
+
+def doubles(x: Array, count: int) -> int:
+    """Address of so many float64 numbers; ValueError for anything else."""
+    if x.shape != (count,) or x.dtype != np.float64 or not x.flags.c_contiguous:
+        raise ValueError(f"{count} float64 numbers are wanted, not an array {x.shape} of {x.dtype}")
+    return int(x.ctypes.data)

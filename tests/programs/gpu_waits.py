@@ -1,6 +1,6 @@
 """Iterations of a stage on CuPy, two ranks: how often the host waited for the device in each.
 
-    mpirun -n 2 python gpu_waits.py mpi|nccl
+    mpirun -n 2 python gpu_waits.py mpi|nccl exact|row
 
 Prints one line a rank: waits of the iterations that are not measured, then of one that is, and of the
 clock the iterations counted and the sum of its phases over their wall time.
@@ -44,7 +44,7 @@ if __name__ == "__main__":
     X = backend.asarray(rng.standard_normal((NODES, WIDTHS[0]), dtype=np.float32))
     y = backend.asarray(rng.integers(0, WIDTHS[-1], NODES))
     # the reference's Newton iteration decides on the host, so the loss is the squared error here
-    hyper = Hyper(0.01, 0.1, 0.01, "gradient", "exact", 25, "least_squares")
+    hyper = Hyper(0.01, 0.1, 0.01, "gradient", sys.argv[2], 25, "least_squares")
     stage.start(X, y, NODES, lambda start: DeltaCodec(4), hyper, make_passes("reference", 1, "cupy"), 0)
     waits = []
     for i in range(8):

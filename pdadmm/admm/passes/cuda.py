@@ -49,9 +49,23 @@ class CudaPasses(CudaKernels):
             G, W, W_bar if anchored else NULL, np.float32(nu), np.float32(mu), np.int64(G.size),
         ).reshape(())  # fmt: skip
 
-    def subtract_mean(self, M: Array, K: Array, length: Scalar) -> Array:
+    def subtract_mean(self, M: Array, K: Array, length: Scalar | Array) -> Array:
         check(M, K)
         return self._columns(M, K, length)
+
+    def column_squares(self, x: Array) -> Array:
+        check(x)
+        return self._columns(x, NULL, 0.0, squares=True)
+
+    def weight_line_search(
+        self, W: Array, G: Array, images: Array, nu: float, mu: float, lengths: Array
+    ) -> Scalar:
+        check(W, G)
+        rows, cols = W.shape
+        return self._with_sums(
+            "weight_line_search", row_blocks(rows), 1,
+            W, G, images, lengths, np.float64(nu), np.float64(mu), np.int64(rows), np.int64(cols),
+        ).reshape(())  # fmt: skip
 
     def bias_step(self, sums: Array, nodes: int, b: Array, mean: Array) -> None:
         cols = len(sums)
@@ -90,6 +104,21 @@ class CudaPasses(CudaKernels):
             end.own, G, *length_arguments(length), end.own_hat, out, np.int64(rows), np.int64(cols), *grid,
             np.uint32(key), self._bad,
         )  # fmt: skip
+
+    def p_line_search(
+        self, end: Coupled, G: Array, H: Array, M: Array, nu: float, rho: float, out: Array, key: int
+    ) -> Scalar:
+        if not self.fuses(end.codec):
+            return self._reference.p_line_search(end, G, H, M, nu, rho, out, key)
+        check(end.own, G, end.own_hat)
+        check(M, H)
+        rows, cols = G.shape
+        ending, grid = self._codec(end.codec)
+        return self._with_sums(
+            f"p_line_search_{ending}", row_blocks(rows), 1,
+            end.own, G, M, H, np.int64(M.shape[1]), np.float64(nu), np.float64(rho), end.own_hat, out,
+            np.int64(rows), np.int64(cols), *grid, np.uint32(key), self._bad,
+        ).reshape(())  # fmt: skip
 
     def projected_change(self, change: Array, end: Coupled, G: Array, length: Scalar) -> Scalar:
         if not self.fuses(end.codec):

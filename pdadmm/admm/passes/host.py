@@ -15,15 +15,18 @@ from pdadmm.admm.passes.protocol import Coupled, HiddenSums, Workspace
 from pdadmm.admm.passes.reference import ReferencePasses
 from pdadmm.arrays import Array
 from pdadmm.codec import NonFiniteError
-from pdadmm.kernels.host import CODING, HostKernels, same_shape
+from pdadmm.kernels.host import CODING, HostKernels, doubles, same_shape
 
 __all__ = ["HostPasses"]
 
 _WEIGHT_GRADIENT = struct.Struct("=5q2d").pack
-_SUBTRACT_MEAN = struct.Struct("=4qd2q").pack
+_SUBTRACT_MEAN = struct.Struct("=4qd3q").pack
+_COLUMN_SQUARES = struct.Struct("=5q").pack
+_WEIGHT_LINE_SEARCH = struct.Struct("=6q2d").pack
 _RESIDUAL = struct.Struct("=5q").pack
 _P_GRADIENT = struct.Struct("=8q2d" + CODING + "q").pack
 _P_STEP = struct.Struct("=6qdq" + CODING).pack
+_P_LINE_SEARCH = struct.Struct("=9q2dq" + CODING + "q").pack
 _PROJECTED_CHANGE = struct.Struct("=5qd" + CODING + "q").pack
 _HIDDEN = struct.Struct("=11q3d4q" + CODING + "q").pack
 _OUTPUT = struct.Struct("=6qd3q").pack
@@ -42,9 +45,12 @@ class HostPasses(HostKernels):
         integer, real = ctypes.c_int, ctypes.c_double
         self._weight_gradient = self._function("weight_gradient", real)
         self._subtract_mean = self._function("subtract_mean", integer)
+        self._column_squares = self._function("column_squares", integer)
+        self._weight_line_search = self._function("weight_line_search", real)
         self._residual = self._function("residual", integer)
         self._p_gradient = self._function("p_gradient", real)
         self._p_step = self._function("p_step", integer)
+        self._p_line_search = self._function("p_line_search", real)
         self._projected_change = self._function("projected_change", real)
         self._hidden = self._function("hidden", integer)
         self._output = self._function("output", real)
@@ -70,14 +76,33 @@ class HostPasses(HostKernels):
         )
         return norm
 
-    def subtract_mean(self, M: Array, K: Array, length: float) -> Array:
+    def subtract_mean(self, M: Array, K: Array, length: float | Array) -> Array:
         rows, cols = M.shape
         same_shape(M, K)
         sums, address = self._column_room(cols)
+        one, each = (0.0, doubles(length, cols)) if isinstance(length, np.ndarray) else (length, 0)
         self._subtract_mean(
-            _SUBTRACT_MEAN(rows, cols, self._address(M), self._address(K), length, address, self.groups)
+            _SUBTRACT_MEAN(rows, cols, self._address(M), self._address(K), one, each, address, self.groups)
         )
         return sums
+
+    def column_squares(self, x: Array) -> Array:
+        rows, cols = x.shape
+        sums, address = self._column_room(cols)
+        self._column_squares(_COLUMN_SQUARES(rows, cols, self._address(x), address, self.groups))
+        return sums
+
+    def weight_line_search(
+        self, W: Array, G: Array, images: Array, nu: float, mu: float, lengths: Array
+    ) -> float:
+        rows, cols = W.shape
+        same_shape(W, G)
+        return self._weight_line_search(
+            _WEIGHT_LINE_SEARCH(
+                rows, cols, self._address(W), self._address(G), doubles(images, rows),
+                doubles(lengths, rows), nu, mu,
+            )
+        )  # fmt: skip
 
     def bias_step(self, sums: Array, nodes: int, b: Array, mean: Array) -> None:
         np.divide(sums, nodes, out=mean, casting="unsafe")
@@ -120,6 +145,30 @@ class HostPasses(HostKernels):
         at = self._address
         if self._p_step(_P_STEP(rows, cols, at(p), at(G), at(p_hat), at(out), length, key, *coding)):
             raise NonFiniteError
+
+    def p_line_search(
+        self, end: Coupled, G: Array, H: Array, M: Array, nu: float, rho: float, out: Array, key: int
+    ) -> float:
+        coding = self._coding(end.codec)
+        if coding is None:
+            return float(self._reference.p_line_search(end, G, H, M, nu, rho, out, key))
+        rows, cols = G.shape
+        p, p_hat = end.own, end.own_hat
+        same_shape(G, p, p_hat)
+        same_shape(M, H)
+        if len(M) != rows:
+            raise ValueError(f"{len(M)} rows of M for {rows} nodes")
+        self._require_size(out, end.codec, rows, cols)
+        at = self._address
+        decrease = self._p_line_search(
+            _P_LINE_SEARCH(
+                rows, cols, at(p), at(G), at(p_hat), at(out), at(M), at(H), M.shape[1], nu, rho, key,
+                *coding, self.groups,
+            )
+        )  # fmt: skip
+        if np.isnan(decrease):
+            raise NonFiniteError
+        return decrease
 
     def projected_change(self, change: Array, end: Coupled, G: Array, length: float) -> float:
         coding = self._coding(end.codec)

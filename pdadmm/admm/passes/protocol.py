@@ -86,8 +86,31 @@ class Passes(Protocol):
         """``M -= length * H``."""
         ...
 
-    def subtract_mean(self, M: Array, K: Array, length: Scalar) -> Array:
-        """``M -= length * K``; returns the sums of M over the nodes, (n_out,); valid until the next call."""
+    def subtract_mean(self, M: Array, K: Array, length: Scalar | Array) -> Array:
+        """``M -= length * K``; returns the sums of M over the nodes, (n_out,); valid until the next call.
+
+        `length` may be a float64 array (n_out,), a length a column.
+        """
+        ...
+
+    def column_squares(self, x: Array) -> Array:
+        """Sums of squares over the nodes, (cols,); valid until the next call."""
+        ...
+
+    def weight_line_search(
+        self, W: Array, G: Array, images: Array, nu: float, mu: float, lengths: Array
+    ) -> Scalar:
+        """``W_j -= lengths_j G_j`` with the exact line search of every neuron j.
+
+        `W`, `G`: (n_out, n_in) float32; `images`: (n_out,) float64, the squared norms of the columns of
+        ``p G^T`` over all nodes; `lengths`, (n_out,) float64, is written:
+        :func:`pdadmm.admm.updates.line_lengths` with mu.
+
+        Returns
+        -------
+        Scalar
+            ``sum_j lengths_j |G_j|^2``.
+        """
         ...
 
     def bias_step(self, sums: Array, nodes: int, b: Array, mean: Array) -> None:
@@ -120,6 +143,21 @@ class Passes(Protocol):
 
     def p_step(self, end: Coupled, G: Array, length: Scalar, out: Array, key: int) -> None:
         """``p -= length * G``, then encode p into `out` against its decoded copy."""
+        ...
+
+    def p_line_search(
+        self, end: Coupled, G: Array, H: Array, M: Array, nu: float, rho: float, out: Array, key: int
+    ) -> Scalar:
+        """``p_v -= l_v G_v`` and ``M_v -= l_v H_v`` with the exact line search of every node v; encode p.
+
+        `G`: (V, n_in), `H`: ``G W^T`` (V, n_out), `M`: (V, n_out). l_v is
+        :func:`pdadmm.admm.updates.line_lengths` with rho. Encodes into `out` as :meth:`p_step` does.
+
+        Returns
+        -------
+        Scalar
+            ``sum_v l_v |G_v|^2`` over this rank's nodes.
+        """
         ...
 
     def projected_change(self, change: Array, end: Coupled, G: Array, length: Scalar) -> Scalar:

@@ -40,9 +40,20 @@ class ReferencePasses(PlainKernels):
         G[...] = updates.weight_gradient(G, W, W_bar, nu, mu)
         return squared_norm(G)
 
-    def subtract_mean(self, M: Array, K: Array, length: Scalar) -> Array:
+    def subtract_mean(self, M: Array, K: Array, length: Scalar | Array) -> Array:
         M -= single(length) * K
         return self.column_sums(M)
+
+    def column_squares(self, x: Array) -> Array:
+        return total(self.groups, lambda rows: np.square(rows).sum(axis=0, dtype=np.float64), x)
+
+    def weight_line_search(
+        self, W: Array, G: Array, images: Array, nu: float, mu: float, lengths: Array
+    ) -> Scalar:
+        norms = _row_squares(G)
+        lengths[...] = updates.line_lengths(mu, nu, images, norms)
+        W -= single(lengths)[:, None] * G
+        return number((lengths * norms).sum())
 
     def bias_step(self, sums: Array, nodes: int, b: Array, mean: Array) -> None:
         mean[...] = sums / nodes
@@ -64,6 +75,16 @@ class ReferencePasses(PlainKernels):
     def p_step(self, end: Coupled, G: Array, length: Scalar, out: Array, key: int) -> None:
         end.own -= single(length) * G
         end.codec.encode(end.own, end.own_hat, out, key)
+
+    def p_line_search(
+        self, end: Coupled, G: Array, H: Array, M: Array, nu: float, rho: float, out: Array, key: int
+    ) -> Scalar:
+        norms = _row_squares(G)
+        lengths = updates.line_lengths(rho, nu, _row_squares(H), norms)
+        M -= single(lengths)[:, None] * H
+        end.own -= single(lengths)[:, None] * G
+        end.codec.encode(end.own, end.own_hat, out, key)
+        return total(self.groups, lambda rows: number(rows.sum()), lengths * norms)
 
     def projected_change(self, change: Array, end: Coupled, G: Array, length: Scalar) -> Scalar:
         change[...] = cast(Projecting, end.codec).project(end.own - single(length) * G) - end.own
@@ -173,3 +194,8 @@ class ReferencePasses(PlainKernels):
             return function(*arrays)
         parts = [part for part in rows_of_groups(len(arrays[0]), self.groups) if part.start < part.stop]
         return np.concatenate([function(*(x[part] for x in arrays)) for part in parts])
+
+
+def _row_squares(x: Array) -> Array:
+    """Sums of squares of the rows, float64."""
+    return np.square(x).sum(axis=1, dtype=np.float64)
