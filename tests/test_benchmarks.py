@@ -229,3 +229,16 @@ def test_graph_networks_on_slow_links(tmp_path: Path) -> None:
     for r in results:
         assert 0 <= r["seconds_exposed"] <= r["seconds_per_epoch"]
         assert r["predicted_seconds_per_epoch"] > 0 and 0 < r["test_accuracy"] <= 1
+
+
+def test_shards_and_blocks_are_measured_in_turn(tmp_path: Path) -> None:
+    if find_mpirun() is None:
+        pytest.skip("there is no mpirun: pip install 'pdadmm[mpich]' or load an MPI library")
+    out = tmp_path / "shards.json"
+    sizes = ["--nodes", "300", "--hidden", "16", "--inputs", "10", "--iterations", "6", "--rounds", "1"]
+    done = benchmark("shards", *sizes, "--json", out)
+    results = json.loads(out.read_text())["results"]
+    assert [r["grid"] for r in results] == ["1x1", "2x1", "1x2"]
+    assert [r["reduction_bytes_per_iteration"] > 0 for r in results] == [False, False, True]
+    assert all(r["peak_bytes"] > 10**7 and r["seconds_per_iteration"] > 0 for r in results)
+    assert done.out.count("| 300 x 16 x 4 | exact | - |") == 3
