@@ -13,6 +13,7 @@ are those of the **final** iterate.
 pdADMM runs use the data set's preset; codecs are not tuned apart. All methods get the preset's scaling
 of the inputs. The learning rate of each gradient method is chosen per data set and width by the
 validation accuracy of seed 0, over the grid in benchmarks/baselines.py; test accuracy has no say in it.
+So is C of ``linear``, logistic regression by scikit-learn: what a single layer makes of these inputs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from statistics import mean, pstdev, stdev
 from typing import Any
 
-from baselines import GRIDS, train_torch
+from baselines import GRIDS, INVERSE_PENALTIES, train_linear, train_torch
 from tune import Cached, train
 
 from pdadmm.datasets.registry import REGISTRY
@@ -86,7 +87,7 @@ def run_admm(data: Cached, hidden: int, method: str, seed: int) -> dict[str, Any
 
 
 def run_gradient(results: Results, data: Any, dataset: str, hidden: int, method: str, seed: int) -> None:
-    """One seed with the learning rate that seed 0 chose on validation."""
+    """One seed with the learning rate, of logistic regression with C, that seed 0 chose on validation."""
     name, _, growth = method.partition("+")
     stages = [2, 4, 8, LAYERS] if growth else [LAYERS]
     epochs = EPOCHS // len(stages) * (2 if growth else 1)
@@ -97,11 +98,14 @@ def run_gradient(results: Results, data: Any, dataset: str, hidden: int, method:
         def trained() -> dict[str, Any]:
             lent = data(of_seed)
             scaling = input_scaling(dataset, lent.sizes.operators)
+            if name == "linear":
+                return train_linear(lent, rate, scaling)
             return train_torch(lent, hidden, stages, epochs, name, rate, of_seed, scaling)
 
         return results.get(key, trained)
 
-    best = max(GRIDS[name], key=lambda rate: run(rate, 0)["val_accuracy"])
+    grid = INVERSE_PENALTIES if name == "linear" else GRIDS[name]
+    best = max(grid, key=lambda rate: run(rate, 0)["val_accuracy"])
     run(best, seed)
 
 
@@ -117,7 +121,7 @@ def table(results: Results) -> str:
         ]
         paper = [f"{100 * PAPER[hidden][n]:.1f}" if hidden in PAPER else "" for n in names]
         lines.append("| pdADMM-G, the paper | " + " | ".join(paper) + " |")
-        for method in ADMM + GRADIENT:
+        for method in [*ADMM, *GRADIENT, "linear"]:
             cells = []
             for name in names:
                 runs = [r for k, r in results.runs.items() if k[:3] == (name, hidden, method)]

@@ -59,6 +59,31 @@ def _grown(network: nn.Sequential, depth: int) -> nn.Sequential:
     return nn.Sequential(*parts[:-1], *new, parts[-1])
 
 
+#: C of scikit-learn's logistic regression
+INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
+
+
+def train_linear(data: Any, C: float, scaling: tuple[str, float]) -> dict[str, float]:
+    """Logistic regression on the same inputs until it has converged; parameters as in `train_torch`."""
+    from sklearn.linear_model import LogisticRegression
+
+    started = time.perf_counter()
+    x = {
+        name: normalise_inputs(data.x(name), data.sizes.features_per_hop, *scaling)
+        for name in ("train", "val", "test")
+    }
+    model = LogisticRegression(C=C, max_iter=5000).fit(x["train"], data.y("train"))
+    seconds = time.perf_counter() - started
+    val, test = (float(model.score(x[name], data.y(name))) for name in ("val", "test"))
+    return {
+        "val_accuracy": val,
+        "test_accuracy": test,
+        "best_val_accuracy": val,
+        "test_accuracy_at_best_val": test,
+        "seconds": seconds,
+    }
+
+
 def train_torch(
     data: Any,
     hidden: int,

@@ -116,8 +116,9 @@ def table(results: list[dict[str, Any]]) -> str:
         seconds, peak = of(key, "seconds_per_iteration"), of(key, "peak_bytes")
         efficiency = f"{of(one, 'seconds_per_iteration') / seconds / ranks:.2f}" if one else ""
         share = f"{peak / of(one, 'peak_bytes'):.2f}" if one else ""
+        rate = f"{mbit:g}" if mbit else "-"
         lines.append(
-            f"| {nodes:,} x {hidden} x {layers} | {step} | {f'{mbit:g}' if mbit else '-'} | {grid} | {seconds:.3g} "
+            f"| {nodes:,} x {hidden} x {layers} | {step} | {rate} | {grid} | {seconds:.3g} "
             f"| {of(key, 'seconds_reduction'):.3g} | {efficiency} "
             f"| {of(key, 'bytes_per_iteration') / 1e6:.1f} "
             f"| {of(key, 'reduction_bytes_per_iteration') / 1e6:.1f} | {peak / 1e9:.2f} | {share} |"

@@ -107,6 +107,39 @@ def test_a_checkpoint_of_gpu_ranks_is_gone_on_from(
     assert records == [without_times(r) for r in records_of(on_numpy / "delta4")]
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_shards_on_devices_are_those_of_numpy(
+    ranks: int, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    """Sums over the shards travel through the host, messages by either transport."""
+    ways = {
+        "delta4": "--codec delta --bits 4 --transport mpi",
+        "row": "--codec delta --bits 2 --step row --transport nccl",
+        "grid8": "--codec grid --bits 8 --transport nccl",
+        "exact": "--codec float32 --solver exact --damping 1 --momentum 0.9 --transport mpi",
+    }
+    for backend, env in (("numpy", None), ("cupy", on_standin())):
+        folder = tmp_path / backend
+        folder.mkdir()
+        lists = []
+        for name, options in ways.items():
+            transport = options if backend == "cupy" else options.replace("nccl", "mpi")
+            way = f"{SHAPE} {transport} --backend {backend} --shards 2 --checkpoint-every 9"
+            lists.append([str(small), *way.split(), "--out", str(folder / name)])
+        (folder / "runs.json").write_text(json.dumps(lists))
+        succeed(mpirun(ranks, PROGRAMS / "run_many.py", folder / "runs.json", timeout=200, env=env))
+    for name in ways:
+        one, other = tmp_path / "numpy" / name, tmp_path / "cupy" / name
+        for a, b in zip(records_of(one), records_of(other), strict=True):
+            assert without_times(a) == without_times(b), name
+        for a, b in zip(weights_of(one / "model.h5"), weights_of(other / "model.h5"), strict=True):
+            assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]), name
+        summary = summary_of(other)
+        assert (summary["backend"], summary["shards"]) == ("cupy", 2)
+        sums = "reduction_bytes_per_iteration"
+        assert summary[sums] == summary_of(one)[sums] > 0
+
+
 @pytest.mark.parametrize("step", ["exact", "row"])
 @pytest.mark.parametrize("transport", ["mpi", "nccl"], ids=["staged", "over_nccl"])
 def test_no_iteration_waits_for_the_device(

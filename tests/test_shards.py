@@ -19,7 +19,12 @@ from support import (
     words,
 )
 
+from pdadmm.codec import DeltaCodec
+from pdadmm.errors import InputError
+from pdadmm.profile.figures import figures
 from pdadmm.profile.load import load
+from pdadmm.profile.predict import Scenario, predict
+from pdadmm.profile.simulate import Network
 
 SHAPE = "--layers 4 --hidden 24 --stages 2,4 --iterations 9 --eval-every 3 --refresh 4 --quiet"
 WAYS = {
@@ -129,6 +134,41 @@ def test_sums_over_the_shards_are_a_phase(run: Run) -> None:
         assert all(row["reduction"] > 0 for row in stage["phases"].values())
 
 
+@pytest.mark.parametrize("step", ["exact", "row"])
+def test_a_profile_of_shards_predicts_their_sums(step: str, run: Run) -> None:
+    """On a network so slow that the bytes of layer 1's block are all that an iteration waits for."""
+    out = run(
+        4, 2, f"--layers 2 --stages 2 --codec delta --bits 8 --iterations 16 --step {step} --measure-links"
+    )
+    profile = load(out)
+    (baseline,) = profile["links_baseline"]["transports"].values()
+    assert [(link["lower"], link["upper"]) for link in baseline] == [(0, 1), (0, 2), (1, 3), (2, 3)]
+    sums = [
+        [step for step in rank["stages"][-1]["steps"] if step["phase"] == "reduction"]
+        for rank in profile["ranks"]
+    ]
+    sent = [sum(step["bytes"] + step["sum_bytes"] for step in of_rank) for of_rank in sums]
+    assert sent[0] == sent[1] > sent[2] == sent[3] > 0
+    # the gradient of W, 24 x inputs, is halved between two shards, and its halves are exchanged
+    largest = max(step["bytes"] for step in sums[0])
+    assert largest == pytest.approx(4 * 24 * profile["run"]["widths"][0] / 2, rel=0.01)
+    # where a block's sums are being sent nothing hides but the messages of the coupling, which share its port
+    found = predict(profile, Scenario(Network(0.0, 1e4)))
+    message = DeltaCodec(8).nbytes(profile["run"]["nodes_train"] // 2 + 1, 24)
+    assert len(found.compute) == 4
+    most = sent[0] + sent[2] + 2 * message + 1e4 * sum(found.compute)
+    assert sent[0] <= 1e4 * found.iteration <= most
+    free = predict(profile, Scenario(Network(0.0, 1e15)))
+    assert free.iteration < 0.1 and free.exposed_share < 0.01
+    one_block = predict(profile, Scenario(Network(0.0, 1e15), ranks=2))
+    assert one_block.iteration > 1.2 * free.iteration
+    with pytest.raises(InputError, match="--ranks 3 is no multiple of the run's 2 shards"):
+        predict(profile, Scenario(Network(0.0, 1e9), ranks=3))
+    with pytest.raises(InputError, match="--ranks 6: the run has 2 layers in 2 shards; give 2 to 4"):
+        predict(profile, Scenario(Network(0.0, 1e9), ranks=6))
+    assert figures(profile, "shards").transfer_efficiency is not None
+
+
 @pytest.mark.parametrize("options", ["--codec delta --bits 4 --mu 0", "--codec float32 --solver exact"])
 def test_checkpoints_go_on_with_other_shards(
     options: str, run: Run, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
@@ -172,9 +212,7 @@ def test_a_checkpoint_in_the_row_space_is_not_for_shards(
     [
         (3, "--shards 2", "--shards 2 does not divide the 3 ranks"),
         (4, "--shards 2 --layers 1", "1 layers cannot occupy 2 blocks of ranks; start at most 2 ranks"),
-        (2, "--shards 2 --backend cupy", "--backend numpy"),
-        (2, "--shards 2 --transport nccl", "--backend numpy"),
-        (2, "--shards 2 --measure-links", "--measure-links"),
+        (2, "--shards 2 --backend numpy --transport nccl", "--backend cupy"),
         (1, "--shards 0", "--shards"),
     ],
 )

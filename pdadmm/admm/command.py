@@ -185,22 +185,11 @@ def resolve(config: Config, ranks: int, start: Start | None = None) -> None:
             f"{network.layers} layers cannot occupy {blocks} {of}; start at most {network.layers * shards} "
             f"ranks or give --layers {blocks}"
         )
-    if shards > 1:
-        _require_for_shards(config)
     if not training.stages:
         training.stages = default_stages(network.layers, 2 if start is None else start.depth)
     check_stages(training.stages, network.layers)
     if config.run.transport == "nccl" and config.run.backend == "numpy":
         raise InputError("--transport nccl needs --backend cupy; use --transport mpi on CPUs")
-
-
-def _require_for_shards(config: Config) -> None:
-    """Refuse what shards do not have yet: sums over nodes are formed on the host."""
-    if config.run.backend == "cupy" or config.run.transport == "nccl":
-        raise InputError("--shards above 1 wants --backend numpy: sums over the shards are formed on CPUs")
-    config.run.backend = "numpy"
-    if config.output.measure_links:
-        raise InputError("--measure-links measures neighbouring layers; leave it out with --shards above 1")
 
 
 def _choose_devices(config: Config, waiter: Waiter) -> Choice:
@@ -287,6 +276,7 @@ def _measure_links(trainer: Trainer) -> Record | None:
         choice=choice,
         backend=trainer.backend,
         run=trainer.config.run,
+        pairs=trainer.grid.neighbours,
     )
 
 

@@ -322,6 +322,7 @@ class Layer:
             return share
         self._lap("updates")
         found = self.nodes.sum(share)
+        self.clock.about(self.nodes.last)
         self._lap("reduction")
         return found
 
@@ -331,6 +332,7 @@ class Layer:
             return shares
         self._lap("updates")
         totals = self.nodes.sums(*shares)
+        self.clock.about(self.nodes.last)
         self._lap("reduction")
         return totals
 

@@ -317,8 +317,11 @@ class Stage:
 
     @property
     def facts(self) -> dict[str, Record]:
-        """What a profile keeps of every message beside its name, and of a step that concerns none."""
-        found: dict[str, Record] = {"": {"coupling": -1, "upward": False}}
+        """What a profile keeps of every message and sum beside its name, and of a step that concerns none."""
+        none = {"coupling": -1, "upward": False}
+        found: dict[str, Record] = {"": none}
+        for layer in self.layers:
+            found.update({name: {**none, **sizes} for name, sizes in layer.nodes.facts.items()})
         for coupling in self.couplings:
             sent, received = (end.channel.name for end in coupling.ends)
             found[sent] = {"coupling": coupling.index, "upward": not coupling.is_above}

@@ -170,6 +170,7 @@ class Trainer:
         self.hyper = hyper_of(config.training)
         groups = groups_of_shard(nodes, self.grid.shards)
         self.backend = make_backend(choice, self.rank, config.run.precision, threads, groups)
+        self.grid.compute_on(self.backend)
         name = self.backend.name
         self.passes: Passes = select_passes(config.run.kernels, threads, name, self.backend.groups)
         self.transport: Transport | None = None

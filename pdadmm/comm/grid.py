@@ -16,11 +16,14 @@ from pdadmm.comm import waiter as waiting
 from pdadmm.comm.reduction import Reduction, tree_sum
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
+from pdadmm.files import Record
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-__all__ = ["ALONE", "Alone", "Axis", "Grid", "Shards"]
+    from pdadmm.arrays.backend import Backend
+
+__all__ = ["ALONE", "Alone", "Axis", "Grid", "Shards", "ShardsOnDevices"]
 
 
 #: bytes of an array from which its slices are added up by one shard each
@@ -42,6 +45,16 @@ class Axis(Protocol):
         """Waited for the others so far."""
         ...
 
+    @property
+    def last(self) -> str:
+        """Name of the last sum, the same for all sums of as many bytes."""
+        ...
+
+    @property
+    def facts(self) -> dict[str, Record]:
+        """Of every sum by its name: ``bytes`` to each of the others, and then ``sum_bytes`` to each."""
+        ...
+
     def sum(self, value: Array) -> Array:
         """Sum of an array over the axis, by a fixed tree, in its dtype."""
         ...
@@ -61,6 +74,11 @@ class Alone:
     size = 1
     bytes = 0
     seconds = 0.0
+    last = ""
+
+    @property
+    def facts(self) -> dict[str, Record]:
+        return {}
 
     def sum(self, value: Array) -> Array:
         return value
@@ -93,6 +111,8 @@ class Shards:
         self._waiter = waiter
         self.size = waiter.comm.size
         self._bytes = 0
+        self.last = ""
+        self.facts: dict[str, Record] = {}
         self._large: dict[tuple[int, np.dtype], Reduction] = {}
 
     @property
@@ -107,6 +127,7 @@ class Shards:
         value = np.ascontiguousarray(value)
         if value.nbytes >= _LARGE and value.dtype.kind == "f":
             return self._sum_of_slices(value)
+        self._note(value, value.nbytes, 0)
         parts = self._gather(value)
         total: Array = tree_sum((0, self.size), {(i, i + 1): part for i, part in enumerate(parts)})
         return total
@@ -120,7 +141,12 @@ class Shards:
         reduction.start({self._waiter.comm.rank: value.reshape(-1)})
         reduction.combine()
         self._bytes += reduction.nbytes
+        self._note(value, reduction.piece, reduction.slice_bytes)
         return reduction.finish().reshape(value.shape).copy()
+
+    def _note(self, value: Array, first: int, then: int) -> None:
+        self.last = f"sum of {value.nbytes} bytes"
+        self.facts[self.last] = {"bytes": first, "sum_bytes": then}
 
     def sums(self, *values: Scalar) -> tuple[Scalar, ...]:
         return tuple(self.sum(np.array(values, np.float64)).tolist())
@@ -141,6 +167,50 @@ class Shards:
             self._waiter.all([request], "the other shards of the nodes", waiting.ALL_RANKS)
             parts[:, start : start + piece.size] = everyones
         return parts.view(value.dtype).reshape(self.size, *value.shape)
+
+
+class ShardsOnDevices:
+    """The shards of a block, each on a rank with arrays on a device: sums travel through the host.
+
+    A rank waits for its device before every sum; that is no wait for the others.
+    """
+
+    def __init__(self, shards: Shards, backend: Backend, waiter: Waiter) -> None:
+        self._shards, self._backend, self._waiter = shards, backend, waiter
+        self.size = shards.size
+
+    @property
+    def bytes(self) -> int:
+        return self._shards.bytes
+
+    @property
+    def seconds(self) -> float:
+        return self._shards.seconds
+
+    @property
+    def last(self) -> str:
+        return self._shards.last
+
+    @property
+    def facts(self) -> dict[str, Record]:
+        return self._shards.facts
+
+    def sum(self, value: Array) -> Array:
+        if isinstance(value, np.ndarray):
+            return self._shards.sum(value)
+        waited = self._waiter.seconds
+        self._backend.settle(self._waiter.until)
+        self._waiter.seconds = waited
+        return self._backend.asarray(self._shards.sum(self._backend.to_host(value)))
+
+    def sums(self, *values: Scalar) -> tuple[Scalar, ...]:
+        waited = self._waiter.seconds
+        found = self._backend.floats(values, self._waiter.until)
+        self._waiter.seconds = waited
+        return self._shards.sums(*found)
+
+    def span(self, low: float, high: float) -> tuple[float, float]:
+        return self._shards.span(low, high)
 
 
 class Grid:
@@ -177,6 +247,7 @@ class Grid:
         self.blocks, self.shards = comm.size // shards, shards
         self.block, self.shard = divmod(comm.rank, shards)
         self.nodes: Axis = ALONE
+        self._waiter = waiter
         self._of_block: Intracomm | None = None
         if shards > 1:
             self._of_block = cast("Intracomm", comm.Split(self.block, self.shard))
@@ -184,9 +255,22 @@ class Grid:
             inner.background = waiter.background
             self.nodes = Shards(inner)
 
+    def compute_on(self, backend: Backend) -> None:
+        """Where the arrays are that the shards sum up; on the host if nobody says so."""
+        if backend.on_device and isinstance(self.nodes, Shards):
+            self.nodes = ShardsOnDevices(self.nodes, backend, self._waiter)
+
     def rank_of(self, block: int) -> int:
         """The rank that has this rank's shard in another block."""
         return block * self.shards + self.shard
+
+    @property
+    def neighbours(self) -> list[tuple[int, int]]:
+        """Ranks of neighbouring blocks with the same shard, and of neighbouring shards of a block; sorted."""
+        ranks = self.blocks * self.shards
+        above = [(rank, rank + self.shards) for rank in range(ranks - self.shards)]
+        beside = [(rank, rank + 1) for rank in range(ranks - 1) if (rank + 1) % self.shards]
+        return sorted({*above, *beside})
 
     def close(self) -> None:
         """Free the communicator of the block; collective."""

@@ -95,6 +95,9 @@ def _contradiction(profile: Record) -> str | None:
             return f"a run without {name}"
     if [rank["rank"] for rank in ranks] != list(range(profile["run"]["ranks"])):
         return "not every rank is there, or they are out of order"
+    shards = profile["run"].get("shards", 1)
+    if len(ranks) % shards:
+        return f"{shards} shards on {len(ranks)} ranks"
     if len({len(rank["stages"]) for rank in ranks}) > 1:
         return "the ranks have different stages"
     for rank in ranks:

@@ -7,7 +7,9 @@ run through :mod:`pdadmm.profile.simulate`. Stated assumptions:
 * a layer computes for as long as measured, wherever it is placed and whatever the network does;
 * for another codec, the stretches that decode and encode are scaled by the ratio of the two codecs'
   passes, timed on this machine (:func:`codec_seconds`);
-* message sizes follow from the codec exactly.
+* message sizes follow from the codec exactly;
+* a sum over shards of the nodes is what :mod:`pdadmm.comm.grid` sends, directly to each of the others; adding
+  up counts as nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import numpy as np
 from pdadmm.admm.activations import make_activation
 from pdadmm.admm.passes import Copies, Passes, make_passes
 from pdadmm.admm.placement import place
+from pdadmm.arrays.groups import rows_of_shard
 from pdadmm.codec import Codec, check_codec, default_bits, make_codec
 from pdadmm.errors import InputError
 from pdadmm.files import Record
@@ -155,9 +158,11 @@ def _contradiction(profile: Record) -> str | None:
             return "layers have no steps, or others' steps"
         for step in steps:
             layer, coupling, upward = step["layer"], step.get("coupling"), step.get("upward")
+            if step["phase"] == "reduction" and "bytes" not in step:
+                return "its sums over shards have no sizes"
             if step["part"] not in _PARTS or coupling is None or upward is None:
                 return "its steps are not those of an iteration by ADMM"
-            if coupling < 0 or step["phase"] == "other":
+            if coupling < 0 or step["phase"] in ("other", "reduction"):
                 continue
             if coupling not in above or layer not in (coupling, above[coupling]):
                 return f"layer {layer} has a message of coupling {coupling}"
@@ -178,13 +183,17 @@ def programs(
     codec: Codec,
     scale: tuple[float, float] = (1.0, 1.0),
     statistic: str = "median",
+    shard: int = 0,
+    shards: int = 1,
 ) -> list[list[Op]]:
-    """The operations of an iteration of every rank.
+    """The operations of an iteration of every rank that has a shard of the nodes.
 
     Parameters
     ----------
+    profile
+        With the ranks that had this shard.
     blocks
-        Layers of every rank.
+        Layers of every block of ranks; rank ``block * shards + shard`` has this shard of them.
     codec
         Gives the sizes of the messages.
     scale
@@ -193,8 +202,9 @@ def programs(
         Of the measured times: median, mean, or least, for a machine that others share.
     """
     layers = _layers(profile)
-    owner = {layer: rank for rank, block in enumerate(blocks) for layer in block}
-    rows, widths = profile["run"]["nodes_train"], profile["run"]["widths"]
+    owner = {layer: block * shards + shard for block, of in enumerate(blocks) for layer in of}
+    first, last = rows_of_shard(profile["run"]["nodes_train"], shard, shards)
+    rows, widths = last - first, profile["run"]["widths"]
     positions = sorted(layers)
     above = dict(itertools.pairwise(positions))
 
@@ -206,6 +216,9 @@ def programs(
             # an output layer neither decodes nor encodes around its z
             updates = step["updates"][statistic] * ((factor if coded else 1.0) - 1.0)
             found.append(Op("compute", max(step["compute"][statistic] + updates, 0.0)))
+            if step["phase"] == "reduction":
+                found += _exchange(step, f"{part} {layer} {len(found)}", owner[layer], shards)
+                continue
             coupling, upward = step["coupling"], step["upward"]
             if coupling < 0 or step["phase"] == "other":
                 continue
@@ -216,7 +229,7 @@ def programs(
             peer = upper if (sends == upward) else lower
             size = codec.nbytes(rows, widths[coupling])
             late = upward and not sends  # q is that of the iteration before
-            found.append(Op(step["phase"], 0.0, step["channel"], size, peer, late))
+            found.append(Op(step["phase"], 0.0, f"{step['channel']} {shard}", size, peer, late))
         return found
 
     return [
@@ -225,6 +238,18 @@ def programs(
         + [op for layer in block for op in ops(layer, "z")]
         for block in blocks
     ]
+
+
+def _exchange(step: Record, name: str, rank: int, shards: int) -> list[Op]:
+    """What a rank sends in a sum over the shards of its block, and waits for."""
+    first = rank - rank % shards
+    others = [other for other in range(first, first + shards) if other != rank]
+    found: list[Op] = []
+    for size in filter(None, (step.get("bytes", 0), step.get("sum_bytes", 0))):
+        key = f"{name} {len(found)}"
+        found += [Op("send", 0.0, f"{key}: {rank}>{other}", size, other) for other in others]
+        found += [Op("wait", 0.0, f"{key}: {other}>{rank}", 0, other) for other in others]
+    return found
 
 
 def predict(
@@ -239,35 +264,51 @@ def predict(
         of the profile are no iteration.
     """
     run = profile["run"]
-    if run.get("shards", 1) > 1:
-        raise InputError("a run with --shards above 1 is not predicted from; give the profile of one without")
-    if problem := _contradiction(profile):
-        raise InputError(f"the profile cannot be predicted from: {problem}; run again")
-    layers = _layers(profile)
-    positions = sorted(layers)
+    shards = run.get("shards", 1)
+    of_shards = [{**profile, "ranks": profile["ranks"][shard::shards]} for shard in range(shards)]
+    for of_shard in of_shards:
+        if problem := _contradiction(of_shard):
+            raise InputError(f"the profile cannot be predicted from: {problem}; run again")
+    measured = [rank["stages"][-1]["layers"] for rank in of_shards[0]["ranks"]]
+    if any([rank["stages"][-1]["layers"] for rank in of["ranks"]] != measured for of in of_shards):
+        raise InputError(
+            "the profile cannot be predicted from: shards of a block have other layers; run again"
+        )
+    layers = [_layers(of_shard) for of_shard in of_shards]
+    positions = sorted(layers[0])
     ranks = scenario.ranks or run["ranks"]
-    if not 1 <= ranks <= len(positions):
-        raise InputError(f"--ranks {ranks}: the run has {len(positions)} layers; give 1 to {len(positions)}")
-    measured = [stage["layers"] for stage in (rank["stages"][-1] for rank in profile["ranks"])]
+    if ranks % shards:
+        raise InputError(f"--ranks {ranks} is no multiple of the run's {shards} shards; give one")
+    if not 1 <= ranks // shards <= len(positions):
+        raise InputError(
+            f"--ranks {ranks}: the run has {len(positions)} layers"
+            f"{f' in {shards} shards' if shards > 1 else ''}; give {shards} to {shards * len(positions)}"
+        )
     if ranks == run["ranks"]:
         blocks: list[list[int]] = measured
     else:
         costs = [
-            sum(step["compute"][statistic] for part in layers[position].values() for step in part)
+            max(
+                sum(step["compute"][statistic] for part in of_shard[position].values() for step in part)
+                for of_shard in layers
+            )
             for position in positions
         ]
-        blocks = [[positions[i - 1] for i in block] for block in place(costs, ranks)]
+        blocks = [[positions[i - 1] for i in block] for block in place(costs, ranks // shards)]
     codec, bits = resolve_codec(run, scenario)
     scale = (1.0, 1.0)
     if (codec, bits) != (run["codec"], run["bits"]):
         passes = passes or passes_named(run["kernels"])
-        shape = (run["nodes_train"], run["hidden"])
+        shape = (run["nodes_train"] // shards, run["hidden"])
         before = codec_seconds(make_codec(run["codec"], run["bits"], _SPAN), *shape, passes)
         after = codec_seconds(make_codec(codec, bits, _SPAN), *shape, passes)
         scale = (after[0] / before[0], after[1] / before[1])
-    return simulate(
-        programs(profile, blocks, make_codec(codec, bits, _SPAN), scale, statistic), scenario.network
-    )
+    coding = make_codec(codec, bits, _SPAN)
+    found = [
+        programs(of_shard, blocks, coding, scale, statistic, shard, shards)
+        for shard, of_shard in enumerate(of_shards)
+    ]
+    return simulate([ops for of_block in zip(*found, strict=True) for ops in of_block], scenario.network)
 
 
 def resolve_codec(run: Record, scenario: Scenario) -> tuple[str, int]:

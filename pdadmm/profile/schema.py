@@ -38,6 +38,7 @@ class _RunFacts(TypedDict, total=False):
     codec: Name  #: with `bits` and `nodes_train` of layers
     bits: Annotated[int, Meta(ge=1, le=64)]
     nodes_train: Positive
+    shards: Annotated[int, Meta(ge=1, le=10**6)]
     model: Name  #: from here on of graphs
     parts: Number
     messages: Name

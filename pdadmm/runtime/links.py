@@ -220,12 +220,18 @@ class StagedWay:
 
 
 def measure_pair(
-    comm: Intracomm, lower: int, sizes: Sequence[int] = SIZES, seconds: float = 0.1, way: Way | None = None
+    comm: Intracomm,
+    pair: tuple[int, int],
+    sizes: Sequence[int] = SIZES,
+    seconds: float = 0.1,
+    way: Way | None = None,
 ) -> list[dict[str, float]]:
-    """Latency and bandwidth between ranks `lower` and `lower` + 1; called on both.
+    """Latency and bandwidth between two ranks; called on both.
 
     Parameters
     ----------
+    pair
+        The ranks, the lower one first.
     seconds
         Time to spend on every size and measurement, about; at least one round is made.
     way
@@ -238,8 +244,8 @@ def measure_pair(
         measured by the lower rank, on both.
     """
     way = way or HostWay(comm)
-    first = comm.rank == lower
-    peer = lower + 1 if first else lower
+    first = comm.rank == pair[0]
+    peer = pair[first]
     found = []
     for size in sizes:
         with way.ping_pong(first, peer, size) as once:
@@ -311,6 +317,7 @@ def measure_neighbours(
     choice: Choice = ON_CPUS,
     backend: Backend = NUMPY,
     run: Run | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> Record | None:
     """Measure every pair of neighbouring ranks, one pair after another; collective.
 
@@ -320,6 +327,8 @@ def measure_neighbours(
         Of those of `choice`.
     choice, backend, run
         Where the messages are, and the options they travel with.
+    pairs
+        Of ranks, the lower one first; None: r and r + 1. Others are measured by the way ``mpi`` only.
 
     Returns
     -------
@@ -328,14 +337,15 @@ def measure_neighbours(
         hosts and ``results`` of :func:`measure_pair`. None elsewhere.
     """
     comm = waiter.comm
-    mine: dict[str, dict[int, list[dict[str, float]]]] = {}
+    pairs = [(rank, rank + 1) for rank in range(comm.size - 1)] if pairs is None else pairs
+    mine: dict[str, dict[tuple[int, int], list[dict[str, float]]]] = {}
     for name in ways:
         mine[name] = {}
         with _opened(name, waiter, choice, backend, run or Run()) as way:
-            for lower in range(comm.size - 1):
+            for pair in pairs:
                 waiter.barrier()
-                if comm.rank in (lower, lower + 1):
-                    mine[name][lower] = measure_pair(comm, lower, sizes, seconds, way)
+                if comm.rank in pair:
+                    mine[name][pair] = measure_pair(comm, pair, sizes, seconds, way)
             waiter.barrier()  # what a rank does next must not disturb the last pair
     gathered = waiter.gather((platform.node(), mine))
     if gathered is None:
@@ -344,11 +354,11 @@ def measure_neighbours(
         name: [
             {
                 "lower": lower,
-                "upper": lower + 1,
-                "hosts": [gathered[lower][0], gathered[lower + 1][0]],
-                "results": gathered[lower][1][name][lower],
+                "upper": upper,
+                "hosts": [gathered[lower][0], gathered[upper][0]],
+                "results": gathered[lower][1][name][lower, upper],
             }
-            for lower in range(comm.size - 1)
+            for lower, upper in pairs
         ]
         for name in ways
     }

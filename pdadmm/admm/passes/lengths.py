@@ -107,6 +107,10 @@ class DeviceLengths:
     ) -> Scalar:
         if isinstance(norm, float) and isinstance(image, float):  # passes that decided on the host
             return updates.step_length(curvature, weight, image, norm, step)
+        # one of them may have been summed up over shards, on the host
+        norm, image = (
+            self._cupy.asarray(np.float64(x)) if isinstance(x, float) else x for x in (norm, image)
+        )
         length = self._cupy.empty((), np.float64)
         self._kernel(
             (1,), (1,),
