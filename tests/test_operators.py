@@ -22,6 +22,7 @@ from pdadmm.datasets.graph import clean_adjacency
 from pdadmm.datasets.registry import REGISTRY
 from pdadmm.errors import InputError
 from pdadmm.inputs import augment
+from pdadmm.inputs.augment import near_order
 from pdadmm.inputs.feature_file import FeatureFile
 from pdadmm.inputs.operators import TOLERANCE, parse_operators
 from pdadmm.inputs.write import in_memory
@@ -99,6 +100,27 @@ def test_a_list_gives_the_bits_that_its_operators_give_alone() -> None:
     together = in_memory(graph, operators=EVERYTHING).x("all")
     # the highest power of a list is formed at the wanted rows only, in the same order of additions
     np.testing.assert_array_equal(together, np.hstack(alone))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_order_of_the_nodes_in_between_does_not_change_the_bits(
+    sparse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, _, _ = graph_with_isolated_nodes(40, 9, 80, 3)
+    if sparse:
+        graph.features = sp.csr_matrix(np.where(graph.features > 0.3, graph.features, 0))
+    orders = []
+
+    def noted(looped: Any) -> Any:
+        orders.append(near_order(looped))
+        return orders[-1]
+
+    monkeypatch.setattr(augment, "near_order", noted)
+    found = in_memory(graph, operators=EVERYTHING).x("all")
+    assert sorted(orders[0]) == list(range(40)) and list(orders[0]) != list(range(40))
+    monkeypatch.setattr(augment, "_FEW_POWERS", 10**9)
+    np.testing.assert_array_equal(in_memory(graph, operators=EVERYTHING).x("all"), found)
+    assert len(orders) == 1
 
 
 def test_blocks_and_the_lack_of_the_library_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,8 @@ _BLOCK_BYTES = 64 << 20  # one column block of the whole graph
 _HOPS_BYTES = 256 << 20  # all operators of a column block
 _PANEL_BYTES = 448 << 20  # columns gathered before they are written
 _BLOCK_COLUMNS = 64
+#: powers, Ã^0 among them, that are not worth another order of the nodes
+_FEW_POWERS = 2
 
 
 def with_loops(adjacency: sp.csr_matrix) -> sp.csr_matrix:
@@ -50,6 +52,29 @@ def with_loops(adjacency: sp.csr_matrix) -> sp.csr_matrix:
     looped = (adjacency.astype(np.float32) + sp.identity(adjacency.shape[0], np.float32, "csr")).tocsr()
     looped.sort_indices()
     return looped
+
+
+def near_order(looped: sp.csr_matrix) -> Ids:
+    """An order of the nodes in which neighbours are near: reverse Cuthill-McKee.
+
+    Products read rows of a block at a node's neighbours. What is near has just been in the cache: on Coauthor
+    Physics a product takes half the time.
+    """
+    from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+    return np.asarray(reverse_cuthill_mckee(looped, symmetric_mode=True), np.int64)
+
+
+def relabelled(looped: sp.csr_matrix, order: Ids) -> tuple[sp.csr_matrix, Ids]:
+    """The matrix with its nodes in another order, and the new number of each node.
+
+    A row's entries stay in the order in which they were, so that sums over them have the same bits.
+    """
+    numbers = np.empty_like(order)
+    numbers[order] = np.arange(len(order))
+    rows = looped[order]
+    indices = numbers.astype(looped.indices.dtype)[rows.indices]
+    return sp.csr_matrix((rows.data, indices, rows.indptr), shape=looped.shape), numbers
 
 
 def _weights(looped: sp.csr_matrix, walk: bool) -> Floats:
@@ -122,9 +147,9 @@ class Diffusion:
     Parameters
     ----------
     looped : scipy.sparse.csr_matrix (N, N), or None when there is no graph
-        A + I as :func:`with_loops` makes it; its values are not looked at.
+        A + I as :func:`with_loops` makes it, or :func:`relabelled`; its values are not looked at.
     rows : ndarray (R,) int64
-        The nodes whose features are wanted, in the order of the output.
+        The nodes whose features are wanted, in the order of the output, by their rows in `looped`.
     operators : sequence of Operator
     """
 
@@ -210,14 +235,23 @@ class _Recurrence:
 
 
 class ColumnBlocks:
-    """Dense column blocks (N, w) of H, which is CSR or dense."""
+    """Dense column blocks (N, w) of H, CSR or dense, with its rows in another order where one is given."""
 
-    def __init__(self, features: Matrix) -> None:
-        self._features = features.tocsc() if sp.issparse(features) else features
+    def __init__(self, features: Matrix, order: Ids | None = None) -> None:
+        self._order: Ids | slice = slice(None) if order is None else order
+        self._features = features
+        if sp.issparse(features):
+            columns = self._features = features.tocsc()
+            if order is not None:
+                numbers = np.empty_like(order)
+                numbers[order] = np.arange(len(order))
+                indices = numbers.astype(columns.indices.dtype)[columns.indices]
+                self._features = sp.csc_matrix((columns.data, indices, columns.indptr), shape=columns.shape)
+                self._order = slice(None)
 
     def __call__(self, start: int, stop: int) -> Floats:
         """Columns start to stop, C-contiguous float32."""
-        block = self._features[:, start:stop]
+        block = self._features[self._order, start:stop]
         return np.ascontiguousarray(block.toarray() if sp.issparse(block) else block, dtype=np.float32)
 
 
@@ -270,9 +304,14 @@ class Augmentation:
             order = np.concatenate([order, np.flatnonzero(rest)])
         self.node_id: Ids = order.astype(np.int64)
         self.plan = Plan(graph.num_nodes, graph.num_features, self.node_id.size, len(found))
-        self.columns = ColumnBlocks(normalise_rows(graph.features, feature_norm))
         looped = None if graph.adjacency is None else with_loops(graph.adjacency)
-        self.kernel = Diffusion(looped, self.node_id, found)
+        near, rows = None, self.node_id
+        if looped is not None and max(len(operator.weights()) for operator in found) > _FEW_POWERS:
+            near = near_order(looped)
+            looped, numbers = relabelled(looped, near)
+            rows = numbers[rows]
+        self.columns = ColumnBlocks(normalise_rows(graph.features, feature_norm), near)
+        self.kernel = Diffusion(looped, rows, found)
 
     @property
     def labels(self) -> Ids:

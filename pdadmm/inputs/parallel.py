@@ -121,7 +121,7 @@ class _Team:
             _header(self._waiter, rank, _STOP, code)
 
     def _set_up(self, work: Augmentation, others: int) -> None:
-        looped, rows = work.kernel.looped, work.node_id
+        looped, rows = work.kernel.looped, work.kernel.rows
         assert looped is not None
         text = np.frombuffer(work.operators.encode(), np.uint8)
         sizes = looped.shape[0], looped.nnz, looped.indices.dtype.itemsize, rows.size, text.size
