@@ -28,6 +28,7 @@ from pdadmm.admm.model_file import read_model, reserved
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.files import append, free_name, write_json
+from pdadmm.gnn.model_file import read_model as read_graph_model
 from pdadmm.inputs.augment import Augmentation
 from pdadmm.inputs.feature_file import X_SHA256, FeatureFile
 from pdadmm.inputs.write import in_memory, write_features
@@ -505,6 +506,39 @@ sys.exit(main(sys.argv[1:]))
         np.testing.assert_array_equal(W, V)
         np.testing.assert_array_equal(b, c)
     assert summary_of(folder)["objective"] == summary_of(free)["objective"]
+
+
+def test_a_disk_filled_up_by_others_does_not_cost_a_graph_network(
+    mpirun: MPIRun, small_disk: Path, tmp_path: Path
+) -> None:
+    code = f"""import sys
+from pdadmm.gnn.trainer import Trainer
+close = Trainer.close
+def full(self):
+    close(self)
+    if self.waiter.comm.rank:
+        return
+    try:
+        with open({str(small_disk / "others")!r}, "wb") as file:
+            while True:
+                file.write(bytes(4096)); file.flush()
+    except OSError:
+        pass
+Trainer.close = full
+from pdadmm.gnn.run import main
+sys.exit(main(sys.argv[1:]))
+"""
+    options = ["--hidden", "16", "--epochs", "4", "--eval-every", "4", "--quiet"]
+    finished = mpirun(2, "-c", code, *options, "--out", small_disk / "o")
+    assert finished.code == 0, finished.err
+    assert {"model.h5", "summary.json", "profile.json"} <= {p.name for p in (small_disk / "o").iterdir()}
+    succeed(mpirun(2, "-m", "pdadmm.gnn.run", *options, "--out", tmp_path / "free"))
+    models = [read_graph_model(folder / "model.h5") for folder in (small_disk / "o", tmp_path / "free")]
+    assert models[0][2] == models[1][2]
+    for layer, named in models[0][1].items():
+        for name, array in named.items():
+            np.testing.assert_array_equal(array, models[1][1][layer][name])
+    assert not list((small_disk / "o").glob(".model*"))
 
 
 def test_room_for_a_model_is_taken_once_and_given_back(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.files import Record, write_json
-from pdadmm.gnn.model_file import write_model
+from pdadmm.gnn.model_file import ModelRoom, reserved
 from pdadmm.gnn.options import Config, parse
 from pdadmm.gnn.report import final_table, in_profile, show, summarise
 from pdadmm.gnn.trainer import Facts, Trainer
@@ -44,7 +45,8 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     np.seterr(all="ignore")  # overflow shows as NaN in a message or the loss, which ends the run in words
     config, facts = _configure(waiter, arguments)
     choice = _choose(config, waiter)
-    with run_folder(waiter, config.output, facts.dataset, _warn) as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(run_folder(waiter, config.output, facts.dataset, _warn))
         threads = set_threads(config.run, waiter.comm)
         crowded = too_many(config.run, waiter.comm)
         if crowded and waiter.comm.rank == 0:
@@ -59,16 +61,18 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         with waiter.patient():
             trainer = agree(waiter, lambda: _trainer(config, facts, waiter, threads, choice, control, record))
         resumed = newest(folder.path, waiter, _warn, trainer.fits) if o.resume else None
-        agree(waiter, lambda: _begin_files(folder, trainer, metrics, resumed))
+        room = agree(waiter, lambda: _begin_files(stack, folder, trainer, metrics, resumed))
         _announce(trainer, threads)
         baseline = _measure_links(trainer)
         with progress:
             finished = trainer.run(folder.path, resumed, metrics.mark)
         trainer.close()
+        summary = _write_results(folder.path, trainer, room, threads, started) if finished else None
         _write_profile(folder.path, trainer, threads, baseline)
         if not finished:
             _stop_early(folder.path, trainer)
-        _write_results(folder.path, trainer, threads, started)
+        elif summary is not None and not config.output.quiet:
+            final_table(summary, folder.path)
 
 
 # ---- getting ready ----------------------------------------------------------------------------------
@@ -155,10 +159,33 @@ def _record(metrics: Metrics, progress: Progress, config: Config, waiter: Waiter
     show(progress, values, config.training.epochs)
 
 
-def _begin_files(folder: RunFolder, trainer: Trainer, metrics: Metrics, resumed: Checkpoint | None) -> None:
-    """The files that a run begins with, on rank 0."""
-    if trainer.waiter.comm.rank == 0:
-        begin_files(folder, trainer.config, metrics, resumed, "graph", _warn, lambda: None)
+def _begin_files(
+    stack: contextlib.ExitStack,
+    folder: RunFolder,
+    trainer: Trainer,
+    metrics: Metrics,
+    resumed: Checkpoint | None,
+) -> ModelRoom | None:
+    """Room for model.h5, and the files that a run begins with, on rank 0."""
+    if trainer.waiter.comm.rank:
+        return None
+
+    def room() -> ModelRoom:
+        path = folder.path / "model.h5"
+        return stack.enter_context(reserved(path, trainer.shape, _attributes(trainer, 0.0)))
+
+    return begin_files(folder, trainer.config, metrics, resumed, "graph", _warn, room)
+
+
+def _attributes(trainer: Trainer, test_accuracy: float) -> Record:
+    """Of model.h5."""
+    return {
+        "dataset": trainer.facts.dataset,
+        "order": trainer.config.network.order,
+        "multilabel": int(trainer.facts.multilabel),
+        "feature_norm": trainer.facts.feature_norm,
+        "test_accuracy": test_accuracy,
+    }
 
 
 def _announce(trainer: Trainer, threads: int) -> None:
@@ -202,20 +229,15 @@ def _stop_early(folder: Path, trainer: Trainer) -> None:
     raise SystemExit(STOPPED_EARLY)
 
 
-def _write_results(folder: Path, trainer: Trainer, threads: int, started: float) -> None:
-    """Write model.h5 and summary.json, print the table; collective."""
+def _write_results(
+    folder: Path, trainer: Trainer, room: ModelRoom | None, threads: int, started: float
+) -> Record | None:
+    """Write model.h5 and summary.json, which rank 0 returns; collective."""
     summary = summarise(trainer, threads)
     if trainer.waiter.comm.rank:
-        return
-    attributes = {
-        "dataset": trainer.facts.dataset,
-        "order": trainer.config.network.order,
-        "multilabel": int(trainer.facts.multilabel),
-        "feature_norm": trainer.facts.feature_norm,
-        "test_accuracy": summary["test_accuracy"],
-    }
-    write_model(folder / "model.h5", trainer.shape, trainer.weights(), attributes)
+        return None
+    assert room is not None
+    room.write(trainer.shape, trainer.weights(), _attributes(trainer, summary["test_accuracy"]))
     summary["seconds_total"] = time.monotonic() - started
     write_json(folder / "summary.json", summary)
-    if not trainer.config.output.quiet:
-        final_table(summary, folder)
+    return summary

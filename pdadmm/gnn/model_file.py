@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pdadmm.errors import InputError
-from pdadmm.files import Record, replacing
+from pdadmm.files import Record, naming, reserve, write_at
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.part import MODELS
 
-__all__ = ["read_model", "write_model"]
+__all__ = ["ModelRoom", "read_model", "reserved"]
 
 SCHEMA, SCHEMA_VERSION = "pdadmm-gnn-model", 1
+#: for summary.json and profile.json, which are written when the model has left this room
+_SLACK_BYTES = 1 << 20
 
 #: by layer and name
 Weights = Mapping[int, Mapping[str, np.ndarray]]
@@ -25,17 +30,70 @@ def _group(layer: int) -> str:
     return f"layer_{layer:04d}"
 
 
-def write_model(path: Path, shape: Shape, weights: Weights, attributes: Record) -> None:
-    """Write the file, which is whole or not there; on one rank.
+@dataclass(frozen=True)
+class ModelRoom:
+    """Space on the disk for model.h5 of a run that goes on, which the run's own model then fits into."""
+
+    path: Path  #: which the file takes at the end
+    temporary: Path
+
+    def write(self, shape: Shape, weights: Weights, attributes: Record) -> None:
+        """Write the file, which is whole or not there; on one rank.
+
+        Parameters
+        ----------
+        attributes
+            Recorded at the root of the file besides the layers' shape.
+
+        Raises
+        ------
+        OSError
+            Which names the file.
+        """
+        content = _content(shape, weights, attributes)
+        with naming(self.path, self.temporary):
+            with self.temporary.open("r+b", buffering=0) as file:
+                write_at(file.fileno(), memoryview(content), 0)
+                file.truncate(len(content))
+                os.fsync(file.fileno())
+            os.replace(self.temporary, self.path)
+
+
+@contextmanager
+def reserved(path: Path, shape: Shape, attributes: Record) -> Iterator[ModelRoom]:
+    """Take the space of model.h5; what is not written is given back at the end.
 
     Parameters
     ----------
     attributes
-        Recorded at the root of the file besides the layers' shape.
+        As long as those that :meth:`ModelRoom.write` will get.
+
+    Raises
+    ------
+    OSError
+        When there is no room.
     """
+    layers = range(1, shape.layers + 1)
+    zeros = {
+        layer: {name: np.zeros(size, np.float32) for name, size in shape.parameters(layer).items()}
+        for layer in layers
+    }
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with naming(path, temporary):
+            temporary.unlink(missing_ok=True)  # of a run that was killed
+            reserve(temporary, len(_content(shape, zeros, attributes)) + _SLACK_BYTES)
+        yield ModelRoom(path, temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _content(shape: Shape, weights: Weights, attributes: Record) -> bytes:
+    """The file, in memory: HDF5 does not survive a full disk."""
     import h5py
 
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
         file.attrs.update(
             schema=SCHEMA,
             schema_version=SCHEMA_VERSION,
@@ -47,6 +105,7 @@ def write_model(path: Path, shape: Shape, weights: Weights, attributes: Record) 
             group = file.create_group(_group(layer))
             for name, array in named.items():
                 group[name] = array
+    return buffer.getvalue()
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[Shape, dict[int, dict[str, np.ndarray]], Record]:
