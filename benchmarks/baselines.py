@@ -60,7 +60,7 @@ def _grown(network: nn.Sequential, depth: int) -> nn.Sequential:
 
 
 #: C of scikit-learn's logistic regression
-INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
+INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
 
 def train_linear(data: Any, C: float, scaling: tuple[str, float]) -> dict[str, float]:
