@@ -100,7 +100,7 @@ def test_the_reference_codecs_send_the_bytes_of_the_host(name: str, bits: int) -
     assert np.array_equal(hat, decoded.get())
 
 
-def stage_of(kernels: str, codec: Any) -> Stage:
+def stage_of(kernels: str, codec: Any, step: str = "exact") -> Stage:
     backend = CupyBackend()
     widths = [50, 40, 40, 40, 5]
     layers = [
@@ -116,17 +116,18 @@ def stage_of(kernels: str, codec: Any) -> Stage:
     y = backend.asarray(rng.integers(0, 5, 300))
     # the reference's Newton iteration decides on the host, so the loss is the squared error here
     risk = "cross_entropy" if kernels == "fused" else "least_squares"
-    hyper = Hyper(0.01, 0.1, 0.01, "gradient", "exact", 7, risk)
+    hyper = Hyper(0.01, 0.1, 0.01, "gradient", step, 7, risk)
     stage.start(X, y, 300, lambda start: codec, hyper, make_passes(kernels, 1, "cupy"), 0)
     return stage
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("step", ["exact", "row"])
 @pytest.mark.parametrize("codec", [DeltaCodec(4), AffineCodec(8), Float32Codec()], ids=lambda c: c.name)
-def test_no_iteration_waits_or_grows_the_memory_pool(kernels: str, codec: Any) -> None:
+def test_no_iteration_waits_or_grows_the_memory_pool(kernels: str, codec: Any, step: str) -> None:
     import cupyx
 
-    stage = stage_of(kernels, codec)
+    stage = stage_of(kernels, codec, step)
     for i in range(8):
         stage.iterate(i, False)
     pool = cupy.get_default_memory_pool()
@@ -174,7 +175,12 @@ def test_links_between_two_ranks_are_measured(tmp_path: Path, mpirun: Callable[.
 WAYS = [
     f"{codec} --kernels {kernels}"
     for kernels in KERNELS
-    for codec in ("--codec delta --bits 4", "--codec grid --bits 8", "--codec float32 --solver exact")
+    for codec in (
+        "--codec delta --bits 4",
+        "--codec delta --bits 4 --step row",
+        "--codec grid --bits 8",
+        "--codec float32 --solver exact",
+    )
 ]
 
 
@@ -190,6 +196,23 @@ def test_training_is_as_good_as_on_the_cpu(
     cpu, gpu = (records_of(tmp_path / backend)[-1] for backend in ("numpy", "cupy"))
     assert gpu["objective"] == pytest.approx(cpu["objective"], rel=0.02)
     assert gpu["test_accuracy"] == pytest.approx(cpu["test_accuracy"], abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["exact", "row"])
+def test_shards_that_share_a_gpu_train_as_well_as_on_the_cpu(
+    step: str, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+) -> None:
+    common = (
+        f"--layers 4 --hidden 32 --iterations 40 --shards 2 --step {step} --transport mpi --quiet".split()
+    )
+    for backend in ("numpy", "cupy"):
+        arguments = [*common, "--backend", backend, "--out", tmp_path / backend]
+        succeed(mpirun(4, "-m", "pdadmm.run", small, *arguments, timeout=200))
+    cpu, gpu = (records_of(tmp_path / backend)[-1] for backend in ("numpy", "cupy"))
+    assert gpu["objective"] == pytest.approx(cpu["objective"], rel=0.02)
+    assert gpu["test_accuracy"] == pytest.approx(cpu["test_accuracy"], abs=0.03)
+    assert summary_of(tmp_path / "cupy")["shards"] == 2
 
 
 @pytest.mark.slow
