@@ -207,7 +207,7 @@ def test_shards_that_share_a_gpu_train_as_well_as_on_the_cpu(
         f"--layers 4 --hidden 32 --iterations 40 --shards 2 --step {step} --transport mpi --quiet".split()
     )
     for backend in ("numpy", "cupy"):
-        arguments = [*common, "--backend", backend, "--out", tmp_path / backend]
+        arguments = [*common, "--quiet", "--backend", backend, "--out", tmp_path / backend]
         succeed(mpirun(4, "-m", "pdadmm.run", small, *arguments, timeout=200))
     cpu, gpu = (records_of(tmp_path / backend)[-1] for backend in ("numpy", "cupy"))
     assert gpu["objective"] == pytest.approx(cpu["objective"], rel=0.02)
