@@ -252,7 +252,8 @@ def expected(going: Going, depth: int) -> dict[int, dict[str, tuple[str, tuple[i
         weights = {"W": ("<f4", (n_out, n_in)), "b": ("<f4", (n_out,))}
         arrays = found[position] = {**weights, "z": ("<f4", (nodes, n_out)), "M": ("<f4", (nodes, n_out))}
         if position == 1 and going.in_row_space:
-            arrays.update({"rows/coefficients": ("<f4", (nodes, n_out)), "rows/scale": ("<f8", (1,))})
+            scales = n_out if going.config.training.step == "row" else 1
+            arrays.update({"rows/coefficients": ("<f4", (nodes, n_out)), "rows/scale": ("<f8", (scales,))})
         if going.config.training.momentum and position != layers:
             arrays.update({f"{name}/step": form for name, form in weights.items()})
         if place > 0:
