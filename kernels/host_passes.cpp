@@ -132,23 +132,15 @@ void subtract_mean_rows(const SubtractMean &a, int64_t first, int64_t last, Part
   }
 }
 
+// Sums of the columns, or of their squares
+template <bool SQUARES>
 void column_sums_rows(const ColumnSums &a, int64_t first, int64_t last, Partial &, double *columns) {
   const int64_t n = a.shape.cols;
   for (int64_t j = 0; j < n; ++j) columns[j] = 0.0;
   for (int64_t row = first; row < last; ++row) {
     const float *x = a.x + row * n;
     PDADMM_ELEMENTWISE
-    for (int64_t j = 0; j < n; ++j) columns[j] += (double)x[j];
-  }
-}
-
-void column_squares_rows(const ColumnSums &a, int64_t first, int64_t last, Partial &, double *columns) {
-  const int64_t n = a.shape.cols;
-  for (int64_t j = 0; j < n; ++j) columns[j] = 0.0;
-  for (int64_t row = first; row < last; ++row) {
-    const float *x = a.x + row * n;
-    PDADMM_ELEMENTWISE
-    for (int64_t j = 0; j < n; ++j) columns[j] += (double)(x[j] * x[j]);
+    for (int64_t j = 0; j < n; ++j) columns[j] += (double)(SQUARES ? x[j] * x[j] : x[j]);
   }
 }
 
@@ -350,7 +342,7 @@ void decode_rows(const Decode &a, int64_t first, int64_t last, Partial &, double
 extern const Passes passes;
 const Passes passes = {
     PDADMM_TEXT(PDADMM_ISA), squared_norm_rows,       weight_gradient_rows,    subtract_rows,
-    subtract_mean_rows,      column_sums_rows,        column_squares_rows,     weight_line_search_rows,
+    subtract_mean_rows,      column_sums_rows<false>, column_sums_rows<true>,  weight_line_search_rows,
     residual_rows,           p_gradient_rows,         p_step_rows,             p_line_search_rows,
     projected_change_rows,   hidden_rows,             output_rows,             encode_rows,
     decode_rows,

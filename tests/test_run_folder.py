@@ -475,27 +475,32 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_disk_filled_up_by_others_does_not_cost_the_model(
-    mpirun: MPIRun, small: Path, small_disk: Path, ranks: int
-) -> None:
-    code = f"""import sys
-from pdadmm.admm.trainer import Trainer
+def then_full(trainer: str, program: str, disk: Path) -> str:
+    """A program whose disk others fill up when it has trained."""
+    return f"""import sys
+from pdadmm.{trainer} import Trainer
 close = Trainer.close
 def full(self):
     close(self)
-    if self.rank:
+    if self.waiter.comm.rank:
         return
     try:
-        with open({str(small_disk / "others")!r}, "wb") as file:
+        with open({str(disk / "others")!r}, "wb") as file:
             while True:
                 file.write(bytes(4096)); file.flush()
     except OSError:
         pass
 Trainer.close = full
-from pdadmm.run import main
+from pdadmm.{program} import main
 sys.exit(main(sys.argv[1:]))
 """
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_disk_filled_up_by_others_does_not_cost_the_model(
+    mpirun: MPIRun, small: Path, small_disk: Path, ranks: int
+) -> None:
+    code = then_full("admm.trainer", "run", small_disk)
     folder = small_disk / "o"
     shape = [*SHAPE, "--hidden", "100", "--iterations", "5"]
     finished = mpirun(ranks, "-c", code, small, *shape, "--out", folder)
@@ -511,23 +516,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_disk_filled_up_by_others_does_not_cost_a_graph_network(
     mpirun: MPIRun, small_disk: Path, tmp_path: Path
 ) -> None:
-    code = f"""import sys
-from pdadmm.gnn.trainer import Trainer
-close = Trainer.close
-def full(self):
-    close(self)
-    if self.waiter.comm.rank:
-        return
-    try:
-        with open({str(small_disk / "others")!r}, "wb") as file:
-            while True:
-                file.write(bytes(4096)); file.flush()
-    except OSError:
-        pass
-Trainer.close = full
-from pdadmm.gnn.run import main
-sys.exit(main(sys.argv[1:]))
-"""
+    code = then_full("gnn.trainer", "gnn.run", small_disk)
     options = ["--hidden", "16", "--epochs", "4", "--eval-every", "4", "--quiet"]
     finished = mpirun(2, "-c", code, *options, "--out", small_disk / "o")
     assert finished.code == 0, finished.err
