@@ -8,7 +8,7 @@ A grid BxS is B blocks of layers times S shards of the nodes, on B * S ranks of 
 grid once, in turn. With --mbit every rank is a host of its own, a network namespace with links of that rate
 (hosts.py: Linux, root, iproute2), else all are on this machine. The features are random with class means.
 Seconds are the median iteration of the slowest rank, delta 4 bits; memory is the largest of the ranks'
-(VmHWM), with that of the interpreter and its libraries.
+at its peak, with that of the interpreter and its libraries.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import atexit
 import contextlib
 import json
 import os
+import resource
 import runpy
 import subprocess
 import sys
@@ -38,15 +39,14 @@ RESULTS = Path(__file__).parent / "results" / "shards.json"
 _SAME = ("nodes", "hidden", "inputs", "layers", "step", "mbit")
 
 
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 def as_rank(folder: str, arguments: list[str]) -> None:
     """Be a rank of pdadmm.run, and leave the memory it took in a folder."""
-    atexit.register(lambda: Path(folder, f"peak.{os.getpid()}").write_text(str(peak_bytes())))
+
+    def note() -> None:
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        Path(folder, f"peak.{os.getpid()}").write_text(str(peak))
+
+    atexit.register(note)
     sys.argv[:] = ["pdadmm.run", *arguments]
     runpy.run_module("pdadmm.run", run_name="__main__", alter_sys=True)
 

@@ -14,6 +14,16 @@ PDADMM_FN void add_squares(double &sum, const float (&x)[4]) {
   for (int k = 0; k < 4; ++k) sum += (double)(x[k] * x[k]);
 }
 
+// x <- x - length d: the four entries of a thread
+PDADMM_FN void step4(float *x, const float *d, int n, bool wide, float length) {
+  float v[4], along[4];
+  load4(x, n, wide, v);
+  load4(d, n, wide, along);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) v[k] = step(v[k], along[k], length);
+  store4(x, n, wide, v);
+}
+
 // Four entries of a flat array at a time, all threads of the grid.
 PDADMM_FN i64 first_four() { return ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 4; }
 PDADMM_FN i64 four_stride() { return (i64)gridDim.x * blockDim.x * 4; }
@@ -114,17 +124,8 @@ PDADMM_FN double row_squares(const float *x, i64 row, i64 cols) {
 
 // x_row <- x_row - length d_row
 PDADMM_FN void step_row(float *x, const float *d, float length, i64 row, i64 cols) {
-  const bool wide = is_wide(cols);
-  for (i64 j = first_column(); j < cols; j += TILE) {
-    const i64 at = row * cols + j;
-    const int n = columns_left(cols, j);
-    float v[4], along[4];
-    load4(x + at, n, wide, v);
-    load4(d + at, n, wide, along);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) v[k] = step(v[k], along[k], length);
-    store4(x + at, n, wide, v);
-  }
+  for (i64 j = first_column(); j < cols; j += TILE)
+    step4(x + row * cols + j, d + row * cols + j, columns_left(cols, j), is_wide(cols), length);
 }
 
 // The exact line search of every row, in p and M; encode p
@@ -397,15 +398,7 @@ PDADMM_KERNEL weight_gradient_pass(float *G, const float *W, const float *W_bar,
 // M <- M - length H
 PDADMM_KERNEL subtract(float *M, const float *H, double length, const double *length_there, i64 count) {
   const float by = number(length, length_there);
-  for (i64 i = first_four(); i < count; i += four_stride()) {
-    const int n = columns_left(count, i);
-    float m[4], h[4];
-    load4(M + i, n, true, m);
-    load4(H + i, n, true, h);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) m[k] = step(m[k], h[k], by);
-    store4(M + i, n, true, m);
-  }
+  for (i64 i = first_four(); i < count; i += four_stride()) step4(M + i, H + i, columns_left(count, i), true, by);
 }
 
 // M = p W^T + b - z, p W^T in M

@@ -39,6 +39,7 @@ from support import (
 
 from pdadmm.admm.passes.lengths import label_of, place_of
 from pdadmm.errors import InputError, RunError
+from pdadmm.profile.load import load
 from pdadmm.runtime.devices import Place, decide
 from pdadmm.runtime.sections import Run
 
@@ -124,7 +125,7 @@ def test_shards_on_devices_are_those_of_numpy(
         lists = []
         for name, options in ways.items():
             transport = options if backend == "cupy" else options.replace("nccl", "mpi")
-            way = f"{SHAPE} {transport} --backend {backend} --shards 2 --checkpoint-every 9"
+            way = f"{SHAPE} {transport} --backend {backend} --shards 2 --checkpoint-every 9 --measure-links"
             lists.append([str(small), *way.split(), "--out", str(folder / name)])
         (folder / "runs.json").write_text(json.dumps(lists))
         succeed(mpirun(ranks, PROGRAMS / "run_many.py", folder / "runs.json", timeout=200, env=env))
@@ -138,6 +139,11 @@ def test_shards_on_devices_are_those_of_numpy(
         assert (summary["backend"], summary["shards"]) == ("cupy", 2)
         sums = "reduction_bytes_per_iteration"
         assert summary[sums] == summary_of(one)[sums] > 0
+        baseline = load(other)["links_baseline"]["transports"]
+        (way,) = baseline
+        assert way == ("staged" if summary["transport"] == "mpi" else "nccl")
+        pairs = [(0, 1)] if ranks == 2 else [(0, 1), (0, 2), (1, 3), (2, 3)]
+        assert [(link["lower"], link["upper"]) for link in baseline[way]] == pairs
 
 
 @pytest.mark.parametrize("step", ["exact", "row"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import numpy as np
 
 from pdadmm.arrays import Array, Scalar
+from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.comm import waiter as waiting
 from pdadmm.comm.reduction import Reduction, tree_sum
 from pdadmm.comm.waiter import Waiter
@@ -21,9 +22,7 @@ from pdadmm.files import Record
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-    from pdadmm.arrays.backend import Backend
-
-__all__ = ["ALONE", "Alone", "Axis", "Grid", "Shards", "ShardsOnDevices"]
+__all__ = ["ALONE", "Alone", "Axis", "Grid", "Shards"]
 
 
 #: bytes of an array from which its slices are added up by one shard each
@@ -94,21 +93,27 @@ ALONE = Alone()
 
 
 class Shards:
-    """The shards of a block, each on a rank with arrays on the host.
+    """The shards of a block, each on a rank.
 
     Parts are added by a fixed binary tree over the shards, so that all have the same bits, and again in the
     next run. Of a large array every shard adds up a slice and gives it to all; of a small one it gets all
-    parts.
+    parts. Arrays on a device travel through the host, for which a rank waits for its device first; that is no
+    wait for the others.
 
     Parameters
     ----------
     waiter
         On the communicator of the block's ranks, in the order of their shards.
 
+    Attributes
+    ----------
+    backend
+        Where the arrays are; the host if nobody says so.
     """
 
     def __init__(self, waiter: Waiter) -> None:
         self._waiter = waiter
+        self.backend: Backend = NUMPY
         self.size = waiter.comm.size
         self._bytes = 0
         self.last = ""
@@ -124,6 +129,9 @@ class Shards:
         return self._waiter.seconds
 
     def sum(self, value: Array) -> Array:
+        if not isinstance(value, np.ndarray):
+            self._waiter.settle(self.backend)
+            return self.backend.asarray(self.sum(self.backend.to_host(value)))
         value = np.ascontiguousarray(value)
         if value.nbytes >= _LARGE and value.dtype.kind == "f":
             return self._sum_of_slices(value)
@@ -149,6 +157,9 @@ class Shards:
         self.facts[self.last] = {"bytes": first, "sum_bytes": then}
 
     def sums(self, *values: Scalar) -> tuple[Scalar, ...]:
+        if self.backend.on_device:
+            self._waiter.settle(self.backend)
+            values = tuple(self.backend.floats(values, self._waiter.until))
         return tuple(self.sum(np.array(values, np.float64)).tolist())
 
     def span(self, low: float, high: float) -> tuple[float, float]:
@@ -167,50 +178,6 @@ class Shards:
             self._waiter.all([request], "the other shards of the nodes", waiting.ALL_RANKS)
             parts[:, start : start + piece.size] = everyones
         return parts.view(value.dtype).reshape(self.size, *value.shape)
-
-
-class ShardsOnDevices:
-    """The shards of a block, each on a rank with arrays on a device: sums travel through the host.
-
-    A rank waits for its device before every sum; that is no wait for the others.
-    """
-
-    def __init__(self, shards: Shards, backend: Backend, waiter: Waiter) -> None:
-        self._shards, self._backend, self._waiter = shards, backend, waiter
-        self.size = shards.size
-
-    @property
-    def bytes(self) -> int:
-        return self._shards.bytes
-
-    @property
-    def seconds(self) -> float:
-        return self._shards.seconds
-
-    @property
-    def last(self) -> str:
-        return self._shards.last
-
-    @property
-    def facts(self) -> dict[str, Record]:
-        return self._shards.facts
-
-    def sum(self, value: Array) -> Array:
-        if isinstance(value, np.ndarray):
-            return self._shards.sum(value)
-        waited = self._waiter.seconds
-        self._backend.settle(self._waiter.until)
-        self._waiter.seconds = waited
-        return self._backend.asarray(self._shards.sum(self._backend.to_host(value)))
-
-    def sums(self, *values: Scalar) -> tuple[Scalar, ...]:
-        waited = self._waiter.seconds
-        found = self._backend.floats(values, self._waiter.until)
-        self._waiter.seconds = waited
-        return self._shards.sums(*found)
-
-    def span(self, low: float, high: float) -> tuple[float, float]:
-        return self._shards.span(low, high)
 
 
 class Grid:
@@ -247,7 +214,6 @@ class Grid:
         self.blocks, self.shards = comm.size // shards, shards
         self.block, self.shard = divmod(comm.rank, shards)
         self.nodes: Axis = ALONE
-        self._waiter = waiter
         self._of_block: Intracomm | None = None
         if shards > 1:
             self._of_block = cast("Intracomm", comm.Split(self.block, self.shard))
@@ -256,9 +222,9 @@ class Grid:
             self.nodes = Shards(inner)
 
     def compute_on(self, backend: Backend) -> None:
-        """Where the arrays are that the shards sum up; on the host if nobody says so."""
-        if backend.on_device and isinstance(self.nodes, Shards):
-            self.nodes = ShardsOnDevices(self.nodes, backend, self._waiter)
+        """Where the arrays are that the shards sum up."""
+        if isinstance(self.nodes, Shards):
+            self.nodes.backend = backend
 
     def rank_of(self, block: int) -> int:
         """The rank that has this rank's shard in another block."""

@@ -65,16 +65,14 @@ def near_order(looped: sp.csr_matrix) -> Ids:
     return np.asarray(reverse_cuthill_mckee(looped, symmetric_mode=True), np.int64)
 
 
-def relabelled(looped: sp.csr_matrix, order: Ids) -> tuple[sp.csr_matrix, Ids]:
-    """The matrix with its nodes in another order, and the new number of each node.
+def relabelled(looped: sp.csr_matrix, order: Ids, numbers: Ids) -> sp.csr_matrix:
+    """The matrix with its nodes in another order, `numbers` the new number of each.
 
     A row's entries stay in the order in which they were, so that sums over them have the same bits.
     """
-    numbers = np.empty_like(order)
-    numbers[order] = np.arange(len(order))
     rows = looped[order]
     indices = numbers.astype(looped.indices.dtype)[rows.indices]
-    return sp.csr_matrix((rows.data, indices, rows.indptr), shape=looped.shape), numbers
+    return sp.csr_matrix((rows.data, indices, rows.indptr), shape=looped.shape)
 
 
 def _weights(looped: sp.csr_matrix, walk: bool) -> Floats:
@@ -235,23 +233,26 @@ class _Recurrence:
 
 
 class ColumnBlocks:
-    """Dense column blocks (N, w) of H, CSR or dense, with its rows in another order where one is given."""
+    """Dense column blocks (N, w) of H, CSR or dense.
 
-    def __init__(self, features: Matrix, order: Ids | None = None) -> None:
-        self._order: Ids | slice = slice(None) if order is None else order
-        self._features = features
-        if sp.issparse(features):
-            columns = self._features = features.tocsc()
-            if order is not None:
-                numbers = np.empty_like(order)
-                numbers[order] = np.arange(len(order))
-                indices = numbers.astype(columns.indices.dtype)[columns.indices]
-                self._features = sp.csc_matrix((columns.data, indices, columns.indptr), shape=columns.shape)
-                self._order = slice(None)
+    Where an order of the nodes is given, with the new number of each, the rows are in that order.
+    """
+
+    def __init__(self, features: Matrix, order: Ids | None = None, numbers: Ids | None = None) -> None:
+        self._features = features.tocsc() if sp.issparse(features) else features
+        self._rows: Ids | slice = slice(None)
+        if order is None or numbers is None:
+            return
+        if sp.issparse(features):  # a column's entries need no order
+            columns = self._features
+            indices = numbers.astype(columns.indices.dtype)[columns.indices]
+            self._features = sp.csc_matrix((columns.data, indices, columns.indptr), shape=columns.shape)
+        else:
+            self._rows = order
 
     def __call__(self, start: int, stop: int) -> Floats:
         """Columns start to stop, C-contiguous float32."""
-        block = self._features[self._order, start:stop]
+        block = self._features[self._rows, start:stop]
         return np.ascontiguousarray(block.toarray() if sp.issparse(block) else block, dtype=np.float32)
 
 
@@ -305,12 +306,13 @@ class Augmentation:
         self.node_id: Ids = order.astype(np.int64)
         self.plan = Plan(graph.num_nodes, graph.num_features, self.node_id.size, len(found))
         looped = None if graph.adjacency is None else with_loops(graph.adjacency)
-        near, rows = None, self.node_id
+        near = numbers = None
+        rows = self.node_id
         if looped is not None and max(len(operator.weights()) for operator in found) > _FEW_POWERS:
             near = near_order(looped)
-            looped, numbers = relabelled(looped, near)
-            rows = numbers[rows]
-        self.columns = ColumnBlocks(normalise_rows(graph.features, feature_norm), near)
+            numbers = np.argsort(near)
+            looped, rows = relabelled(looped, near, numbers), numbers[rows]
+        self.columns = ColumnBlocks(normalise_rows(graph.features, feature_norm), near, numbers)
         self.kernel = Diffusion(looped, rows, found)
 
     @property

@@ -202,6 +202,10 @@ class CudaKernels(CudaLibrary):
         check(x)
         return self._columns(x, NULL, 0.0)
 
+    def column_squares(self, x: Array) -> Array:
+        check(x)
+        return self._columns(x, NULL, 0.0, squares=True)
+
     def _columns(self, M: Array, K: Array, length: Scalar | Array, squares: bool = False) -> Array:
         """Sums of the columns of M, or of their squares, after ``M -= length K`` where K is given."""
         each = getattr(length, "ndim", 0) == 1

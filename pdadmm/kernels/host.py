@@ -122,6 +122,7 @@ class HostKernels(HostLibrary):
         self._squared_norm = self._function("squared_norm", real)
         self._subtract = self._function("subtract", integer)
         self._column_sums = self._function("column_sums", integer)
+        self._column_squares = self._function("column_squares", integer)
         self._encode = self._function("encode", integer)
         self._decode = self._function("decode", integer)
         self._codecs: dict[int, tuple[Codec, Coding | None]] = {}
@@ -172,6 +173,12 @@ class HostKernels(HostLibrary):
         rows, cols = x.shape
         sums, address = self._column_room(cols)
         self._column_sums(_COLUMN_SUMS(rows, cols, self._address(x), address, self.groups))
+        return sums
+
+    def column_squares(self, x: Array) -> Array:
+        rows, cols = x.shape
+        sums, address = self._column_room(cols)
+        self._column_squares(_COLUMN_SUMS(rows, cols, self._address(x), address, self.groups))
         return sums
 
     # ---- codecs -------------------------------------------------------------------------------------

@@ -50,6 +50,10 @@ class PlainKernels:
         """
         return total(self.groups, lambda rows: rows.sum(axis=0, dtype=np.float64), x)
 
+    def column_squares(self, x: Array) -> Array:
+        """Sums of squares over the rows, otherwise as :meth:`column_sums`."""
+        return total(self.groups, lambda rows: np.square(rows).sum(axis=0, dtype=np.float64), x)
+
     def encode(self, codec: Codec, x: Array, hat: Array, out: Array, key: int = 0) -> None:
         """Encode, see :meth:`pdadmm.codec.Codec.encode`."""
         codec.encode(x, hat, out, key)

@@ -276,19 +276,28 @@ def _rounds(comm: Intracomm, first: bool, peer: int, seconds: float, once: Calla
     return (time.perf_counter() - start) / int(count[0])
 
 
-def _chain(comm: Intracomm) -> Rounds:
-    """A message to every neighbouring rank: all go down first, then up."""
-    below = [comm.rank - 1] if comm.rank else []
-    above = [comm.rank + 1] if comm.rank + 1 < comm.size else []
-    down = [Channel("down", peer, 0, 1, sends=True) for peer in below]
-    down += [Channel("down", peer, 0, 1, sends=False) for peer in above]
-    up = [Channel("up", peer, 1, 1, sends=True) for peer in above]
-    up += [Channel("up", peer, 1, 1, sends=False) for peer in below]
-    return Rounds((Round("down", tuple(down)), Round("up", tuple(up))))
+def _pairs(rank: int, pairs: Sequence[tuple[int, int]]) -> Rounds:
+    """A message to every rank that this one is measured with: all go down first, then up."""
+
+    def channels(way: str, number: int, down: bool) -> tuple[Channel, ...]:
+        return tuple(
+            Channel(f"{way} {low} {high}", low if rank == high else high, number, 1, (rank == high) is down)
+            for low, high in pairs
+            if rank in (low, high)
+        )
+
+    return Rounds((Round("down", channels("down", 0, True)), Round("up", channels("up", 1, False))))
 
 
 @contextmanager
-def _opened(name: str, waiter: Waiter, choice: Choice, backend: Backend, run: Run) -> Iterator[Way]:
+def _opened(
+    name: str,
+    waiter: Waiter,
+    choice: Choice,
+    backend: Backend,
+    run: Run,
+    pairs: Sequence[tuple[int, int]],
+) -> Iterator[Way]:
     """A way by its name, with all that a run would make for it; collective."""
     comm = waiter.comm
     if name == "mpi":
@@ -300,7 +309,7 @@ def _opened(name: str, waiter: Waiter, choice: Choice, backend: Backend, run: Ru
         Waiter(comm, where=waiter.where, sleeps=False),
         run,
         None,
-        [_chain(comm)],
+        [_pairs(comm.rank, pairs)],
     )
     if isinstance(transport, NCCLTransport):
         yield NCCLWay(transport.device)
@@ -328,7 +337,7 @@ def measure_neighbours(
     choice, backend, run
         Where the messages are, and the options they travel with.
     pairs
-        Of ranks, the lower one first; None: r and r + 1. Others are measured by the way ``mpi`` only.
+        Of ranks, the lower one first, the same on all; None: r and r + 1.
 
     Returns
     -------
@@ -341,7 +350,7 @@ def measure_neighbours(
     mine: dict[str, dict[tuple[int, int], list[dict[str, float]]]] = {}
     for name in ways:
         mine[name] = {}
-        with _opened(name, waiter, choice, backend, run or Run()) as way:
+        with _opened(name, waiter, choice, backend, run or Run(), pairs) as way:
             for pair in pairs:
                 waiter.barrier()
                 if comm.rank in pair:

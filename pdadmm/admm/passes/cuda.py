@@ -53,10 +53,6 @@ class CudaPasses(CudaKernels):
         check(M, K)
         return self._columns(M, K, length)
 
-    def column_squares(self, x: Array) -> Array:
-        check(x)
-        return self._columns(x, NULL, 0.0, squares=True)
-
     def weight_line_search(
         self, W: Array, G: Array, images: Array, nu: float, mu: float, lengths: Array
     ) -> Scalar:

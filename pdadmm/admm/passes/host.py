@@ -21,7 +21,6 @@ __all__ = ["HostPasses"]
 
 _WEIGHT_GRADIENT = struct.Struct("=5q2d").pack
 _SUBTRACT_MEAN = struct.Struct("=4qd3q").pack
-_COLUMN_SQUARES = struct.Struct("=5q").pack
 _WEIGHT_LINE_SEARCH = struct.Struct("=6q2d").pack
 _RESIDUAL = struct.Struct("=5q").pack
 _P_GRADIENT = struct.Struct("=8q2d" + CODING + "q").pack
@@ -45,7 +44,6 @@ class HostPasses(HostKernels):
         integer, real = ctypes.c_int, ctypes.c_double
         self._weight_gradient = self._function("weight_gradient", real)
         self._subtract_mean = self._function("subtract_mean", integer)
-        self._column_squares = self._function("column_squares", integer)
         self._weight_line_search = self._function("weight_line_search", real)
         self._residual = self._function("residual", integer)
         self._p_gradient = self._function("p_gradient", real)
@@ -84,12 +82,6 @@ class HostPasses(HostKernels):
         self._subtract_mean(
             _SUBTRACT_MEAN(rows, cols, self._address(M), self._address(K), one, each, address, self.groups)
         )
-        return sums
-
-    def column_squares(self, x: Array) -> Array:
-        rows, cols = x.shape
-        sums, address = self._column_room(cols)
-        self._column_squares(_COLUMN_SQUARES(rows, cols, self._address(x), address, self.groups))
         return sums
 
     def weight_line_search(

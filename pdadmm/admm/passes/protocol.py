@@ -151,7 +151,8 @@ class Passes(Protocol):
         """``p_v -= l_v G_v`` and ``M_v -= l_v H_v`` with the exact line search of every node v; encode p.
 
         `G`: (V, n_in), `H`: ``G W^T`` (V, n_out), `M`: (V, n_out). l_v is
-        :func:`pdadmm.admm.updates.line_lengths` with rho. Encodes into `out` as :meth:`p_step` does.
+        :func:`pdadmm.admm.updates.line_lengths` with rho. Encodes into `out` as :meth:`p_step` does. Not for
+        codecs with a grid, whose steps are tested where p is projected to.
 
         Returns
         -------

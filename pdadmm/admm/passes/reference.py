@@ -44,9 +44,6 @@ class ReferencePasses(PlainKernels):
         M -= single(length) * K
         return self.column_sums(M)
 
-    def column_squares(self, x: Array) -> Array:
-        return total(self.groups, lambda rows: np.square(rows).sum(axis=0, dtype=np.float64), x)
-
     def weight_line_search(
         self, W: Array, G: Array, images: Array, nu: float, mu: float, lengths: Array
     ) -> Scalar:
