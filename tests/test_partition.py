@@ -287,10 +287,13 @@ def test_the_command_as_users_start_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after", [0.0, 0.05, 0.2])
 def test_sigterm_while_metis_works_ends_the_command_as_at_any_other_moment(after: float) -> None:
-    """METIS makes an error of it and leaves the signal blocked."""
+    """METIS makes an error of it and leaves the signal blocked.
+
+    The start is told past Python's buffers: one that a signal interrupts while it is emptied is emptied again.
+    """
     needs("metis")
     code = (
-        "import numpy as np, scipy.sparse as sp\n"
+        "import os, numpy as np, scipy.sparse as sp\n"
         "from pdadmm.gnn.partition import partition\n"
         "from pdadmm.process import begin\n"
         "from pdadmm.runtime.preparing import answer, listen\n"
@@ -299,7 +302,7 @@ def test_sigterm_while_metis_works_ends_the_command_as_at_any_other_moment(after
         "a = sp.csr_matrix((np.ones(i.size, np.float32), (i, j)), (60_000, 60_000))\n"
         "a = (a + a.T).tocsr()\n"
         "def work(report):\n"
-        "    listen(); print(flush=True); partition(a, 8, 'metis', 0); print('done', flush=True)\n"
+        "    listen(); os.write(1, b'.'); partition(a, 8, 'metis', 0); print('done', flush=True)\n"
         "raise SystemExit(answer('x', work))"
     )
     process = subprocess.Popen(
