@@ -33,8 +33,9 @@ from mpi4py import MPI
 
 from pdadmm.admm import command
 from pdadmm.admm import options as configuration
-from pdadmm.admm.trainer import SPLITS, Sizes, Trainer, largest_product
+from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.waiter import Waiter
+from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError, RunError
 from pdadmm.runtime.threads import set_threads
 

@@ -289,7 +289,7 @@ def test_the_command_as_users_start_it(tmp_path: Path) -> None:
 def test_sigterm_while_metis_works_ends_the_command_as_at_any_other_moment(after: float) -> None:
     """METIS makes an error of it and leaves the signal blocked.
 
-    The start is told past Python's buffers: one that a signal interrupts while it is emptied is emptied again.
+    It is started past Python's buffers: one that a signal interrupts while it is emptied, is emptied again.
     """
     needs("metis")
     code = (

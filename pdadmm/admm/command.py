@@ -120,13 +120,14 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
 
 def open_features(path: str) -> Features:
     """The prepared file, or the embedded synthetic data set when `path` is empty."""
-    # imported here: SciPy takes long to load, and most ranks read no features
-    from pdadmm.datasets.synthetic import synthetic_graph
-    from pdadmm.inputs.feature_file import FeatureFile
-    from pdadmm.inputs.write import in_memory
-
+    # imported here: most ranks read no features, and SciPy takes long to load
     if path:
+        from pdadmm.inputs.feature_file import FeatureFile
+
         return FeatureFile(path)
+
+    from pdadmm.datasets import synthetic_graph
+    from pdadmm.inputs.write import in_memory
 
     return in_memory(synthetic_graph(), hops=4)
 

@@ -9,9 +9,7 @@ from pdadmm.admm.weights import Inputs, Weights
 from pdadmm.arrays import Array, Scalar
 from pdadmm.arrays.groups import rows_of_groups, tree
 
-__all__ = ["SPLITS", "Split", "evaluate"]
-
-SPLITS = ("train", "val", "test")
+__all__ = ["Split", "evaluate"]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pdadmm.admm.activations import make_activation
-from pdadmm.admm.evaluate import SPLITS, Split, evaluate
+from pdadmm.admm.evaluate import Split, evaluate
 from pdadmm.admm.growth import identity_layer, random_layer, stage_positions
 from pdadmm.admm.layer import Hyper, Layer, Terms
 from pdadmm.admm.monitor import Monitor
@@ -29,6 +29,7 @@ from pdadmm.comm.grid import Grid
 from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.transport import Transport
 from pdadmm.comm.waiter import Waiter
+from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import RunError
 from pdadmm.files import Record
 from pdadmm.inputs.scaling import normalise_inputs
@@ -40,7 +41,7 @@ from pdadmm.trace.choose import make_clock
 from pdadmm.trace.collect import Accounts
 from pdadmm.trace.offsets import read_offset
 
-if TYPE_CHECKING:  # imports SciPy and h5py, which only the first and last ranks need
+if TYPE_CHECKING:  # imports h5py, which only the first and last ranks need
     from pdadmm.inputs.feature_file import Features
 
 __all__ = ["Sizes", "Trainer", "largest_product", "widths_of"]

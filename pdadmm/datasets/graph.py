@@ -11,6 +11,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ..errors import InputError
+from .registry import SPLITS
 
 __all__ = [
     "Graph",
@@ -25,8 +26,6 @@ __all__ = [
     "csr_from_parts",
     "is_directed",
 ]
-
-SPLITS = ("train", "val", "test")
 
 _EMPTY_COLUMNS = 1 << 16  # that a sparse matrix may have in any case
 

@@ -13,11 +13,11 @@ import scipy.sparse as sp
 from ..errors import InputError
 from .graph import Graph, Matrix, as_csr, as_ids, clean_adjacency
 from .raw import read_whole
+from .registry import PLANETOID_PARTS
 from .safe_pickle import load_pickle
 
-__all__ = ["PLANETOID_PARTS", "read_planetoid"]
+__all__ = ["read_planetoid"]
 
-PLANETOID_PARTS = ("x", "y", "tx", "ty", "allx", "ally", "graph", "test.index")
 _VALIDATION = 500
 
 

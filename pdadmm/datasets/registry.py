@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError
 from ..files import Record
-from .planetoid import PLANETOID_PARTS
 
-__all__ = ["REGISTRY", "Archive", "Dataset", "RawFile", "dataset"]
+__all__ = ["PLANETOID_PARTS", "REGISTRY", "SPLITS", "Archive", "Dataset", "RawFile", "dataset"]
+
+#: names of the parts into which a data set's nodes are split, in the order of files
+SPLITS = ("train", "val", "test")
+#: endings of a Planetoid set's files
+PLANETOID_PARTS = ("x", "y", "tx", "ty", "allx", "ally", "graph", "test.index")
 
 
 @dataclass(frozen=True)

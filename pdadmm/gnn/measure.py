@@ -9,13 +9,11 @@ import numpy as np
 
 from pdadmm.arrays import Array
 from pdadmm.comm.waiter import Waiter
+from pdadmm.datasets.registry import SPLITS
 from pdadmm.files import Record
 from pdadmm.gnn.equations import sigmoid_cross_entropy, softmax_cross_entropy
 
-__all__ = ["SPLITS", "Targets", "area_under_curve", "measure"]
-
-#: names of the splits; a node's number in the graph file is one more than its place here
-SPLITS = ("train", "val", "test")
+__all__ = ["Targets", "area_under_curve", "measure"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Targets:
     labels
         (n,) integers, or (n, classes) of 0 and 1 where every class is a question of its own.
     split
-        (n,) 0 for none, 1 + the place in :data:`SPLITS`.
+        (n,) 0 for none, 1 + the place in :data:`pdadmm.datasets.registry.SPLITS`.
     """
 
     labels: np.ndarray

@@ -134,7 +134,8 @@ def scores_of(
 
 def _accuracies(source: GraphSource, found: dict[int, np.ndarray], waiter: Waiter) -> dict[str, float]:
     """By split, the same on all ranks; collective."""
-    from pdadmm.gnn.measure import SPLITS, Targets, measure
+    from pdadmm.datasets.registry import SPLITS
+    from pdadmm.gnn.measure import Targets, measure
 
     targets = {}
     for number in found:

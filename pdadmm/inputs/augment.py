@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from pdadmm.datasets.graph import SPLITS, Graph, Matrix
+from pdadmm.datasets.graph import Graph, Matrix
+from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError
 from pdadmm.inputs import Floats, Ids
 from pdadmm.inputs.operators import Operator, parse_operators, powers

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from pdadmm.datasets.graph import SPLITS
+from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.files.hdf5 import PlainFile

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from pdadmm.datasets.graph import SPLITS, Graph, Matrix
+from pdadmm.datasets.graph import Graph, Matrix
+from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
 from pdadmm.files.hdf5 import PlainFile
