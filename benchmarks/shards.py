@@ -14,12 +14,9 @@ at its peak, with that of the interpreter and its libraries.
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import json
 import os
-import resource
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -39,16 +36,17 @@ RESULTS = Path(__file__).parent / "results" / "shards.json"
 _SAME = ("nodes", "hidden", "inputs", "layers", "step", "mbit")
 
 
-def as_rank(folder: str, arguments: list[str]) -> None:
-    """Be a rank of pdadmm.run, and leave the memory it took in a folder."""
+#: a rank of pdadmm.run that leaves in a folder the memory it took, and loads nothing that users' ranks do not
+RANK = """
+import atexit, os, resource, runpy, sys
 
-    def note() -> None:
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        Path(folder, f"peak.{os.getpid()}").write_text(str(peak))
+def note(folder):
+    with open(os.path.join(folder, f"peak.{os.getpid()}"), "w") as file:
+        file.write(str(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
-    atexit.register(note)
-    sys.argv[:] = ["pdadmm.run", *arguments]
-    runpy.run_module("pdadmm.run", run_name="__main__", alter_sys=True)
+atexit.register(note, sys.argv.pop(1))
+runpy.run_module("pdadmm.run", run_name="__main__", alter_sys=True)
+"""
 
 
 @contextlib.contextmanager
@@ -76,7 +74,7 @@ def measure(o: argparse.Namespace, grid: str, features: Path) -> dict[str, Any]:
         )
         options += f" --iterations {o.iterations} --eval-every {o.iterations} --threads 1 --quiet"
         out = Path(folder) / "run"
-        start(__file__, "--as-rank", folder, features, *options.split(), "--out", out)
+        start("-c", RANK, folder, features, *options.split(), "--out", out)
         profile = load(out)
         summary = json.loads((out / "summary.json").read_text())
         peaks = [int(path.read_text()) for path in Path(folder).glob("peak.*")]
@@ -127,9 +125,6 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--as-rank"]:
-        as_rank(sys.argv[2], sys.argv[3:])
-        return 0
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--grids", default="1x1,2x1,1x2", help="blocks x shards")
     parser.add_argument("--nodes", type=int, default=20000, help="that train")
