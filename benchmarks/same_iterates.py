@@ -1,13 +1,18 @@
-"""Do two versions of pdadmm compute the same iterates, bit for bit?
+"""Are the iterates the same, bit for bit: of two versions of pdadmm, or of one wherever it runs?
 
 Record the iterates of one version, then compare another with them::
 
     BEFORE/.venv/bin/python benchmarks/same_iterates.py FILE.h5 --record before.json
     .venv/bin/python benchmarks/same_iterates.py FILE.h5 --compare before.json
 
+or compare one version's on one rank and thread with those on several threads, ranks and shards::
+
+    .venv/bin/python benchmarks/same_iterates.py FILE.h5 --placements [--hidden 500]
+
 A run's iterates are its metrics.jsonl without seconds and its model's weights. Every codec runs with
-both solvers, with step lengths row by row, and with the authors' doubling, on 1, 3 and 10 ranks of a network
-of 10 layers. Exit code 1, and the runs that differ, when any does.
+both solvers, with step lengths row by row, and with the authors' doubling, of a network of 10 layers; two
+versions on 1, 3 and 10 ranks. Shards have the same bits from 2,048 training nodes on, so a file with fewer is
+compared without them. Exit code 1, and the runs that differ, when any does.
 """
 
 from __future__ import annotations
@@ -26,6 +31,10 @@ import h5py
 CODECS = (("float32", 32), ("grid", 8), ("affine", 4), ("delta", 4), ("delta", 2), ("delta", 1))
 METHODS = (("gradient", "exact"), ("exact", "exact"), ("gradient", "row"), ("gradient", "doubling"))
 RANKS = (1, 3, 10)
+#: ranks, shards, threads; the first is what the others are compared with
+PLACEMENTS = ((1, 1, 1), (1, 1, 2), (1, 1, 3), (3, 1, 1), (10, 1, 1), (2, 2, 1), (4, 4, 1), (6, 2, 2))
+#: training nodes from which on shards change no bit
+MANY = 2048
 
 
 def iterates(features: str, ranks: int, options: list[str]) -> str:
@@ -60,35 +69,68 @@ def iterates(features: str, ranks: int, options: list[str]) -> str:
         return digest.hexdigest()
 
 
+def run_options(codec: str, bits: int, solver: str, step: str, o: argparse.Namespace) -> list[str]:
+    options = f"--layers 10 --stages 2,5,10 --eval-every 5 --iterations {o.iterations}"
+    options += f" --codec {codec} --bits {bits} --solver {solver} --step {step}"
+    return [*options.split(), *(["--hidden", str(o.hidden)] if o.hidden else [])]
+
+
+def compare_placements(features: str, o: argparse.Namespace) -> tuple[int, int]:
+    """Runs, and how many of them differ from one rank's."""
+    with h5py.File(features, "r") as file:
+        few = int(file.attrs["n_train"]) < MANY
+    runs = different = 0
+    for (codec, bits), (solver, step) in itertools.product(CODECS, METHODS):
+        options = run_options(codec, bits, solver, step, o)
+        first = ""
+        for ranks, shards, threads in PLACEMENTS:
+            if shards > 1 and few:
+                continue
+            placed = ["--shards", str(shards), "--threads", str(threads)]
+            found = iterates(features, ranks, [*options, *placed])
+            runs += 1
+            if not first:
+                first = found
+                if found.startswith("exit"):
+                    print(f"fails: {codec} {bits}, {solver} {step}: {found}", flush=True)
+            if found != first:
+                different += 1
+                name = f"{codec} {bits}, {solver} {step}, {ranks} ranks, {shards} shards, {threads} threads"
+                print(f"differs: {name}: {found}, on one rank {first}", flush=True)
+    return runs, different
+
+
+def compare_versions(features: str, o: argparse.Namespace) -> tuple[int, int]:
+    """Runs, and how many of them differ from the other version's."""
+    before = json.loads(Path(o.compare).read_text()) if o.compare else {}
+    found: dict[str, str] = {}
+    different = 0
+    for (codec, bits), (solver, step), ranks in itertools.product(CODECS, METHODS, o.ranks or RANKS):
+        name = f"{codec} {bits}, {solver} {step}, {ranks} ranks"
+        options = run_options(codec, bits, solver, step, o)
+        found[name] = iterates(features, ranks, [*options, "--threads", "1"])
+        if before and before.get(name) != found[name]:
+            different += 1
+            print(f"differs: {name}: {found[name]}, before {before.get(name)}", flush=True)
+    if o.record:
+        Path(o.record).write_text(json.dumps(found, indent=1) + "\n")
+    return len(found), different
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("features", metavar="FILE.h5")
     parser.add_argument("--record", metavar="FILE.json")
     parser.add_argument("--compare", metavar="FILE.json")
+    parser.add_argument("--placements", action="store_true", help="compare threads, ranks and shards instead")
     parser.add_argument("--ranks", type=int, action="append", help="only these numbers of ranks")
+    parser.add_argument("--hidden", type=int, help="default: that of pdadmm.run")
     parser.add_argument("--iterations", type=int, default=20)
     options = parser.parse_args()
     features = str(Path(options.features).resolve())
-    before = json.loads(Path(options.compare).read_text()) if options.compare else {}
-    found: dict[str, str] = {}
-    different = 0
-    for (codec, bits), (solver, step), ranks in itertools.product(CODECS, METHODS, options.ranks or RANKS):
-        name = f"{codec} {bits}, {solver} {step}, {ranks} ranks"
-        found[name] = iterates(
-            features,
-            ranks,
-            [
-                *("--layers", "10", "--stages", "2,5,10", "--iterations", str(options.iterations)),
-                *("--codec", codec, "--bits", str(bits), "--solver", solver, "--step", step),
-                *("--eval-every", "5", "--threads", "1"),
-            ],
-        )
-        if before and before.get(name) != found[name]:
-            different += 1
-            print(f"differs: {name}: {found[name]}, before {before.get(name)}", flush=True)
-    if options.record:
-        Path(options.record).write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{len(found)} runs" + (f", {different} differ" if before else ""))
+    compare = compare_placements if options.placements else compare_versions
+    runs, different = compare(features, options)
+    print(f"{runs} runs, {different} differ" if options.placements or options.compare else f"{runs} runs")
     return int(different > 0)
 
 
