@@ -6,12 +6,10 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 import pdadmm
 from pdadmm.errors import one_line
 from pdadmm.files import Record
-from pdadmm.runtime.console import plain_console
+from pdadmm.runtime.console import print_results
 from pdadmm.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -98,10 +96,7 @@ def summarise(run: Record, trainer: Trainer) -> Record:
 def final_table(summary: Record, folder: Path) -> None:
     """Print the results of a run."""
     sent, plain = summary["bytes_per_iteration"], summary["float32_bytes_per_iteration"]
-    table = Table(
-        show_header=False,
-        title=f"{summary['dataset']}: {summary['layers']} layers on {summary['ranks']} ranks",
-    )
+    title = f"{summary['dataset']}: {summary['layers']} layers on {summary['ranks']} ranks"
     rows = [
         ("accuracy: train", f"{summary['train_accuracy']:.3f}"),
         ("validation", f"{summary['val_accuracy']:.3f}"),
@@ -124,6 +119,4 @@ def final_table(summary: Record, folder: Path) -> None:
         ("exposed communication, mean of ranks", f"{summary['seconds_exposed_communication']:.2f}"),
         ("results in", one_line(folder)),
     ]
-    for name, value in rows:
-        table.add_row(name, value)
-    plain_console(100).print(table)
+    print_results(title, rows)

@@ -6,12 +6,10 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 import pdadmm
 from pdadmm.errors import one_line
 from pdadmm.files import Record
-from pdadmm.runtime.console import plain_console
+from pdadmm.runtime.console import print_results
 from pdadmm.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -105,10 +103,7 @@ def final_table(summary: Record, folder: Path) -> None:
     """Print the results of a run."""
     sent, plain = summary["bytes_per_epoch"], summary["float32_bytes_per_epoch"]
     s = summary
-    table = Table(
-        show_header=False,
-        title=f"{s['dataset']}: {s['model']}, {s['layers']} layers, {s['parts']} parts on {s['ranks']} ranks",
-    )
+    title = f"{s['dataset']}: {s['model']}, {s['layers']} layers, {s['parts']} parts on {s['ranks']} ranks"
     bits = f"{s['mean_bits_forward']:.2f} forward, {s['mean_bits_backward']:.2f} back"
     rows = [
         ("accuracy: train", f"{s['train_accuracy']:.3f}"),
@@ -129,6 +124,4 @@ def final_table(summary: Record, folder: Path) -> None:
         ("exposed communication, mean of ranks", f"{s['seconds_exposed_communication']:.2f}"),
         ("results in", one_line(folder)),
     ]
-    for name, value in rows:
-        table.add_row(name, value)
-    plain_console(100).print(table)
+    print_results(title, rows)
