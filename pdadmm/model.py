@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Model"]
 
+#: that are computed at once, to bound the memory
+_ROWS = 4096
+
 
 @dataclass
 class Model:
@@ -124,7 +127,10 @@ class Model:
         save_model(Path(path), self.weights, self.biases, {**self.attributes, "activation": self.activation})
 
     def forward(self, X: np.ndarray) -> np.ndarray:
-        """Linear outputs (V, classes) of augmented features (V, n_0) as they are in a feature file.
+        """Linear outputs (V, classes) float32 of augmented features (V, n_0) as they are in a feature file.
+
+        Computed in float64, so that a row's do not depend on the rows that it is given with: where it
+        stands among others decides which of BLAS's kernels it passes through, and they round differently.
 
         Raises
         ------
@@ -138,13 +144,17 @@ class Model:
                 f"features of shape {X.shape} do not fit a model of {self.weights[0].shape[1]} inputs"
             )
         f = make_activation(self.activation)
-        x = self._scaled(X)
-        last = len(self.weights) - 1
-        for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = x @ W.T + b
-            if i < last:
-                x = f(x)
-        return x
+        layers = [(W.T.astype(np.float64), b) for W, b in zip(self.weights, self.biases, strict=True)]
+        out = np.empty((len(X), len(self.biases[-1])), np.float32)
+        for start in range(0, len(X), _ROWS):
+            rows = slice(start, start + _ROWS)
+            x = self._scaled(X[rows]).astype(np.float64)
+            for i, (W, b) in enumerate(layers, 1):
+                x = x @ W + b
+                if i < len(layers):
+                    x = f(x)
+            out[rows] = x
+        return out
 
     def _scaled(self, X: np.ndarray) -> np.ndarray:
         X = np.asarray(X, np.float32)

@@ -129,6 +129,19 @@ def test_model_reproduces_the_test_accuracy(default_run: tuple[Path, Finished]) 
     np.testing.assert_allclose(model.forward(features.x("test")), x, rtol=1e-3, atol=1e-3)
 
 
+def test_a_row_is_predicted_alike_wherever_it_stands(default_run: tuple[Path, Finished]) -> None:
+    """To a rounding of float32; BLAS takes rows by other kernels at other places."""
+    model = pdadmm.Model.load(default_run[0] / "model.h5")
+    X = in_memory(load("synthetic"), hops=4).x("test")
+    whole = model.forward(X)
+    close = {"rtol": 2e-7, "atol": 1e-30}
+    np.testing.assert_allclose(model.forward(X[::-1])[::-1], whole, **close)
+    np.testing.assert_allclose(
+        np.concatenate([model.forward(X[i : i + 7]) for i in range(0, 700, 7)]), whole[:700], **close
+    )
+    assert whole.dtype == np.float32 and model.forward(X[:0]).shape == (0, whole.shape[1])
+
+
 def test_model_becomes_the_same_torch_network(default_run: tuple[Path, Finished]) -> None:
     torch = pytest.importorskip("torch")
     model = pdadmm.Model.load(default_run[0] / "model.h5")
