@@ -22,7 +22,8 @@ run-gnn: $(VENV)/.installed
 	$(BIN)/mpirun -n 4 $(BIN)/python -m pdadmm.gnn.run
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# by name: by number of tests, the few that train on real data would come last, on one core
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-torch: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torch]'
