@@ -60,13 +60,12 @@ def test_bytes_are_those_that_mpi_is_given(
     assert sum(counted["collective"]) == 30 * summary["reduction_bytes_per_epoch"] > 0
     # and those of the profile's last cycle
     profile = load(tmp_path / "run")
+    of_the_last = 30 if messages == "float32" else 6  # which has its widths from epoch 25 on
     for rank in profile["ranks"]:
         stage = rank["stages"][-1]
         for link in stage["links"]:
             assert link["bytes"] == link["messages"] * (link["bytes"] // link["messages"])
-            assert link["messages"] == (
-                30 if messages == "float32" else 6
-            )  # widths are those from epoch 25 on
+            assert link["messages"] == of_the_last
     if messages == "float32":
         assert round(figures(profile, "").bytes_per_iteration) == summary["bytes_per_epoch"]
 

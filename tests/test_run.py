@@ -139,6 +139,9 @@ def test_a_row_is_predicted_alike_wherever_it_stands(default_run: tuple[Path, Fi
     np.testing.assert_allclose(
         np.concatenate([model.forward(X[i : i + 7]) for i in range(0, 700, 7)]), whole[:700], **close
     )
+    many = model.forward(np.tile(X, (5, 1)))  # more rows than are computed at once
+    assert len(many) > 4096
+    np.testing.assert_allclose(many, np.tile(whole, (5, 1)), **close)
     assert whole.dtype == np.float32 and model.forward(X[:0]).shape == (0, whole.shape[1])
 
 
