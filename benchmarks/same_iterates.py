@@ -11,8 +11,9 @@ or compare one version's on one rank and thread with those on several threads, r
 
 A run's iterates are its metrics.jsonl without seconds and its model's weights. Every codec runs with
 both solvers, with step lengths row by row, and with the authors' doubling, of a network of 10 layers; two
-versions on 1, 3 and 10 ranks. Shards have the same bits from 2,048 training nodes on, so a file with fewer is
-compared without them. Exit code 1, and the runs that differ, when any does.
+versions on 1, 3 and 10 ranks. Shards have the same bits from 2,048 training nodes on, and with --as-sharded
+of fewer; a file with fewer is compared without shards, or with --as-sharded. Exit code 1, and the runs that
+differ, when any does.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def run_options(codec: str, bits: int, solver: str, step: str, o: argparse.Names
 def compare_placements(features: str, o: argparse.Namespace) -> tuple[int, int]:
     """Runs, and how many of them differ from one rank's."""
     with h5py.File(features, "r") as file:
-        few = int(file.attrs["n_train"]) < MANY
+        few = int(file.attrs["n_train"]) < MANY and not o.as_sharded
     runs = different = 0
     for (codec, bits), (solver, step) in itertools.product(CODECS, METHODS):
         options = run_options(codec, bits, solver, step, o)
@@ -87,6 +88,7 @@ def compare_placements(features: str, o: argparse.Namespace) -> tuple[int, int]:
             if shards > 1 and few:
                 continue
             placed = ["--shards", str(shards), "--threads", str(threads)]
+            placed += ["--as-sharded"] if o.as_sharded else []
             found = iterates(features, ranks, [*options, *placed])
             runs += 1
             if not first:
@@ -123,6 +125,7 @@ def main() -> int:
     parser.add_argument("--record", metavar="FILE.json")
     parser.add_argument("--compare", metavar="FILE.json")
     parser.add_argument("--placements", action="store_true", help="compare threads, ranks and shards instead")
+    parser.add_argument("--as-sharded", action="store_true", help="given to the runs of --placements")
     parser.add_argument("--ranks", type=int, action="append", help="only these numbers of ranks")
     parser.add_argument("--hidden", type=int, help="default: that of pdadmm.run")
     parser.add_argument("--iterations", type=int, default=20)

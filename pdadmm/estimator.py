@@ -100,6 +100,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         Threads of a rank; None: OMP_NUM_THREADS, or the node's cores over its ranks.
     shards
         Shards that the rows are cut into; under mpirun the number of ranks is a multiple of it.
+    as_sharded
+        Compute as 8 shards would: the same bits in 1, 2, 4 and 8 also of few rows, for longer iterations.
     eval_every
         Iterations between evaluations.
 
@@ -150,6 +152,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         kernels: str = "auto",
         threads: int | None = None,
         shards: int = 1,
+        as_sharded: bool = False,
         eval_every: int = 10,
     ) -> None:
         self.layers = layers
@@ -179,6 +182,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         self.kernels = kernels
         self.threads = threads
         self.shards = shards
+        self.as_sharded = as_sharded
         self.eval_every = eval_every
 
     def fit(

@@ -264,6 +264,7 @@ def test_a_rank_that_hangs_ends_the_others_that_wait_for_nccl(
         (0, "--backend cupy", ["--backend cupy", "no CUDA-capable device"]),
         (0, "--transport nccl", ["--transport nccl", "no CUDA-capable device"]),
         (1, "--transport nccl", ["share a GPU", "NCCL_MULTI_RANK_GPU_ENABLE"]),
+        (2, "--as-sharded", ["--as-sharded", "CPUs only", "--backend numpy"]),
     ],
 )
 def test_what_is_missing_is_named_in_one_line(

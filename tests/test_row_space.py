@@ -125,6 +125,9 @@ def test_more_nodes_than_inputs_the_exact_solver_and_mu_of_0_write_them_out(smal
     wide = Sizes("x", 100, 50, 3, {"train": 100, "val": 1, "test": 1})
     tall = Sizes("x", 99, 99, 3, {"train": 100, "val": 1, "test": 1})
     assert trainer.in_row_space(config, wide) and not trainer.in_row_space(config, tall)
+    config.run.as_sharded = True
+    assert not trainer.in_row_space(config, wide)
+    config.run.as_sharded = False
     config.training.solver = "exact"
     assert not trainer.in_row_space(config, wide)
     config.training.solver, config.training.mu = "gradient", 0.0

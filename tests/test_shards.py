@@ -126,6 +126,24 @@ def test_many_nodes_have_the_same_bits_in_any_shards(
         assert same(tmp_path / "1-1", out)
 
 
+@pytest.mark.parametrize(
+    ("options", "ways"),
+    [
+        # of more inputs than nodes, layer 1 is neither in the row space of its input nor a dual system
+        ("--codec delta --bits 2 --mu 0.01", ((2, 1), (2, 2), (8, 8))),
+        ("--codec affine --bits 4 --step row --kernels reference", ((4, 4),)),
+        ("--codec grid --bits 8 --solver exact --damping 0.1 --momentum 0.5", ((2, 2), (8, 4))),
+        ("--codec float32 --solver exact --kernels reference", ((8, 8),)),
+    ],
+)
+def test_as_sharded_few_nodes_have_the_same_bits_in_any_shards(
+    options: str, ways: tuple[tuple[int, int], ...], run: Run
+) -> None:
+    whole = run(1, 1, f"--as-sharded {options}")
+    for ranks, shards in ways:
+        assert same(whole, run(ranks, shards, f"--as-sharded {options}"))
+
+
 def test_sums_over_the_shards_are_a_phase(run: Run) -> None:
     profile = load(run(4, 2, "--codec delta --bits 4 --iterations 16"))
     check_accounts(profile)
@@ -202,6 +220,9 @@ def test_a_checkpoint_in_the_row_space_is_not_for_shards(
     again = [small, *words(f"{SHAPE} {saving} --shards 2 --resume"), "--out", out]
     finished = mpirun(2, "-m", "pdadmm.run", *again)
     assert finished.code == 2 and finished.err.count("\n") == 1 and "--shards 1" in finished.err
+    again = [small, *words(f"{SHAPE} {saving} --as-sharded --resume"), "--out", out]
+    finished = mpirun(1, "-m", "pdadmm.run", *again)
+    assert finished.code == 2 and finished.err.count("\n") == 1 and "without --as-sharded" in finished.err
     back = run(2, 2, saving, "shards")  # weights as they are can be gone on with anywhere
     again = [small, *words(f"{SHAPE} {saving} --shards 1 --resume"), "--out", back]
     succeed(mpirun(1, "-m", "pdadmm.run", *again, timeout=120))

@@ -197,6 +197,8 @@ def _choose_devices(config: Config, waiter: Waiter) -> Choice:
     """Backend and transport, in the options too."""
     choice = choose(config.run, waiter)
     config.run.backend, config.run.transport = choice.backend, choice.transport
+    if config.run.as_sharded and choice.backend == "cupy":
+        raise InputError("--as-sharded is for CPUs only; leave it out, or give --backend numpy")
     return choice
 
 

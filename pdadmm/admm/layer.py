@@ -444,7 +444,7 @@ class Layer:
         k, p, z = self.passes, self.p, self.z
         p_mean = self._sum(k.column_sums(p)) / self.V
         z_mean = self._sum(k.column_sums(z)) / self.V
-        dual = self.n_in > self.V and self.nodes.size == 1
+        dual = self.n_in > self.V and self.nodes.whole
         gram = None
         if self.below is None:  # X never changes, nor does its Gram matrix
             if self._gram is None:

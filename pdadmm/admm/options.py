@@ -148,6 +148,10 @@ class Job(Run):
     shards: int = option(
         1, "shards that the nodes are cut into; the number of ranks is a multiple of it", within=COUNT
     )
+    as_sharded: bool = option(
+        False,
+        "compute as 8 shards would: the same bits in 1, 2, 4 and 8 also of few nodes, for longer iterations",
+    )
 
 
 @dataclass

@@ -129,10 +129,10 @@ def check(checkpoint: Checkpoint, going: Going) -> None:
     wanted = expected(going, stages[state.stage])
     found = {p: forms(saved) for p, saved in checkpoint.layers.items()}
     in_row_space = "rows/coefficients" in found.get(1, {})
-    if in_row_space and going.config.run.shards > 1:
+    if in_row_space and not going.in_row_space:
         raise InputError(
             "--resume: the checkpoint keeps layer 1 in the row space of its input, which shards of the nodes "
-            f"cannot; go on with --shards 1, or {START_AFRESH}"
+            f"cannot; go on with --shards 1 and without --as-sharded, or {START_AFRESH}"
         )
     if going.in_row_space and not in_row_space:
         wanted[1] = {name: form for name, form in wanted[1].items() if not name.startswith("rows/")}

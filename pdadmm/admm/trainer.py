@@ -93,8 +93,9 @@ def in_row_space(config: Config, sizes: Sizes) -> bool:
     equal nodes have different labels.
     """
     t = config.training
-    alone = config.run.shards == 1  # it wants the products of all nodes with each other
-    return alone and t.solver == "gradient" and t.mu > 0 and sizes.rows["train"] <= sizes.inputs
+    # it wants the products of all nodes with each other
+    whole = config.run.shards == 1 and not config.run.as_sharded
+    return whole and t.solver == "gradient" and t.mu > 0 and sizes.rows["train"] <= sizes.inputs
 
 
 def largest_product(config: Config, sizes: Sizes) -> int:
@@ -159,7 +160,7 @@ class Trainer:
             layer_cost(nodes, self.widths[i], self.widths[i + 1], i == 0, self.in_row_space)
             for i in range(self.layers_total)
         ]
-        self.grid = Grid(waiter, config.run.shards)
+        self.grid = Grid(waiter, config.run.shards, config.run.as_sharded)
         self.blocks = place(costs, self.grid.blocks)
         #: layers of every rank, those of a block with its first shard
         self.owned = [
@@ -169,7 +170,7 @@ class Trainer:
         self.mine = self.blocks[self.grid.block]
         waiter.where.set_layers(self.mine.start, self.mine.stop - 1)
         self.hyper = hyper_of(config.training)
-        groups = groups_of_shard(nodes, self.grid.shards)
+        groups = groups_of_shard(nodes, self.grid.shards, config.run.as_sharded)
         self.backend = make_backend(choice, self.rank, config.run.precision, threads, groups)
         self.grid.compute_on(self.backend)
         name = self.backend.name

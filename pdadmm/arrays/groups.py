@@ -4,8 +4,8 @@ All nodes are halved, and the halves, and so on. A shard of the nodes is a node 
 number of shards is a power of two, and has whole groups, so that a sum has the same bits however the nodes
 are cut into shards: within a group by one function of its rows, over groups and shards by the tree.
 
-Few nodes are in no groups: their products are so short that eight in the place of one would take half as long
-again.
+Few nodes are in no groups unless asked for: their products are so short that eight in the place of one would
+take half as long again.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["groups_of_shard", "rows_of_groups", "rows_of_shard", "total", "tree"
 _GROUPS, _MANY = 8, 2048
 
 
-def groups_of_shard(nodes: int, shards: int) -> int:
-    """Groups in a shard of so many nodes, a power of two; 0 where they are few."""
-    return max(1, _GROUPS // shards) if nodes >= _MANY else 0
+def groups_of_shard(nodes: int, shards: int, always: bool = False) -> int:
+    """Groups in a shard of so many nodes, a power of two; 0 where they are few, but for `always`."""
+    return max(1, _GROUPS // shards) if always or nodes >= _MANY else 0
 
 
 @functools.lru_cache(1024)

@@ -33,6 +33,8 @@ class Axis(Protocol):
     """The ranks along an axis of the grid; what they do together is collective along it."""
 
     size: int
+    #: whether what takes all nodes at once may be computed here
+    whole: bool
 
     @property
     def bytes(self) -> int:
@@ -68,12 +70,15 @@ class Axis(Protocol):
 
 
 class Alone:
-    """An axis of one rank."""
+    """An axis of one rank, which has all nodes; without `whole` it computes as if it had not."""
 
     size = 1
     bytes = 0
     seconds = 0.0
     last = ""
+
+    def __init__(self, whole: bool = True) -> None:
+        self.whole = whole
 
     @property
     def facts(self) -> dict[str, Record]:
@@ -110,6 +115,8 @@ class Shards:
     backend
         Where the arrays are; the host if nobody says so.
     """
+
+    whole = False
 
     def __init__(self, waiter: Waiter) -> None:
         self._waiter = waiter
@@ -189,6 +196,8 @@ class Grid:
         Of the job.
     shards
         Into which the nodes are cut; the number of ranks is a multiple of it.
+    as_sharded
+        Whether one shard computes as several do.
 
     Attributes
     ----------
@@ -205,7 +214,7 @@ class Grid:
         When the ranks do not fill the grid.
     """
 
-    def __init__(self, waiter: Waiter, shards: int = 1) -> None:
+    def __init__(self, waiter: Waiter, shards: int = 1, as_sharded: bool = False) -> None:
         comm = waiter.comm
         if shards < 1 or comm.size % shards:
             raise InputError(
@@ -213,7 +222,7 @@ class Grid:
             )
         self.blocks, self.shards = comm.size // shards, shards
         self.block, self.shard = divmod(comm.rank, shards)
-        self.nodes: Axis = ALONE
+        self.nodes: Axis = Alone(whole=False) if as_sharded else ALONE
         self._of_block: Intracomm | None = None
         if shards > 1:
             self._of_block = cast("Intracomm", comm.Split(self.block, self.shard))
