@@ -241,6 +241,25 @@ def test_a_signal_while_a_command_starts_ends_it_quietly(
         assert not list(folder.glob(".*")), err
 
 
+def test_a_signal_in_a_destructor_ends_a_preparation_quietly() -> None:
+    """Python swallows what a destructor raises; the next report of progress ends the command."""
+    code = (
+        "import os, signal, pdadmm.process as p; p.begin()\n"
+        "from pdadmm.runtime.preparing import Reporter, listen\n"
+        "listen()\n"
+        "class Last:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        sum(range(1000))\n"
+        "Last()\n"
+        "print('goes on', flush=True)\n"
+        "Reporter()('products', 1, 2)\n"
+        "print('never')\n"
+    )
+    ended = start([sys.executable, "-c", code], 60)
+    assert (ended.code, ended.out, ended.err) == (128 + signal.SIGTERM, "goes on\n", "")
+
+
 @pytest.mark.parametrize("program", ["run", "prepare"])
 def test_a_signal_to_mpirun_while_ranks_start_ends_them_quietly(
     small: Path, tmp_path: Path, program: str

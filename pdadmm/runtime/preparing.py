@@ -60,6 +60,14 @@ def listen() -> None:
     For the start of the work: what takes long to import has been, since an exception that comes up in there
     may be swallowed.
     """
+    unraisable = sys.unraisablehook
+
+    def report(error: sys.UnraisableHookArgs) -> None:
+        """Say nothing of an exit that a destructor swallows; the next report of progress raises it again."""
+        if not (_told_to_end and error.exc_type is SystemExit):
+            unraisable(error)
+
+    sys.unraisablehook = report
     for number in (signal.SIGINT, signal.SIGTERM):
         heed(number, _terminated)
 
