@@ -14,7 +14,7 @@ import numpy as np
 from pdadmm.arrays import Array, Scalar
 from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.comm import waiter as waiting
-from pdadmm.comm.reduction import Reduction, tree_sum
+from pdadmm.comm.reduction import tree_sum
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.files import Record
@@ -57,7 +57,7 @@ class Axis(Protocol):
         ...
 
     def sum(self, value: Array) -> Array:
-        """Sum of an array over the axis, by a fixed tree, in its dtype."""
+        """Sum of an array over the axis, by a fixed tree, in its dtype; it may stand in `value`."""
         ...
 
     def sums(self, *values: Scalar) -> tuple[Scalar, ...]:
@@ -125,7 +125,7 @@ class Shards:
         self._bytes = 0
         self.last = ""
         self.facts: dict[str, Record] = {}
-        self._large: dict[tuple[int, np.dtype], Reduction] = {}
+        self._room = np.empty(0, np.uint8)  # what the others send of the slice of this shard
 
     @property
     def bytes(self) -> int:
@@ -147,17 +147,30 @@ class Shards:
         total: Array = tree_sum((0, self.size), {(i, i + 1): part for i, part in enumerate(parts)})
         return total
 
-    def _sum_of_slices(self, value: Array) -> Array:
-        key = (value.size, value.dtype)
-        reduction = self._large.get(key)
-        if reduction is None:
-            owners = [range(shard, shard + 1) for shard in range(self.size)]
-            reduction = self._large[key] = Reduction(self._waiter, owners, value.size, value.dtype.type)
-        reduction.start({self._waiter.comm.rank: value.reshape(-1)})
-        reduction.combine()
-        self._bytes += reduction.nbytes
-        self._note(value, reduction.piece, reduction.slice_bytes)
-        return reduction.finish().reshape(value.shape).copy()
+    def _sum_of_slices(self, value: np.ndarray) -> np.ndarray:
+        """The sum in place of `value`, of which nobody makes a copy."""
+        from mpi4py import MPI
+
+        comm, mine = self._waiter.comm, self._waiter.comm.rank
+        ends = [value.size * shard // self.size for shard in range(self.size + 1)]
+        counts = np.diff(ends).tolist()
+        entries, starts, n = value.reshape(-1), ends[:-1], counts[mine]
+        kind = MPI.FLOAT if value.itemsize == 4 else MPI.DOUBLE
+        if self._room.size < n * self.size * value.itemsize:
+            self._room = np.empty(n * self.size * value.itemsize, np.uint8)
+        parts = self._room[: n * self.size * value.itemsize].view(value.dtype).reshape(self.size, n)
+        request = comm.Ialltoallv(
+            [entries, counts, starts, kind], [parts, [n] * self.size, [n * i for i in range(self.size)], kind]
+        )
+        self._waiter.all([request], "the other shards of the nodes", waiting.ALL_RANKS)
+        known = {(shard, shard + 1): part for shard, part in enumerate(parts)}
+        entries[ends[mine] : ends[mine + 1]] = tree_sum((0, self.size), known)
+        request = comm.Iallgatherv(MPI.IN_PLACE, [entries, counts, starts, kind])
+        self._waiter.all([request], "the sums of the other shards", waiting.ALL_RANKS)
+        others, its_sum = value.nbytes - n * value.itemsize, n * value.itemsize
+        self._bytes += others + (self.size - 1) * its_sum
+        self._note(value, others // (self.size - 1), its_sum)
+        return value
 
     def _note(self, value: Array, first: int, then: int) -> None:
         self.last = f"sum of {value.nbytes} bytes"

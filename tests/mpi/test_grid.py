@@ -67,7 +67,7 @@ def test_sums_are_a_binary_tree_over_the_shards(
     before = grid.nodes.bytes
     large = [np.resize(part, (70, 90)) for part in parts]  # whose slices are added up by one shard each
     for _ in range(2):
-        found = grid.nodes.sum(large[grid.shard])
+        found = grid.nodes.sum(large[grid.shard].copy())
         assert found.tobytes() == tree(large).tobytes()
     assert 0 < grid.nodes.bytes - before <= 2 * 2 * found.nbytes
     numbers = grid.nodes.sums(0.1 * (grid.shard + 1), 2.0)
