@@ -212,6 +212,21 @@ def test_checkpoints_go_on_with_other_shards(
     alike(straight, one, 5e-3)
 
 
+@pytest.mark.parametrize("options", ["--codec delta --bits 2 --step row", "--codec affine --bits 8"])
+def test_as_sharded_checkpoints_go_on_bit_for_bit_with_other_shards(
+    options: str, run: Run, small: Path, mpirun: Callable[..., Finished]
+) -> None:
+    saving = f"--as-sharded {options} --checkpoint-every 11"
+    straight = run(1, 1, f"--as-sharded {options}", "straight")
+    for before, after in (((1, 1), (4, 4)), ((4, 2), (1, 1)), ((8, 8), (2, 2))):
+        out = run(*before, saving, "-".join(map(str, before)))
+        assert [folder.name for folder in (out / "checkpoints").iterdir()] == ["iteration-00000011"]
+        (out / "model.h5").unlink()
+        again = [small, *words(f"{SHAPE} {saving} --shards {after[1]} --resume"), "--out", out]
+        succeed(mpirun(after[0], "-m", "pdadmm.run", *again, timeout=120))
+        assert same(straight, out)
+
+
 def test_a_checkpoint_in_the_row_space_is_not_for_shards(
     run: Run, small: Path, mpirun: Callable[..., Finished]
 ) -> None:
