@@ -63,7 +63,7 @@ class Reduction:
     owners
         The parts of every rank, in order, together all parts.
     size
-        Entries of the vector.
+        Entries of the vector, float32.
     backend
         Where the vectors are.
 
@@ -75,14 +75,7 @@ class Reduction:
         Of it, to each of the others: subtrees of its slice, on average, and then the sum of this rank's.
     """
 
-    def __init__(
-        self,
-        waiter: Waiter,
-        owners: Sequence[range],
-        size: int,
-        dtype: type = np.float32,
-        backend: Backend = NUMPY,
-    ) -> None:
+    def __init__(self, waiter: Waiter, owners: Sequence[range], size: int, backend: Backend = NUMPY) -> None:
         self._waiter, self._backend = waiter, backend
         self._of_rank: list[Array] = []  # sums of the rank's subtrees, on a device
         self._tree = (0, owners[-1].stop)
@@ -96,11 +89,11 @@ class Reduction:
         own = len(self._trees[rank])
         self._send_counts = [own * n for n in self._sizes]
         self._receive_counts = [len(trees) * self._sizes[rank] for trees in self._trees]
-        self._sent = np.empty(sum(self._send_counts), dtype)
-        self._received = np.empty(sum(self._receive_counts), dtype)
-        self._part = np.empty(self._sizes[rank], dtype)
-        self._total: np.ndarray = np.empty(size, dtype)
-        self._found: Array = backend.empty(size, dtype) if backend.on_device else self._total
+        self._sent = np.empty(sum(self._send_counts), np.float32)
+        self._received = np.empty(sum(self._receive_counts), np.float32)
+        self._part = np.empty(self._sizes[rank], np.float32)
+        self._total: np.ndarray = np.empty(size, np.float32)
+        self._found: Array = backend.empty(size, np.float32) if backend.on_device else self._total
         self._requests: list[Request] = []
         away = sum(self._send_counts) - self._send_counts[rank] + (ranks - 1) * self._sizes[rank]
         self.nbytes = away * self._total.itemsize
@@ -140,11 +133,10 @@ class Reduction:
                 place += last - first
         from mpi4py import MPI
 
-        kind = MPI.FLOAT if self._sent.itemsize == 4 else MPI.DOUBLE
         self._requests = [
             self._waiter.comm.Ialltoallv(
-                [self._sent, self._send_counts, _starts(self._send_counts), kind],
-                [self._received, self._receive_counts, _starts(self._receive_counts), kind],
+                [self._sent, self._send_counts, _starts(self._send_counts), MPI.FLOAT],
+                [self._received, self._receive_counts, _starts(self._receive_counts), MPI.FLOAT],
             )
         ]
 
