@@ -11,9 +11,9 @@ or compare one version's on one rank and thread with those on several threads, r
 
 A run's iterates are its metrics.jsonl without seconds and its model's weights. Every codec runs with
 both solvers, with step lengths row by row, and with the authors' doubling, of a network of 10 layers; two
-versions on 1, 3 and 10 ranks. Shards have the same bits from 2,048 training nodes on, and with --as-sharded
-of fewer; a file with fewer is compared without shards, or with --as-sharded. Exit code 1, and the runs that
-differ, when any does.
+versions on 1, 3 and 10 ranks. Shards have the same bits with --as-sharded, and without it from 2,048 training
+nodes on where these outnumber all inputs; other files are compared without shards then. Exit code 1, and the
+runs that differ, when any does.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from pathlib import Path
 
 import h5py
 
+from pdadmm.inputs.feature_file import FeatureFile
+
 CODECS = (("float32", 32), ("grid", 8), ("affine", 4), ("delta", 4), ("delta", 2), ("delta", 1))
 METHODS = (("gradient", "exact"), ("exact", "exact"), ("gradient", "row"), ("gradient", "doubling"))
 RANKS = (1, 3, 10)
 #: ranks, shards, threads; the first is what the others are compared with
 PLACEMENTS = ((1, 1, 1), (1, 1, 2), (1, 1, 3), (3, 1, 1), (10, 1, 1), (2, 2, 1), (4, 4, 1), (6, 2, 2))
-#: training nodes from which on shards change no bit
+#: training nodes from which on shards change no bit, if these are more than the inputs
 MANY = 2048
 
 
@@ -78,8 +80,8 @@ def run_options(codec: str, bits: int, solver: str, step: str, o: argparse.Names
 
 def compare_placements(features: str, o: argparse.Namespace) -> tuple[int, int]:
     """Runs, and how many of them differ from one rank's."""
-    with h5py.File(features, "r") as file:
-        few = int(file.attrs["n_train"]) < MANY and not o.as_sharded
+    with FeatureFile(features) as file:
+        few = not o.as_sharded and (file.n_train < MANY or file.n_train <= file.num_features)
     runs = different = 0
     for (codec, bits), (solver, step) in itertools.product(CODECS, METHODS):
         options = run_options(codec, bits, solver, step, o)

@@ -1,4 +1,4 @@
-"""Shards: the same bits in any blocks, and of many nodes in 1, 2, 4, 8 shards; else up to rounding."""
+"""Shards: the same bits in any blocks; of many nodes, or --as-sharded, in 1, 2, 4, 8; else to rounding."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ All nodes are halved, and the halves, and so on. A shard of the nodes is a node 
 number of shards is a power of two, and has whole groups, so that a sum has the same bits however the nodes
 are cut into shards: within a group by one function of its rows, over groups and shards by the tree.
 
-Few nodes are in no groups unless asked for: their products are so short that eight in the place of one would
-take half as long again.
+Few nodes are in no groups unless asked for: their products are so short that eight in the place of one
+make an iteration on Cora 1.7 times as long.
 """
 
 from __future__ import annotations
