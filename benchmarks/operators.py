@@ -1,7 +1,7 @@
 """Compare operators of the inputs by validation accuracy: how those of the registry were chosen.
 
     python benchmarks/operators.py --raw DIR --work DIR [--datasets cora,…] [--operators "LIST LIST …"]
-        [--seeds 0-4] [--json FILE.jsonl] [-- OPTIONS OF pdadmm.run]
+        [--feature-norm row] [--seeds 0-4] [--json FILE.jsonl] [-- OPTIONS OF pdadmm.run]
     python benchmarks/operators.py --table [--json FILE.jsonl]
 
 Prepares every list of operators for every seed (which draws the split where none is published) in the
@@ -33,7 +33,8 @@ KEPT = ("val_accuracy", "val_loss", "test_accuracy", "train_accuracy", "seconds"
 
 
 def key(record: dict[str, Any]) -> tuple[Any, ...]:
-    return record["dataset"], record["operators"], record["options"], record["seed"]
+    norm = record.get("feature_norm", "none")
+    return record["dataset"], record["operators"], norm, record["options"], record["seed"]
 
 
 def read(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -55,37 +56,38 @@ def search(options: argparse.Namespace, fixed: list[str]) -> None:
     known = read(options.json)
     if "--hop-decay" not in fixed:
         fixed = ["--hop-decay", "1", *fixed]
-    own = " ".join(fixed)
+    own, norm = " ".join(fixed), options.feature_norm
     first, _, last = options.seeds.partition("-")
     for dataset in options.datasets.split(","):
         for operators in options.operators.split():
             for seed in range(int(first), int(last or first) + 1):
-                if (dataset, operators, own, seed) in known:
+                if (dataset, operators, norm, own, seed) in known:
                     continue
-                path = options.work / f"{dataset}-{operators}-s{seed}.h5"
-                arguments = ["--operators", operators, "--seed", str(seed), "--out", str(path)]
+                path = options.work / f"{dataset}-{operators}-{norm}-s{seed}.h5"
+                arguments = ["--operators", operators, "--feature-norm", norm]
+                arguments += ["--seed", str(seed), "--out", str(path)]
                 if not path.exists() and prepare([dataset, "--raw", str(options.raw), *arguments]):
                     sys.exit(2)
                 found = train(
                     Cached(str(path)), {}, ["--layers", "10", *_preset(dataset, fixed), *fixed], seed
                 )
-                record = {"dataset": dataset, "operators": operators, "options": own, "seed": seed}
-                record |= {name: found[name] for name in KEPT}
+                record = {"dataset": dataset, "operators": operators, "feature_norm": norm}
+                record |= {"options": own, "seed": seed, **{name: found[name] for name in KEPT}}
                 with options.json.open("a") as file:
                     file.write(json.dumps(record) + "\n")
 
 
-def _shown(options: str) -> str:
-    """Options without the one that all have."""
-    return "" if options == "--hop-decay 1" else options.removeprefix("--hop-decay 1 ")
+def _shown(norm: str, options: str) -> str:
+    """Options without those that nearly all have."""
+    own = f"{options} ".removeprefix("--hop-decay 1 ")
+    return own.strip() if norm == "none" else f"--feature-norm {norm} {own}".strip()
 
 
 def table(path: Path) -> str:
     """Markdown, a table a data set."""
-    groups: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
-    for record in read(path).values():
-        group = record["dataset"], record["operators"], record["options"]
-        groups.setdefault(group, {})[record["seed"]] = record
+    groups: dict[tuple[str, str, str, str], dict[int, dict[str, Any]]] = {}
+    for (dataset, operators, norm, options, seed), record in read(path).items():
+        groups.setdefault((dataset, operators, norm, options), {})[seed] = record
     lines = [
         "| data set | operators | options | validation | from the best | test | runs |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
@@ -93,7 +95,7 @@ def table(path: Path) -> str:
     for dataset in DATASETS.split(","):
         ours = [group for group in groups if group[0] == dataset]
 
-        def value(group: tuple[str, str, str], name: str) -> float:
+        def value(group: tuple[str, str, str, str], name: str) -> float:
             return mean(record[name] for record in groups[group].values())
 
         ours.sort(key=lambda group: (-round(value(group, "val_accuracy"), 6), value(group, "val_loss")))
@@ -103,7 +105,7 @@ def table(path: Path) -> str:
             error = stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.nan
             behind = "" if group == ours[0] else f"{mean(pairs):+.2f} ± {error:.2f}"
             lines.append(
-                f"| {dataset} | `{group[1]}` | {_shown(group[2])} | "
+                f"| {dataset} | `{group[1]}` | {_shown(*group[2:])} | "
                 f"{100 * value(group, 'val_accuracy'):.2f} | {behind} | "
                 f"{100 * value(group, 'test_accuracy'):.2f} | {len(runs)} |"
             )
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--datasets", default=DATASETS)
     parser.add_argument("--operators", default=LISTS, help="lists, separated by spaces")
+    parser.add_argument("--feature-norm", default="none", choices=("none", "row"), help="of pdadmm.prepare")
     parser.add_argument("--seeds", default="0-4")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
