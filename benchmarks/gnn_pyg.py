@@ -2,7 +2,8 @@
 
 GCN or GraphSAGE with the mean of the neighbours; LayerNorm over each node's columns, ReLU and dropout after
 hidden convolutions, or dropout first; Xavier-uniform start, Adam, full batch. The adjacency is a
-torch.sparse CSR tensor, with which an epoch takes a fraction of what it takes with edge_index.
+torch.sparse CSR tensor, with which an epoch takes a fraction of what it takes with edge_index; so are
+features of which few are not zero.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ except ImportError:  # the tables and the other runs do without; train_pyg says 
 
 __all__ = ["build", "load", "train_pyg"]
 
+#: share of features that are not zero below which they stay sparse
+SPARSE = 0.05
+
 
 def load(path: Path, model: str) -> dict[str, Any]:
-    """A graph file as tensors: `x`, `y`, `split`, and the weighted adjacency as a sparse CSR tensor."""
+    """A graph file as tensors: `x`, sparse or not, `y`, `split`, and the weighted adjacency, sparse CSR."""
     if torch is None:
         raise InputError("this needs PyTorch and PyG: pip install torch torch_geometric")
     with GraphFile(str(path)) as source:
@@ -46,22 +50,30 @@ def load(path: Path, model: str) -> dict[str, Any]:
     matrix.sort_indices()
     row = np.repeat(np.arange(n), np.diff(matrix.indptr))
     weigh = gcn_weights if model == "gcn" else lambda of_row, _: mean_weights(of_row)
-    values = weigh(degree[row], degree[matrix.indices]).astype(np.float32)
-    size = matrix.shape
-    adjacency = torch.sparse_csr_tensor(
-        torch.from_numpy(matrix.indptr.astype(np.int64)),
-        torch.from_numpy(matrix.indices.astype(np.int64)),
-        torch.from_numpy(values),
-        size,
-    )
-    x = features.toarray() if sp.issparse(features) else np.asarray(features)
+    matrix.data = weigh(degree[row], degree[matrix.indices]).astype(np.float32)
+    sparse = sp.issparse(features)
+    if sparse and features.nnz < SPARSE * n * features.shape[1]:
+        x = _csr(features)
+    else:
+        dense = features.toarray() if sparse else np.asarray(features)
+        x = torch.from_numpy(np.ascontiguousarray(dense, np.float32))
     return {
-        "x": torch.from_numpy(np.ascontiguousarray(x, np.float32)),
+        "x": x,
         "y": torch.from_numpy(labels),
         "split": torch.from_numpy(split),
-        "adjacency": adjacency,
+        "adjacency": _csr(matrix),
         "classes": classes,
     }
+
+
+def _csr(matrix: sp.csr_matrix) -> Any:
+    """A matrix as a torch.sparse CSR tensor."""
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(matrix.indptr.astype(np.int64)),
+        torch.from_numpy(matrix.indices.astype(np.int64)),
+        torch.from_numpy(matrix.data.astype(np.float32)),
+        matrix.shape,
+    )
 
 
 def build(model: str, widths: list[int], dropout: float, dropped_first: bool = False) -> Any:
