@@ -39,7 +39,7 @@ _NAME = "pdadmm.prepare"
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m pdadmm.prepare", description="Make a feature file for training.")
-    add_data_options(parser, "data/NAME.h5", "draws splits and the synthetic graph")
+    add_data_options(parser, "data/NAME.h5", "draws splits and the synthetic graph", norm=None)
     parser.add_argument(
         "--operators",
         metavar="LIST",
@@ -79,9 +79,10 @@ def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> Non
     began = time.perf_counter()
     given = _given_operators(options)
     out = choose_target(options, ".h5", SCHEMA, KIND)
-    graph, norm, entry = load_graph(options, report)
+    graph, entry = load_graph(options, report)
     operators = given or (entry.operators if entry else None)
-    work = Augmentation(graph, 4, norm, options.nodes, operators)
+    own_norm = entry.norm_for(operators) if entry and operators else "none"
+    work = Augmentation(graph, 4, options.feature_norm or own_norm, options.nodes, operators)
 
     def watched(pieces: Iterator[Piece]) -> Iterator[Piece]:
         total = work.shape[1]

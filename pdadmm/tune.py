@@ -72,7 +72,7 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
     if options.seeds < 1:
         raise InputError(f"--seeds {options.seeds} is too few; give 1 or more")
     lists = list(dict.fromkeys(parse_operators(text, "--try")[0] for text in options.lists or _LISTS))
-    outcomes, graph, norm = _train_all(options, lists, report)
+    outcomes, graph = _train_all(options, lists, report)
     report.close()
     warn(_NAME, graph)
     print(f"{'validation':>10} {'loss':>7} {'to the best':>15}  operators, scaling")
@@ -87,7 +87,7 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
         f"means of {options.seeds} run{'s' if options.seeds > 1 else ''} of {options.layers} layers; "
         "differences from the best with their standard errors. The best:\n"
         f"python -m pdadmm.prepare {shlex.join([options.name, '--operators', best.operators, *given])} "
-        f"--feature-norm {norm} --out tuned.h5\n"
+        f"--feature-norm {options.feature_norm} --out tuned.h5\n"
         f"python -m pdadmm.run tuned.h5 --layers {options.layers} --hidden {options.hidden} "
         f"--input-norm {best.input_norm} --hop-decay 1",
         flush=True,
@@ -96,8 +96,8 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
 
 def _train_all(
     options: argparse.Namespace, lists: list[str], report: Reporter
-) -> tuple[dict[Candidate, list[Outcome]], Graph, str]:
-    """Outcomes of every candidate, seed after seed; a graph of them, and the feature norm."""
+) -> tuple[dict[Candidate, list[Outcome]], Graph]:
+    """Outcomes of every candidate, seed after seed, and a graph of them."""
     from pdadmm.admm.trial import Candidate, try_out
     from pdadmm.inputs.write import in_memory
 
@@ -106,13 +106,13 @@ def _train_all(
     first, done = options.seed, 0
     for seed in range(first, first + options.seeds):
         # a split of its own, where it is drawn
-        graph, norm, entry = load_graph(argparse.Namespace(**{**vars(options), "seed": seed}), report)
+        graph, entry = load_graph(argparse.Namespace(**{**vars(options), "seed": seed}), report)
         if graph.adjacency is None:
             raise InputError(f"{graph.origin}: samples without a graph have no operators to choose from")
         # of bags of words; dense features are rarely without negative ones
         scalings = ("none", "hellinger") if graph.features.min() >= 0 else ("none",)
         for operators in lists:
-            features = in_memory(graph, feature_norm=norm, operators=operators, seed=seed)
+            features = in_memory(graph, feature_norm=options.feature_norm, operators=operators, seed=seed)
             preset = entry.preset_for(operators) if entry else {}
             for scaling in scalings:
                 candidate = Candidate(operators, scaling)
@@ -120,7 +120,7 @@ def _train_all(
                 outcome = try_out(features, candidate, wanted, preset, seed)
                 outcomes.setdefault(candidate, []).append(outcome)
                 done += 1
-    return outcomes, graph, norm
+    return outcomes, graph
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

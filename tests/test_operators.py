@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from pdadmm.datasets import Graph, load, synthetic_graph
 from pdadmm.datasets.graph import clean_adjacency
 from pdadmm.datasets.registry import REGISTRY
 from pdadmm.errors import InputError
+from pdadmm.gnn.prepare import main as prepare_graph
 from pdadmm.inputs import augment
 from pdadmm.inputs.augment import near_order
 from pdadmm.inputs.feature_file import FeatureFile
+from pdadmm.inputs.graph_file import GraphFile
 from pdadmm.inputs.operators import TOLERANCE, parse_operators
 from pdadmm.inputs.write import in_memory
 from pdadmm.kernels import sparse
@@ -281,12 +284,35 @@ def test_a_data_set_has_operators_of_its_own(elsewhere: Path) -> None:
         np.testing.assert_array_equal(own.x("all"), expected.x("all"))
 
 
+def test_a_feature_norm_goes_with_the_data_sets_own_operators(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REGISTRY, "cora", replace(REGISTRY["cora"], operator_norm="row"))
+    write_planetoid(elsewhere / "raw")
+    graph = load("cora", raw="raw", verify=False)
+    for arguments, norm in (
+        ([], "row"),
+        (["--operators", REGISTRY["cora"].operators], "row"),
+        (["--operators", "powers:4"], "none"),
+        (["--feature-norm", "none"], "none"),
+        (["--operators", "x", "--feature-norm", "row"], "row"),
+    ):
+        assert main(["cora", "--raw", "raw", "--no-verify", "--out", "x.h5", *arguments]) == 0
+        with FeatureFile("x.h5") as made:
+            assert made.attrs["feature_norm"] == norm
+            expected = in_memory(graph, operators=made.operators, feature_norm=norm)
+            np.testing.assert_array_equal(made.x("all"), expected.x("all"))
+    assert prepare_graph(["cora", "--raw", "raw", "--no-verify", "--parts", "2", "--out", "g.h5"]) == 0
+    with GraphFile("g.h5") as cut:
+        assert cut.attrs["feature_norm"] == "none"
+
+
 def test_every_list_in_the_registry_is_one_in_its_kept_form() -> None:
     documentation = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     for entry in REGISTRY.values():
         assert parse_operators(entry.operators)[0] == entry.operators
         if entry.operators != "powers:4":
-            assert f"| `{entry.name}` | `{entry.operators}` |" in documentation
+            assert f"| `{entry.name}` | `{entry.operators}` | {entry.operator_norm} |" in documentation
 
 
 def test_the_preset_is_that_of_the_operators_of_the_file(elsewhere: Path) -> None:

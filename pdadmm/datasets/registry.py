@@ -66,12 +66,12 @@ class Dataset:
         Where the first file set is downloaded from, when it is not file by file.
     folders : tuple of str
         Subfolders of --raw in which the files may also lie.
-    feature_norm : {"none", "row"}
-        Default of --feature-norm.
     preset : dict
         Options of network and training for this data set, by name; weaker than what the user gives.
     operators : str
-        Default of --operators.
+        Default of --operators of pdadmm.prepare.
+    operator_norm : {"none", "row"}
+        Default of its --feature-norm with these operators.
     operator_preset : dict
         What takes the place of options of `preset` on features of these operators.
     """
@@ -88,10 +88,14 @@ class Dataset:
     citation: str
     archive: Archive | None = None
     folders: tuple[str, ...] = ()
-    feature_norm: str = "none"
     preset: Record = field(default_factory=dict)
     operators: str = "powers:4"
+    operator_norm: str = "none"
     operator_preset: Record = field(default_factory=dict)
+
+    def norm_for(self, operators: str) -> str:
+        """Feature norm that goes with these operators."""
+        return self.operator_norm if operators == self.operators else "none"
 
     def preset_for(self, operators: str) -> Record:
         """Options for training on features of these operators."""
@@ -170,22 +174,22 @@ _PRESETS: dict[str, Record] = {
     },
 }  # fmt: skip
 
-# Operators, and what of the presets above is different on them: docs/results.md, "How the operators were
-# chosen".
-_OPERATORS: dict[str, tuple[str, Record]] = {
-    "cora": ("ppr:0.4,ppr:0.1", {}),
-    "citeseer": ("ppr:0.1", {}),
-    "amazon-computers": ("ppr:0.4,ppr:0.1", {"mu": 3e-5}),
-    "amazon-photo": ("ppr:0.2:rw", {"mu": 1e-4}),
-    "coauthor-cs": ("x,heat:2", {"hop_decay": 1.0}),
-    "coauthor-physics": ("x,heat:2", {"hop_decay": 1.0, "mu": 3e-4}),
+# Operators, the feature norm before them, and what of the presets above is different on them:
+# docs/results.md, "How the operators were chosen".
+_OPERATORS: dict[str, tuple[str, str, Record]] = {
+    "cora": ("ppr:0.4,ppr:0.1", "none", {}),
+    "citeseer": ("ppr:0.1", "none", {}),
+    "amazon-computers": ("ppr:0.4,ppr:0.1", "none", {"mu": 3e-5}),
+    "amazon-photo": ("ppr:0.2:rw", "none", {"mu": 1e-4}),
+    "coauthor-cs": ("x,ppr:0.4", "row", {"hop_decay": 1.0}),
+    "coauthor-physics": ("x,heat:2", "none", {"hop_decay": 1.0, "mu": 3e-4}),
 }
 
 
 def _own_operators(name: str) -> Record:
     """Fields of an entry."""
-    operators, preset = _OPERATORS.get(name, ("powers:4", {}))
-    return {"operators": operators, "operator_preset": preset}
+    operators, norm, preset = _OPERATORS.get(name, ("powers:4", "none", {}))
+    return {"operators": operators, "operator_norm": norm, "operator_preset": preset}
 
 
 def _planetoid(name: str, title: str, nodes: int, features: int, classes: int) -> Dataset:

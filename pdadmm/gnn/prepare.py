@@ -85,8 +85,8 @@ def _prepare(options: argparse.Namespace, report: Reporter) -> None:
     if options.fractions is not None and options.split != "random":
         raise InputError("--fractions needs --split random; give that, too, or leave it out")
     out = choose_target(options, f"-{options.parts}parts.h5", SCHEMA, KIND)
-    graph, norm, entry = load_graph(options, report)
-    facts = {"split": options.split, "feature_norm": norm}
+    graph, entry = load_graph(options, report)
+    facts = {"split": options.split, "feature_norm": options.feature_norm}
     if options.split == "random":
         fractions = options.fractions or FRACTIONS
         labelled = np.setdiff1d(np.arange(graph.num_nodes), graph.unlabelled)

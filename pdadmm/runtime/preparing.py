@@ -105,7 +105,9 @@ class Reporter:
             self._progress = None
 
 
-def add_data_options(parser: argparse.ArgumentParser, out: str | None, seed: str) -> None:
+def add_data_options(
+    parser: argparse.ArgumentParser, out: str | None, seed: str, norm: str | None = "none"
+) -> None:
     """Add the options that say what to read and where to write.
 
     Parameters
@@ -115,6 +117,8 @@ def add_data_options(parser: argparse.ArgumentParser, out: str | None, seed: str
         The default of --out, as its help says it; None: there is no such option.
     seed : str
         What the seed draws.
+    norm : {"none", "row"} or None
+        The default of --feature-norm; None: the data set's own for the operators.
     """
     parser.add_argument(
         "name", metavar="NAME|FILE.npz", help="data set, or a graph in the gnn-benchmark keys"
@@ -123,7 +127,13 @@ def add_data_options(parser: argparse.ArgumentParser, out: str | None, seed: str
     if out is not None:
         parser.add_argument("--out", metavar="FILE.h5", help=f"what to write ({out})")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
-    parser.add_argument("--feature-norm", choices=("none", "row"), help="row: divide by the L1 norm first")
+    shown = norm or "the data set's own, else none"
+    parser.add_argument(
+        "--feature-norm",
+        choices=("none", "row"),
+        default=norm,
+        help=f"row: divide each node's features by their L1 norm first ({shown})",
+    )
     parser.add_argument("--no-verify", action="store_true", help="do not compare checksums")
     group = parser.add_argument_group("synthetic graph")
     for name, (kind, text) in _SYNTHETIC.items():
@@ -163,17 +173,8 @@ def choose_target(options: argparse.Namespace, ending: str, schema: str, kind: s
     return out
 
 
-def load_graph(options: argparse.Namespace, report: Reporter) -> tuple[Graph, str, Dataset | None]:
-    """Read the graph that the options name.
-
-    Returns
-    -------
-    graph : Graph
-    norm : str
-        Feature norm: what the options say, or the data set's own.
-    entry : Dataset or None
-        Of the registry.
-    """
+def load_graph(options: argparse.Namespace, report: Reporter) -> tuple[Graph, Dataset | None]:
+    """The graph that the options name, and its entry in the registry."""
     from pdadmm.datasets import REGISTRY, load
 
     synthetic = {
@@ -187,8 +188,7 @@ def load_graph(options: argparse.Namespace, report: Reporter) -> tuple[Graph, st
         progress=report,
         synthetic=synthetic,
     )
-    entry = REGISTRY.get(options.name)
-    return graph, options.feature_norm or (entry.feature_norm if entry else "none"), entry
+    return graph, REGISTRY.get(options.name)
 
 
 def warn(program: str, graph: Graph, *, directions: bool = False) -> None:
