@@ -181,7 +181,7 @@ _OPERATORS: dict[str, tuple[str, str, Record]] = {
     "citeseer": ("ppr:0.1", "none", {}),
     "amazon-computers": ("ppr:0.4,ppr:0.1", "none", {"mu": 3e-5}),
     "amazon-photo": ("ppr:0.2:rw", "none", {"mu": 1e-4}),
-    "coauthor-cs": ("x,ppr:0.4", "row", {"hop_decay": 1.0}),
+    "coauthor-cs": ("x,ppr:0.4", "row", {"hop_decay": 1.5, "mu": 0.003}),
     "coauthor-physics": ("x,heat:2", "none", {"hop_decay": 1.0, "mu": 3e-4}),
 }
 
