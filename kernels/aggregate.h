@@ -81,8 +81,9 @@ class Aggregation {
     }
     float *out = a_.out + row * n + column;
     if (a_.add) {  // all are read before any is written, since two overlap
-      if (REST) sum_rest = *(const Lanes *)(out + rest) + sum_rest;
-      for (int k = 0; k < COUNT; ++k) sum[k] = *(const Lanes *)(out + k * LANES) + sum[k];
+      const float sign = a_.add;
+      if (REST) sum_rest = sign * *(const Lanes *)(out + rest) + sum_rest;
+      for (int k = 0; k < COUNT; ++k) sum[k] = sign * *(const Lanes *)(out + k * LANES) + sum[k];
     }
     for (int k = 0; k < COUNT; ++k) *(Lanes *)(out + k * LANES) = sum[k];
     if (REST) *(Lanes *)(out + rest) = sum_rest;

@@ -3,7 +3,7 @@
 
 #include "passes.h"
 
-// out = A X or out += A X; A in CSR, whose rows' entries are indptr[i] to indptr[i + 1] - 1
+// out = A X + add out, add 0, 1 or -1; A in CSR, whose rows' entries are indptr[i] to indptr[i + 1] - 1
 struct Aggregate {
   Shape shape;  // of out
   const int64_t *indptr;

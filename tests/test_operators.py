@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from data_files import ROOT, mpirun, npz_arrays, prepare, random_graph, write_npz, write_planetoid
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.polynomial.chebyshev import chebval
 
 from pdadmm.admm.command import preset
 from pdadmm.arrays import sources
@@ -121,7 +122,7 @@ def test_the_order_of_the_nodes_in_between_does_not_change_the_bits(
     monkeypatch.setattr(augment, "near_order", noted)
     found = in_memory(graph, operators=EVERYTHING).x("all")
     assert sorted(orders[0]) == list(range(40)) and list(orders[0]) != list(range(40))
-    monkeypatch.setattr(augment, "_FEW_POWERS", 10**9)
+    monkeypatch.setattr(augment, "_FEW_TERMS", 10**9)
     np.testing.assert_array_equal(in_memory(graph, operators=EVERYTHING).x("all"), found)
     assert len(orders) == 1
 
@@ -139,6 +140,27 @@ def test_blocks_and_the_lack_of_the_library_do_not_change_the_bits(monkeypatch: 
     np.testing.assert_array_equal(in_memory(graph, operators=EVERYTHING).x("all"), expected)
 
 
+@pytest.mark.parametrize("cols", [1, 7, 40])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_product_adds_or_takes_off_what_was_there(
+    compiled: bool, cols: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+
+        def missing() -> None:
+            raise sources.LibraryError("not installed")
+
+        monkeypatch.setattr(sources, "load", missing)
+    rng = np.random.default_rng(0)
+    matrix = sp.random(30, 20, 0.2, "csr", np.float32, rng)
+    product = sparse.SparseProduct(matrix.indptr, matrix.indices, matrix.data, 20)
+    block, there = (rng.normal(size=(n, cols)).astype(np.float32) for n in (20, 30))
+    for add in (0, 1, -1):
+        out = there.copy()
+        product(block, out, add)
+        np.testing.assert_array_equal(out, matrix @ block + np.float32(add) * there)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_do_not_change_the_bits(threads: int) -> None:
     graph = synthetic_graph(nodes=3000, features=70)
@@ -152,12 +174,52 @@ def test_threads_do_not_change_the_bits(threads: int) -> None:
         sparse.set_threads(1)
 
 
-@pytest.mark.parametrize("text", ["ppr:0.01", "ppr:0.2", "ppr:0.999", "heat:0.001", "heat:2", "heat:500"])
-def test_a_series_is_cut_where_the_rest_weighs_less_than_the_tolerance(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ppr:0.000001", "ppr:0.01", "ppr:0.2", "ppr:0.999", "ppr:0.9999999999999999", "ppr:1"),
+        *("heat:0.00001", "heat:0.1", "heat:2", "heat:20", "heat:500", "heat:100000"),
+    ],
+)
+def test_an_expansion_is_cut_where_the_rest_is_below_the_tolerance(text: str) -> None:
     operator = parse_operators(text)[1][0]
-    weights = operator.weights()
-    assert 0 <= 1 - math.fsum(weights) < TOLERANCE
-    assert 1 - math.fsum(weights[:-1]) >= TOLERANCE * (1 - 1e-6), "a term that was not needed"
+    coefficients = operator.coefficients()
+    x = np.cos(np.linspace(0, np.pi, 1001))  # eigenvalues, from 1 to -1
+    alpha, t = operator.value, operator.value
+    exact = np.exp(t * (x - 1)) if operator.kind == "heat" else alpha / (1 - (1 - alpha) * x)
+
+    def error(count: int) -> float:
+        return float(abs(chebval(x, coefficients[:count]) - exact).max())
+
+    last = len(coefficients) - 1
+    assert error(last + 1) < TOLERANCE * (1 + 1e-6)
+    # all coefficients are positive, so that the error is largest at 1 and no other cut does
+    assert not last or error(last) >= TOLERANCE * (1 - 1e-6), "a term that was not needed"
+    assert last <= (10 / math.sqrt(alpha) if operator.kind == "ppr" else 5 * math.sqrt(t) + 5)
+
+
+def test_what_is_not_negative_stays_so_column_by_column() -> None:
+    graph, a, x = graph_with_isolated_nodes(40, 12, 45, 5)
+    x[x < 1] = 0  # little is left, so that most values of a far node are next to nothing
+    x[:, 7] *= -1
+    found = in_memory(graph, operators="ppr:0.9,heat:0.2", nodes="all").x("all").reshape(40, 2, 12)
+    negative = found < 0
+    assert not negative[:, :, np.arange(12) != 7].any()
+    assert negative[:, :, 7].any()
+    unreached = dense("ppr:0.9", a, x)[in_memory(graph, nodes="all", operators="x").node_id] == 0
+    assert unreached.any() and not found[:, 0][unreached].any()
+
+
+@pytest.mark.parametrize(
+    ("text", "products"),
+    [
+        *(("powers:4", 4), ("x,ppr:1", 0), ("x,ppr:0.2", 20), ("ppr:0.4,ppr:0.1", 30), ("heat:2", 8)),
+        *(("powers:4,ppr:0.2", 24), ("ppr:0.2,ppr:0.2:rw,power:3:rw", 43)),
+    ],
+)
+def test_operators_share_the_products_of_the_longest(text: str, products: int) -> None:
+    graph, _, _ = graph_with_isolated_nodes(20, 3, 30, 0)
+    assert augment.Augmentation(graph, operators=text).kernel.products == products
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ operators are those of :mod:`pdadmm.inputs.operators`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -33,8 +34,8 @@ _BLOCK_BYTES = 64 << 20  # one column block of the whole graph
 _HOPS_BYTES = 256 << 20  # all operators of a column block
 _PANEL_BYTES = 448 << 20  # columns gathered before they are written
 _BLOCK_COLUMNS = 64
-#: powers, Ã^0 among them, that are not worth another order of the nodes
-_FEW_POWERS = 2
+#: terms, the features themselves among them, that are not worth another order of the nodes
+_FEW_TERMS = 2
 
 
 def with_loops(adjacency: sp.csr_matrix) -> sp.csr_matrix:
@@ -141,7 +142,8 @@ class Plan:
 class Diffusion:
     """Planned once for a graph, a choice of rows and operators; then applies these to column blocks.
 
-    Operators of one normalisation share its powers: the longest series says how many products there are.
+    Operators of one normalisation share their terms: the longest expansion says how many products there are.
+    Powers and Chebyshev polynomials are terms of their own, so that neither changes the others' bits.
 
     Parameters
     ----------
@@ -155,10 +157,14 @@ class Diffusion:
     def __init__(self, looped: sp.csr_matrix | None, rows: Ids, operators: Sequence[Operator]) -> None:
         self.looped, self.rows, self.count = looped, rows, len(operators)
         self._parts: list[_Recurrence] = []
-        for walk in (False, True):
-            series = {i: o.weights() for i, o in enumerate(operators) if o.walk == walk}
-            if series:
-                self._parts.append(_Recurrence(looped, walk, rows, series))
+        for walk, chebyshev in itertools.product((False, True), repeat=2):
+            expansions = {
+                number: operator.coefficients()
+                for number, operator in enumerate(operators)
+                if (operator.walk, operator.chebyshev) == (walk, chebyshev)
+            }
+            if expansions:
+                self._parts.append(_Recurrence(looped, rows, expansions, walk, chebyshev))
 
     @property
     def products(self) -> int:
@@ -178,51 +184,75 @@ class Diffusion:
 
 
 class _Recurrence:
-    """The series of one normalisation: block, P block, P² block, …, each added to the sums that want it."""
+    """Terms of one normalisation, each added to the sums that want it.
+
+    They are block, P block, P² block, … or, in Chebyshev polynomials, T_0 block, T_1 block, T_2 block, … with
+    T_0 = I, T_1 = P and T_k = 2P T_(k-1) - T_(k-2).
+    """
 
     def __init__(
         self,
         looped: sp.csr_matrix | None,
-        walk: bool,
         rows: Ids,
-        series: dict[int, npt.NDArray[np.float64]],
+        expansions: dict[int, npt.NDArray[np.float64]],
+        walk: bool,
+        chebyshev: bool,
     ) -> None:
-        self._rows, self._series = rows, series
-        self.last = max(map(len, series.values())) - 1
+        self._rows, self._expansions, self._chebyshev = rows, expansions, chebyshev
+        self.last = max(map(len, expansions.values())) - 1
         if not self.last:
             return
         assert looped is not None
         indptr, indices, values = looped.indptr, looped.indices, _weights(looped, walk)
+        if chebyshev:
+            values *= 2
         nodes = looped.shape[0]
         if self.last > 1:
             self._product = SparseProduct(indptr, indices, values, nodes)
-        # the highest power is needed at these rows only
+        # the last term is needed at these rows only
         chosen = sp.csr_matrix((values, indices, indptr), shape=looped.shape)[rows]
         self._product_at_rows = SparseProduct(chosen.indptr, chosen.indices, chosen.data, nodes)
 
     def of(self, block: Floats) -> Iterator[tuple[int, Floats]]:
         """Number and values (R, w) of every operator, in the order in which they are done."""
         sums: dict[int, Floats] = {}
-        spare: list[Floats] = []
-        for power in range(self.last + 1):
-            at_rows: Floats | None = None
-            if power and power == self.last:
-                at_rows = np.empty((len(self._rows), block.shape[1]), np.float32)
-                self._product_at_rows(block, at_rows)
-            elif power:
-                following = spare.pop() if spare else np.empty_like(block)
-                self._product(block, following)
-                if power > 1:  # the block that was given is not ours
-                    spare.append(block)
-                block = following
-            for number, weights in self._series.items():
-                if power >= len(weights):
-                    continue
-                if weights[power]:
-                    at_rows = block[self._rows] if at_rows is None else at_rows
-                    self._add(sums, number, at_rows, float(weights[power]))
-                if power == len(weights) - 1:
+        for k, at_rows in enumerate(self._terms(block)):
+            for number, coefficients in self._expansions.items():
+                if k < len(coefficients) and coefficients[k]:
+                    assert at_rows is not None
+                    self._add(sums, number, at_rows, float(coefficients[k]))
+                if k == len(coefficients) - 1:
+                    if self._chebyshev and k:
+                        # these operators make nothing negative of a feature that is not; where they are cut
+                        # and rounded, they may
+                        least = np.where(block.min(axis=0) < 0, -np.inf, 0).astype(np.float32)
+                        np.maximum(sums[number], least, out=sums[number])
                     yield number, sums.pop(number)
+
+    def _terms(self, block: Floats) -> Iterator[Floats | None]:
+        """Every term at the rows (R, w), or None of one that no operator wants."""
+        wanted = [
+            any(k < len(coefficients) and coefficients[k] for coefficients in self._expansions.values())
+            for k in range(self.last + 1)
+        ]
+        yield block[self._rows] if wanted[0] else None
+        before, term = block, block
+        for k in range(1, self.last):
+            if before is block:  # it was given and is not ours
+                before = block.copy() if self._chebyshev else np.empty_like(block)
+            self._step(self._product, k, term, before)
+            before, term = term, before
+            yield term[self._rows] if wanted[k] else None
+        if self.last:
+            at_rows = before[self._rows]
+            self._step(self._product_at_rows, self.last, term, at_rows)
+            yield at_rows
+
+    def _step(self, product: SparseProduct, k: int, term: Floats, out: Floats) -> None:
+        """Term k into `out`, which holds term k - 2, from term k - 1."""
+        product(term, out, -1 if self._chebyshev and k > 1 else 0)
+        if self._chebyshev and k == 1:
+            out *= np.float32(0.5)  # of 2P, as exact as P
 
     @staticmethod
     def _add(sums: dict[int, Floats], number: int, values: Floats, weight: float) -> None:
@@ -309,7 +339,7 @@ class Augmentation:
         looped = None if graph.adjacency is None else with_loops(graph.adjacency)
         near = numbers = None
         rows = self.node_id
-        if looped is not None and max(len(operator.weights()) for operator in found) > _FEW_POWERS:
+        if looped is not None and max(len(operator.coefficients()) for operator in found) > _FEW_TERMS:
             near = near_order(looped)
             numbers = np.argsort(near)
             looped, rows = relabelled(looped, near, numbers), numbers[rows]

@@ -1,9 +1,11 @@
-"""Operators ψ of the augmentation X = [ψ_1(A)H, ..., ψ_K(A)H]: what they are called, and their power series.
+"""Operators ψ of the augmentation X = [ψ_1(A)H, ..., ψ_K(A)H]: what they are called, and their expansions.
 
-An operator is Σ c_k Pᵏ with weights c_k of at least 0, P the normalised adjacency with self-loops: symmetric,
+An operator is a function of P, the normalised adjacency with self-loops: symmetric,
 Ã = D^(-1/2) (A + I) D^(-1/2) (Kipf and Welling), or of a random walk, D^(-1) (A + I). GA-MLP (Chen et al.,
 2019) takes any; personalised PageRank and the heat kernel are those of Gasteiger et al. (Diffusion improves
-graph learning, NeurIPS 2019).
+graph learning, NeurIPS 2019). These two are infinite series of powers; in Chebyshev polynomials of P, whose
+eigenvalues lie in [-1, 1], they take a third of the products at α = 0.2 and fewer the smaller α is (Hammond,
+Vandergheynst, Gribonval: Wavelets on graphs via spectral graph theory, 2011).
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from pdadmm.errors import InputError
 
 __all__ = ["TOLERANCE", "Operator", "parse_operators", "powers"]
 
-#: a series is cut where the weights that are left sum to less; all of them sum to 1
+#: an expansion is cut where the coefficients that are left sum to less: no eigenvalue of the operator is
+#: further off; none is above 1
 TOLERANCE = 1e-6
 #: most products of an operator, and most operators: more than any graph has a use for
 _MOST_POWERS = 10_000
@@ -32,7 +35,7 @@ class Operator:
     Attributes
     ----------
     kind : {"power", "ppr", "heat"}
-        Pᵏ; Σ α(1-α)ᵏ Pᵏ; Σ e^(-t) tᵏ/k! Pᵏ.
+        Pᵏ; Σ α(1-α)ᵏ Pᵏ = α (I - (1-α)P)⁻¹; Σ e^(-t) tᵏ/k! Pᵏ = exp(t (P - I)).
     value : float
         k, α or t.
     walk : bool
@@ -43,25 +46,37 @@ class Operator:
     value: float
     walk: bool = False
 
-    def weights(self) -> np.ndarray:
-        """Weights c_0 to c_K of the powers, (K + 1,) float64; without the rest, less than `TOLERANCE`."""
+    @property
+    def chebyshev(self) -> bool:
+        """Whether `coefficients` are of Chebyshev polynomials T_k(P), not of powers Pᵏ."""
+        return self.kind != "power"
+
+    def coefficients(self) -> np.ndarray:
+        """Coefficients c_0 to c_K of the expansion, (K + 1,) float64, without the rest below `TOLERANCE`."""
         if self.kind == "power":
-            weights = np.zeros(int(self.value) + 1)
-            weights[-1] = 1
-            return weights
+            return np.eye(1, int(self.value) + 1, int(self.value))[0]
         if self.kind == "ppr":
             alpha = self.value
             if alpha == 1:
                 return np.ones(1)
-            # the rest after c_0 to c_K is (1 - α)^(K + 1)
-            count = math.floor(math.log(TOLERANCE) / math.log1p(-alpha)) + 1
-            return np.asarray(alpha * (1 - alpha) ** np.arange(count))
-        # of Poisson's distribution; beyond ten standard deviations nothing is left to speak of
-        count = math.ceil(self.value + 10 * math.sqrt(self.value) + 20)
-        logarithms = [k * math.log(self.value) - self.value - math.lgamma(k + 1) for k in range(count)]
-        weights = np.exp(logarithms)
-        rest = np.cumsum(weights[::-1])[::-1] - weights
-        return np.asarray(weights[: int(np.argmax(rest < TOLERANCE)) + 1])
+            # 1/(z - x) is 2/√(z² - 1) Σ rᵏ T_k(x), the first halved, with r = z - √(z² - 1);
+            # here z = 1/(1 - α)
+            root = math.sqrt(alpha * (2 - alpha))
+            ratio, scale = (1 - alpha) / (1 + root), 2 * alpha / root
+            # the rest after c_0 to c_K is scale ratio^(K + 1) / (1 - ratio)
+            count = math.floor(math.log(TOLERANCE * (1 - ratio) / scale) / math.log(ratio)) + 1
+            coefficients = scale * ratio ** np.arange(count)
+        else:
+            from scipy.special import ive  # a tenth of a second, for few lists
+
+            # exp(t (x - 1)) is e^(-t) (I_0(t) + 2 Σ I_k(t) T_k(x)), I_k the modified Bessel
+            # functions, which fall like exp(-k²/2t): K is at most 5√t + 5, and nothing is left after 8√t + 30
+            many = np.arange(math.ceil(8 * math.sqrt(self.value)) + 30)
+            coefficients = 2 * ive(many, self.value)
+            rest = np.cumsum(coefficients[::-1])[::-1] - coefficients
+            coefficients = coefficients[: int(np.argmax(rest < TOLERANCE)) + 1]
+        coefficients[0] /= 2
+        return np.asarray(coefficients)
 
 
 def powers(hops: int) -> str:
@@ -142,9 +157,8 @@ def _parse(item: str, option: str, room: int) -> tuple[str, list[Operator]]:
         raise InputError(f"{option} {item}: α is outside (0, 1]; give one like 0.2")
     if head == "heat" and not 0 < value < math.inf:
         raise InputError(f"{option} {item}: t is not more than 0; give one like 2")
-    products = math.log(TOLERANCE) / math.log1p(-value) if head == "ppr" and value < 1 else value
-    if head == "heat":
-        products = value + 10 * math.sqrt(value)
+    # of the expansions, rounded up
+    products = 10 / math.sqrt(value) if head == "ppr" else 5 * math.sqrt(value) + 5
     if products > _MOST_POWERS:
         better = "larger α" if head == "ppr" else "smaller t"
         raise InputError(f"{option} {item} takes more than {_MOST_POWERS} products; give a {better}")

@@ -79,9 +79,9 @@ class SparseLibrary(HostLibrary):
         return entry
 
     def multiply(
-        self, indptr: np.ndarray, indices: np.ndarray, values: Array, X: Array, out: Array, add: bool = False
+        self, indptr: np.ndarray, indices: np.ndarray, values: Array, X: Array, out: Array, add: int = 0
     ) -> None:
-        """Product of a CSR matrix and X (columns, n) float32 to `out` (rows, n) float32, or added to it.
+        """Product of a CSR matrix and X (columns, n), plus `add` times `out`, to `out` (rows, n).
 
         Parameters
         ----------
@@ -89,6 +89,10 @@ class SparseLibrary(HostLibrary):
             (rows + 1,) int64; the first need not be 0.
         indices, values
             (entries,) int32 and float32.
+        X, out
+            float32.
+        add
+            0, 1 or -1.
 
         Raises
         ------
@@ -136,15 +140,20 @@ class SparseProduct:
         except LibraryError:
             self._library = None
 
-    def __call__(self, block: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
-        """Product with `block` (columns, n), into `out` (rows, n): both float32 and C-contiguous."""
+    def __call__(self, block: npt.NDArray[np.float32], out: npt.NDArray[np.float32], add: int = 0) -> None:
+        """Product with `block` (columns, n), plus `add` times `out`, into `out` (rows, n).
+
+        Both are float32 and C-contiguous; `add` is 0, 1 or -1.
+        """
         if self._library is not None:
-            self._library.multiply(self._indptr, self._indices, self._values, block, out)
+            self._library.multiply(self._indptr, self._indices, self._values, block, out, add)
             return
         import scipy.sparse as sp
 
-        matrix = sp.csr_matrix((self._values, self._indices, self._indptr), shape=self.shape)
-        out[...] = matrix @ block
+        product = sp.csr_matrix((self._values, self._indices, self._indptr), shape=self.shape) @ block
+        if add:
+            product += np.float32(add) * out
+        out[...] = product
 
 
 def set_threads(threads: int) -> None:
