@@ -39,7 +39,13 @@ _NAME = "pdadmm.prepare"
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m pdadmm.prepare", description="Make a feature file for training.")
-    add_data_options(parser, "data/NAME.h5", "draws splits and the synthetic graph", norm=None)
+    add_data_options(
+        parser,
+        "data/NAME.h5",
+        "draws splits and the synthetic graph",
+        norm=None,
+        norm_text="the data set's own, else none",
+    )
     parser.add_argument(
         "--operators",
         metavar="LIST",

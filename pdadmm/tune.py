@@ -1,11 +1,12 @@
-"""Choose operators on validation accuracy: `python -m pdadmm.tune NAME|FILE.npz`.
+"""Choose the inputs on validation accuracy: `python -m pdadmm.tune NAME|FILE.npz`.
 
     python -m pdadmm.tune mygraph.npz
     python -m pdadmm.tune mygraph.npz --try x,ppr:0.3 --try powers:2 --seeds 5 --layers 4
 
 It trains on every list of operators, without scaling of the inputs and, where no feature is negative, with
-``--input-norm hellinger``; prints a table and the commands to use. Test nodes have no say. Nothing is written
-but raw files that are downloaded.
+``--input-norm hellinger``; on the best lists with features normalised first; and on the best of these with
+other weights of its operators and other penalties of the network's weights. Then it prints a table and the
+commands to use. Test nodes have no say. Nothing is written but raw files that are downloaded.
 
 Exit codes: 0 done; 2 bad input, with one line on stderr; other: failure.
 """
@@ -16,6 +17,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pdadmm.errors import InputError
@@ -34,20 +36,23 @@ from pdadmm.runtime.preparing import (
 
 if TYPE_CHECKING:
     from pdadmm.admm.trial import Candidate, Outcome
-    from pdadmm.datasets import Graph
+    from pdadmm.datasets import Dataset, Graph
 
 __all__ = ["main"]
 
 _NAME = "pdadmm.tune"
 #: what won or came close on published data sets, docs/results.md
 _LISTS = ("powers:4", "power:2", "ppr:0.2", "ppr:0.1", "ppr:0.4,ppr:0.1", "x,ppr:0.2", "x,heat:2")
+#: how many of them are tried with features normalised first
+_NORMALISED = 3
+_DECAYS = (0.65, 1.5, 2.0)
+_PENALTIES = (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01)
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m pdadmm.tune", description="Choose operators of the inputs on validation accuracy."
-    )
-    add_data_options(parser, None, "of the first run; draws its split, too, where none is published")
+    parser = Parser(prog="python -m pdadmm.tune", description="Choose the inputs on validation accuracy.")
+    seed = "of the first run; draws its split, too, where none is published"
+    add_data_options(parser, None, seed, norm=None, norm_text="both are tried")
     parser.add_argument(
         "--try",
         action="append",
@@ -64,6 +69,76 @@ def _parser() -> Parser:
     return parser
 
 
+class _Search:
+    """Trains candidates in groups, every one with the same seeds.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        Of the command.
+    report : Reporter
+    """
+
+    def __init__(self, options: argparse.Namespace, report: Reporter) -> None:
+        self._options, self._report = options, report
+        self.outcomes: dict[Candidate, list[Outcome]] = {}
+
+    def load(self, seed: int) -> tuple[Graph, Dataset | None]:
+        """The graph with the split of a seed, where it is drawn, and its entry in the registry."""
+        return load_graph(argparse.Namespace(**{**vars(self._options), "seed": seed}), self._report)
+
+    def train(self, group: str, candidates: Sequence[Candidate]) -> Candidate:
+        """Train on these, and return the best of all so far."""
+        from pdadmm.admm.trial import ranked, try_out
+        from pdadmm.inputs.write import in_memory
+
+        wanted = [f"--{name}={getattr(self._options, name)}" for name in ("layers", "hidden", "iterations")]
+        first, done = self._options.seed, 0
+        for seed in range(first, first + self._options.seeds) if candidates else ():
+            graph, entry = self.load(seed)
+            made = None
+            for candidate in candidates:
+                operators, norm = candidate.operators, candidate.feature_norm
+                if made != (operators, norm):
+                    features = in_memory(graph, feature_norm=norm, operators=operators, seed=seed)
+                    made = operators, norm
+                self._report(group, done, len(candidates) * self._options.seeds)
+                preset = entry.preset_for(operators) if entry else {}
+                outcome = try_out(features, candidate, wanted, preset, seed)
+                self.outcomes.setdefault(candidate, []).append(outcome)
+                done += 1
+        return ranked(self.outcomes)[0][0]
+
+
+def _try_all(options: argparse.Namespace, lists: list[str], search: _Search) -> Graph:
+    """Try the lists, then what may be chosen beside them, one after the other; returns a graph of them."""
+    from pdadmm.admm.options import Training
+    from pdadmm.admm.trial import Candidate, ranked
+    from pdadmm.inputs.operators import parse_operators
+
+    graph, entry = search.load(options.seed)
+    if graph.adjacency is None:
+        raise InputError(f"{graph.origin}: samples without a graph have no operators to choose from")
+    # of bags of words; dense features are rarely without negative ones
+    scalings = ("none", "hellinger") if graph.features.min() >= 0 else ("none",)
+    candidates = []
+    for operators in lists:
+        mu = (entry.preset_for(operators) if entry else {}).get("mu", Training.mu)
+        norm = options.feature_norm or "none"
+        candidates += [Candidate(operators, norm, scaling, 1.0, mu) for scaling in scalings]
+    best = search.train("operators", candidates)
+    if options.feature_norm is None:
+        leading: dict[str, Candidate] = {}
+        for candidate, *_ in ranked(search.outcomes):
+            leading.setdefault(candidate.operators, candidate)
+        normalised = [replace(candidate, feature_norm="row") for candidate in leading.values()]
+        best = search.train("normalised features", normalised[:_NORMALISED])
+    if len(parse_operators(best.operators)[1]) > 1:
+        best = search.train("weights of operators", [replace(best, hop_decay=decay) for decay in _DECAYS])
+    search.train("penalties", [replace(best, mu=mu) for mu in _PENALTIES if mu != best.mu])
+    return graph
+
+
 def _tune(options: argparse.Namespace, report: Reporter) -> None:
     from pdadmm.admm.trial import ranked
     from pdadmm.inputs.operators import parse_operators
@@ -72,55 +147,29 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
     if options.seeds < 1:
         raise InputError(f"--seeds {options.seeds} is too few; give 1 or more")
     lists = list(dict.fromkeys(parse_operators(text, "--try")[0] for text in options.lists or _LISTS))
-    outcomes, graph = _train_all(options, lists, report)
+    search = _Search(options, report)
+    graph = _try_all(options, lists, search)
     report.close()
     warn(_NAME, graph)
-    print(f"{'validation':>10} {'loss':>7} {'to the best':>15}  operators, scaling")
-    rows = ranked(outcomes)
-    for candidate, accuracy, loss, behind, error in rows:
-        name = f"{candidate.operators}, {candidate.input_norm}"
+    rows = ranked(search.outcomes)
+    width = max(len("operators"), *(len(row[0].operators) for row in rows))
+    print(f"{'validation':>10} {'loss':>7} {'to the best':>15}  {'operators':{width}}", end="")
+    print(f"  {'norm':4}  {'scaling':9}  {'decay':>5}  {'mu':>6}")
+    for c, accuracy, loss, behind, error in rows:
         spread = f" ± {100 * error:5.2f}" if options.seeds > 1 else " " * 8  # a single run has none
-        print(f"{100 * accuracy:10.2f} {loss:7.3f} {100 * behind:+7.2f}{spread}  {name}")
+        print(f"{100 * accuracy:10.2f} {loss:7.3f} {100 * behind:+7.2f}{spread}  ", end="")
+        print(f"{c.operators:{width}}  {c.feature_norm:4}  {c.input_norm:9}  {c.hop_decay:5g}  {c.mu:6g}")
     best = rows[0][0]
     given = data_arguments(options)
     print(
         f"means of {options.seeds} run{'s' if options.seeds > 1 else ''} of {options.layers} layers; "
         "differences from the best with their standard errors. The best:\n"
         f"python -m pdadmm.prepare {shlex.join([options.name, '--operators', best.operators, *given])} "
-        f"--feature-norm {options.feature_norm} --out tuned.h5\n"
+        f"--feature-norm {best.feature_norm} --out tuned.h5\n"
         f"python -m pdadmm.run tuned.h5 --layers {options.layers} --hidden {options.hidden} "
-        f"--input-norm {best.input_norm} --hop-decay 1",
+        f"{shlex.join(best.arguments())}",
         flush=True,
     )
-
-
-def _train_all(
-    options: argparse.Namespace, lists: list[str], report: Reporter
-) -> tuple[dict[Candidate, list[Outcome]], Graph]:
-    """Outcomes of every candidate, seed after seed, and a graph of them."""
-    from pdadmm.admm.trial import Candidate, try_out
-    from pdadmm.inputs.write import in_memory
-
-    wanted = [f"--{name}={getattr(options, name)}" for name in ("layers", "hidden", "iterations")]
-    outcomes: dict[Candidate, list[Outcome]] = {}
-    first, done = options.seed, 0
-    for seed in range(first, first + options.seeds):
-        # a split of its own, where it is drawn
-        graph, entry = load_graph(argparse.Namespace(**{**vars(options), "seed": seed}), report)
-        if graph.adjacency is None:
-            raise InputError(f"{graph.origin}: samples without a graph have no operators to choose from")
-        # of bags of words; dense features are rarely without negative ones
-        scalings = ("none", "hellinger") if graph.features.min() >= 0 else ("none",)
-        for operators in lists:
-            features = in_memory(graph, feature_norm=options.feature_norm, operators=operators, seed=seed)
-            preset = entry.preset_for(operators) if entry else {}
-            for scaling in scalings:
-                candidate = Candidate(operators, scaling)
-                report("runs", done, len(lists) * len(scalings) * options.seeds)
-                outcome = try_out(features, candidate, wanted, preset, seed)
-                outcomes.setdefault(candidate, []).append(outcome)
-                done += 1
-    return outcomes, graph
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,11 +29,23 @@ def test_candidates_are_ranked_and_the_commands_printed_do_what_was_tried(tmp_pa
     write_npz(tmp_path / "mine.npz")
     done = succeed(python("-m", "pdadmm.tune", "mine.npz", *SMALL, "--try", "x", "--try", "ppr:.2,power:2"))
     lines = done.out.splitlines()
-    rows = [re.fullmatch(r" *([\d.]+) +[\d.]+ +([-+][\d.]+) ± +[\d.]+  (\S+), (\w+)", line) for line in lines]
-    found = [row for row in rows if row]
-    assert {row[3] + row[4] for row in found} == {
-        a + b for a in ("x", "ppr:0.2,power:2") for b in ("none", "hellinger")
-    }
+    pattern = r" *([\d.]+) +[\d.]+ +([-+][\d.]+) ± +[\d.]+  (\S+) +(\w+) +(\w+) +([\d.]+) +([-\de.]+)"
+    found = [row for row in (re.fullmatch(pattern, line) for line in lines) if row]
+    assert len(found) == len(lines) - 4
+    tried = [row.groups()[2:] for row in found]
+    assert len(set(tried)) == len(tried)
+    lists = {(a, "none", b, "1", "0.01") for a in ("x", "ppr:0.2,power:2") for b in ("none", "hellinger")}
+    normalised = {row for row in tried if row[1] == "row" and row[3:] == ("1", "0.01")}
+    assert lists < set(tried)
+    assert {row[0] for row in normalised} == {"x", "ppr:0.2,power:2"} and len(normalised) == 2
+    # then the best so far with other weights of its operators, if it has several, and other penalties
+    decays = [row for row in tried if row[3] != "1" and row[4] == "0.01"]
+    penalties = [row for row in tried if row[4] != "0.01"]
+    assert len({row[:4] for row in penalties}) == 1
+    assert {row[4] for row in penalties} == {"3e-05", "0.0001", "0.0003", "0.001", "0.003"}
+    assert {row[:3] for row in decays} <= {penalties[0][:3]}
+    assert sorted(row[3] for row in decays) == (["0.65", "1.5", "2"] if "," in penalties[0][0] else [])
+    assert len(tried) == len(lists) + len(normalised) + len(decays) + len(penalties)
     scores = [float(row[1]) for row in found]
     assert scores == sorted(scores, reverse=True)
     assert [float(row[2]) for row in found] == pytest.approx([s - scores[0] for s in scores], abs=0.011)
@@ -41,7 +53,9 @@ def test_candidates_are_ranked_and_the_commands_printed_do_what_was_tried(tmp_pa
     prepare, run = (shlex.split(line)[1:] for line in lines[-2:])
     assert prepare[:3] == ["-m", "pdadmm.prepare", "mine.npz"]
     assert prepare[prepare.index("--operators") + 1] == found[0][3]
-    assert run[run.index("--input-norm") + 1] == found[0][4]
+    assert prepare[prepare.index("--feature-norm") + 1] == found[0][4]
+    values = [run[run.index(name) + 1] for name in ("--input-norm", "--hop-decay", "--mu")]
+    assert values == list(found[0].groups()[4:])
     succeed(python(*prepare))
     succeed(python(*run, "--iterations", "6", "--quiet", "--out", "out"))
     assert summary_of(tmp_path / "out")["operators"] == found[0][3]
@@ -62,13 +76,15 @@ def test_negative_features_are_tried_without_roots_and_what_comes_apart_is_last(
         return real(self)
 
     monkeypatch.setattr(trial.Trainer, "run", comes_apart)
-    assert main(["mine.npz", *SMALL, "--try", "x", "--try", "powers:1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[-1] for line in lines[1:3]] == ["powers:1, none", "x, none"]
+    given = ["--try", "x", "--try", "powers:1", "--feature-norm", "row"]
+    assert main(["mine.npz", *SMALL, *given]) == 0
+    tried = [line.split()[-5:] for line in capsys.readouterr().out.splitlines()[1:-3]]
+    assert {tuple(row[1:3]) for row in tried} == {("row", "none")}
+    assert tried[-1][0] == "x" and [row[0] for row in tried[:-1]] == ["powers:1"] * 9
 
 
 def test_ties_go_to_the_lower_loss_and_differences_are_paired() -> None:
-    a, b, c = (Candidate(name, "none") for name in ("x", "power:1", "power:2"))
+    a, b, c = (Candidate(name, "none", "none", 1.0, 0.01) for name in ("x", "power:1", "power:2"))
     outcomes = {
         a: [Outcome(0.5, 1.0), Outcome(0.7, 1.0)],
         b: [Outcome(0.6, 0.9), Outcome(0.6, 0.9)],

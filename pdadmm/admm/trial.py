@@ -34,12 +34,24 @@ class Candidate:
     ----------
     operators : str
         As :func:`pdadmm.inputs.operators.parse_operators` keeps it.
+    feature_norm : {"none", "row"}
+        Of the features before the operators.
     input_norm : str
         Of :data:`pdadmm.inputs.scaling.INPUT_NORMS`.
+    hop_decay, mu : float
+        Options of ``pdadmm.run``.
     """
 
     operators: str
+    feature_norm: str
     input_norm: str
+    hop_decay: float
+    mu: float
+
+    def arguments(self) -> list[str]:
+        """What ``pdadmm.run`` is to be told."""
+        values = {"--input-norm": self.input_norm, "--hop-decay": self.hop_decay, "--mu": self.mu}
+        return [word for name, value in values.items() for word in (name, f"{value}".removesuffix(".0"))]
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ def try_out(
     Parameters
     ----------
     features
-        Of the candidate's operators.
+        Of the candidate's operators and feature norm.
     candidate
     options
         Of ``pdadmm.run``, as on its command line.
@@ -83,9 +95,9 @@ def try_out(
     except (ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'") from None
-    own = ["--input-norm", candidate.input_norm, "--hop-decay", "1", "--seed", str(seed), "--quiet"]
-    # evaluated at the end of a stage only
-    config = parse([*options, *own, "--backend", "numpy", "--eval-every", "1000000"], lambda _: preset)
+    own = ["--seed", str(seed), "--quiet"]
+    own += ["--backend", "numpy", "--eval-every", "1000000"]  # evaluated at the end of a stage only
+    config = parse([*options, *candidate.arguments(), *own], lambda _: preset)
     resolve(config, 1)
     sizes = Sizes.of(features)
     threads = set_threads(config.run, MPI.COMM_SELF, largest_product(config, sizes))

@@ -106,7 +106,11 @@ class Reporter:
 
 
 def add_data_options(
-    parser: argparse.ArgumentParser, out: str | None, seed: str, norm: str | None = "none"
+    parser: argparse.ArgumentParser,
+    out: str | None,
+    seed: str,
+    norm: str | None = "none",
+    norm_text: str | None = None,
 ) -> None:
     """Add the options that say what to read and where to write.
 
@@ -118,7 +122,9 @@ def add_data_options(
     seed : str
         What the seed draws.
     norm : {"none", "row"} or None
-        The default of --feature-norm; None: the data set's own for the operators.
+        The default of --feature-norm.
+    norm_text : str, optional
+        What its help says of the default; by default its name.
     """
     parser.add_argument(
         "name", metavar="NAME|FILE.npz", help="data set, or a graph in the gnn-benchmark keys"
@@ -127,12 +133,11 @@ def add_data_options(
     if out is not None:
         parser.add_argument("--out", metavar="FILE.h5", help=f"what to write ({out})")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
-    shown = norm or "the data set's own, else none"
     parser.add_argument(
         "--feature-norm",
         choices=("none", "row"),
         default=norm,
-        help=f"row: divide each node's features by their L1 norm first ({shown})",
+        help=f"row: divide each node's features by their L1 norm first ({norm_text or norm})",
     )
     parser.add_argument("--no-verify", action="store_true", help="do not compare checksums")
     group = parser.add_argument_group("synthetic graph")
