@@ -4,9 +4,10 @@
     python -m pdadmm.tune mygraph.npz --try x,ppr:0.3 --try powers:2 --seeds 5 --layers 4
 
 It trains on every list of operators, without scaling of the inputs and, where no feature is negative, with
-``--input-norm hellinger``; on the best lists with features normalised first; and on the best of these with
-other weights of its operators and other penalties of the network's weights. Then it prints a table and the
-commands to use. Test nodes have no say. Nothing is written but raw files that are downloaded.
+``--input-norm hellinger``; on the best lists with other penalties of the network's weights, and with
+features normalised first; on the best of these with other weights of its operators, and once more with other
+penalties. Then it prints a table and the commands to use. Test nodes have no say. Nothing is written but raw
+files that are downloaded.
 
 Exit codes: 0 done; 2 bad input, with one line on stderr; other: failure.
 """
@@ -43,8 +44,11 @@ __all__ = ["main"]
 _NAME = "pdadmm.tune"
 #: what won or came close on published data sets, docs/results.md
 _LISTS = ("powers:4", "power:2", "ppr:0.2", "ppr:0.1", "ppr:0.4,ppr:0.1", "x,ppr:0.2", "x,heat:2")
-#: how many of them are tried with features normalised first
-_NORMALISED = 3
+#: scalings of the inputs, the second where no feature is negative, and the penalty that each is tried with
+#: first: rows of length 1 take larger weights than bags of words do
+_SCALINGS = {"none": 0.01, "hellinger": 0.0003}
+#: how many lists go on after the first runs
+_BEST = 3
 _DECAYS = (0.65, 1.5, 2.0)
 _PENALTIES = (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01)
 
@@ -87,55 +91,64 @@ class _Search:
         """The graph with the split of a seed, where it is drawn, and its entry in the registry."""
         return load_graph(argparse.Namespace(**{**vars(self._options), "seed": seed}), self._report)
 
-    def train(self, group: str, candidates: Sequence[Candidate]) -> Candidate:
-        """Train on these, and return the best of all so far."""
-        from pdadmm.admm.trial import ranked, try_out
+    def leading(self, input_norm: str | None = None) -> list[Candidate]:
+        """The best so far of every list of operators, of one scaling or of all, best first."""
+        from pdadmm.admm.trial import ranked
+
+        found: dict[str, Candidate] = {}
+        for candidate, *_ in ranked(self.outcomes):
+            if input_norm in (None, candidate.input_norm):
+                found.setdefault(candidate.operators, candidate)
+        return list(found.values())
+
+    def train(self, group: str, candidates: Sequence[Candidate]) -> None:
+        """Train on those of them that have not been."""
+        from pdadmm.admm.trial import try_out
         from pdadmm.inputs.write import in_memory
 
         wanted = [f"--{name}={getattr(self._options, name)}" for name in ("layers", "hidden", "iterations")]
+        new = [candidate for candidate in candidates if candidate not in self.outcomes]
         first, done = self._options.seed, 0
-        for seed in range(first, first + self._options.seeds) if candidates else ():
+        for seed in range(first, first + self._options.seeds) if new else ():
             graph, entry = self.load(seed)
             made = None
-            for candidate in candidates:
+            for candidate in new:
                 operators, norm = candidate.operators, candidate.feature_norm
                 if made != (operators, norm):
                     features = in_memory(graph, feature_norm=norm, operators=operators, seed=seed)
                     made = operators, norm
-                self._report(group, done, len(candidates) * self._options.seeds)
+                self._report(group, done, len(new) * self._options.seeds)
                 preset = entry.preset_for(operators) if entry else {}
                 outcome = try_out(features, candidate, wanted, preset, seed)
                 self.outcomes.setdefault(candidate, []).append(outcome)
                 done += 1
-        return ranked(self.outcomes)[0][0]
 
 
 def _try_all(options: argparse.Namespace, lists: list[str], search: _Search) -> Graph:
-    """Try the lists, then what may be chosen beside them, one after the other; returns a graph of them."""
-    from pdadmm.admm.options import Training
-    from pdadmm.admm.trial import Candidate, ranked
+    """Try the lists, then what goes with the best of them, one after the other; returns a graph of them."""
+    from pdadmm.admm.trial import Candidate
     from pdadmm.inputs.operators import parse_operators
 
-    graph, entry = search.load(options.seed)
+    graph, _ = search.load(options.seed)
     if graph.adjacency is None:
         raise InputError(f"{graph.origin}: samples without a graph have no operators to choose from")
-    # of bags of words; dense features are rarely without negative ones
-    scalings = ("none", "hellinger") if graph.features.min() >= 0 else ("none",)
-    candidates = []
-    for operators in lists:
-        mu = (entry.preset_for(operators) if entry else {}).get("mu", Training.mu)
-        norm = options.feature_norm or "none"
-        candidates += [Candidate(operators, norm, scaling, 1.0, mu) for scaling in scalings]
-    best = search.train("operators", candidates)
-    if options.feature_norm is None:
-        leading: dict[str, Candidate] = {}
-        for candidate, *_ in ranked(search.outcomes):
-            leading.setdefault(candidate.operators, candidate)
-        normalised = [replace(candidate, feature_norm="row") for candidate in leading.values()]
-        best = search.train("normalised features", normalised[:_NORMALISED])
-    if len(parse_operators(best.operators)[1]) > 1:
-        best = search.train("weights of operators", [replace(best, hop_decay=decay) for decay in _DECAYS])
-    search.train("penalties", [replace(best, mu=mu) for mu in _PENALTIES if mu != best.mu])
+    scalings = dict(_SCALINGS)
+    if graph.features.min() < 0:  # dense features, rarely without negative ones; bags of words have none
+        del scalings["hellinger"]
+    norm = options.feature_norm or "none"
+
+    def penalties(candidates: Sequence[Candidate]) -> list[Candidate]:
+        return [replace(candidate, mu=mu) for candidate in candidates for mu in _PENALTIES]
+
+    search.train("lists", [Candidate(text, norm, *item, 1.0) for text in lists for item in scalings.items()])
+    search.train("penalties of the best", penalties(search.leading()[:_BEST]))
+    if options.feature_norm is None:  # unscaled, normalised features are too small to train on
+        best = search.leading("hellinger")[:_BEST]
+        search.train("normalised features", [replace(candidate, feature_norm="row") for candidate in best])
+    best = search.leading()[:1]
+    if len(parse_operators(best[0].operators)[1]) > 1:
+        search.train("weights of operators", [replace(best[0], hop_decay=decay) for decay in _DECAYS])
+    search.train("penalties", penalties(search.leading()[:1]))
     return graph
 
 

@@ -38,15 +38,15 @@ class Candidate:
         Of the features before the operators.
     input_norm : str
         Of :data:`pdadmm.inputs.scaling.INPUT_NORMS`.
-    hop_decay, mu : float
+    mu, hop_decay : float
         Options of ``pdadmm.run``.
     """
 
     operators: str
     feature_norm: str
     input_norm: str
-    hop_decay: float
     mu: float
+    hop_decay: float
 
     def arguments(self) -> list[str]:
         """What ``pdadmm.run`` is to be told."""
