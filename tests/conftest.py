@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from support import Finished, find_mpirun, python, start, succeed
 
+# Every rank of every run would compile the program's modules anew, which is a fifth of the suite's time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what takes minutes unless it is asked for."""
