@@ -193,7 +193,7 @@ def test_an_expansion_is_cut_where_the_rest_is_below_the_tolerance(text: str) ->
 
     last = len(coefficients) - 1
     assert error(last + 1) < TOLERANCE * (1 + 1e-6)
-    # all coefficients are positive, so that the error is largest at 1 and no other cut does
+    # all coefficients are positive, so that the error is largest at 1
     assert not last or error(last) >= TOLERANCE * (1 - 1e-6), "a term that was not needed"
     assert last <= (10 / math.sqrt(alpha) if operator.kind == "ppr" else 5 * math.sqrt(t) + 5)
 
