@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -110,6 +110,23 @@ def succeed(finished: Finished) -> Finished:
     """Fail with the program's words unless it ended with 0."""
     assert finished.code == 0, f"exit code {finished.code}\n{finished.out[-2000:]}\n{finished.err[-6000:]}"
     return finished
+
+
+def run_many(
+    start: Callable[..., Finished],
+    module: str,
+    runs: Iterable[Sequence[str | Path]],
+    folder: Path,
+    timeout: float = 280,
+    **keywords: Any,
+) -> None:
+    """Run a command once for each list of arguments, all in one start of Python.
+
+    `start` starts it: `python`, or ``partial(mpirun, ranks)``. The lists lie in `folder` meanwhile.
+    """
+    lists = folder / "runs.json"
+    lists.write_text(json.dumps([[str(argument) for argument in run] for run in runs]))
+    succeed(start(PROGRAMS / "run_many.py", module, lists, timeout=timeout, **keywords))
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

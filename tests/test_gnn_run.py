@@ -11,13 +11,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from support import Finished, find_mpirun, python, records_of, succeed, summary_of, without_times, words
+from support import (
+    Finished,
+    find_mpirun,
+    python,
+    records_of,
+    run_many,
+    succeed,
+    summary_of,
+    without_times,
+    words,
+)
 
 MPIRun = Callable[..., Finished]
 SMALL = "--hidden 16 --epochs 24 --eval-every 8 --reassign 9 --quiet"
@@ -58,21 +69,28 @@ SCHEMES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def by_ranks(mpirun: MPIRun, graph: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Folders with the runs of SCHEMES by their numbers, by ranks, with threads and without overlap."""
+    found = {}
+    for ranks, more in ((1, "--threads 3"), (2, "--no-overlap"), (3, ""), (4, "--threads 2")):
+        folder = found[ranks] = tmp_path_factory.mktemp("schemes")
+        runs = [
+            [graph, *words(f"{SMALL} {options} {more}"), "--out", folder / str(number)]
+            for number, options in enumerate(SCHEMES)
+        ]
+        run_many(partial(mpirun, ranks), "pdadmm.gnn.run", runs, folder)
+    return found
+
+
 @pytest.mark.parametrize("options", SCHEMES)
-def test_the_same_bits_on_any_ranks_and_threads(
-    mpirun: MPIRun, graph: Path, tmp_path: Path, options: str
-) -> None:
+def test_the_same_bits_on_any_ranks_and_threads(options: str, by_ranks: dict[int, Path]) -> None:
     found = []
-    for name, ranks, more in (
-        ("one", 1, "--threads 3"),
-        ("two", 2, "--no-overlap"),
-        ("three", 3, ""),
-        ("four", 4, "--threads 2"),
-    ):
-        folder = tmp_path / name
-        arguments = words(f"{SMALL} {options} {more}")
-        succeed(mpirun(ranks, "-m", "pdadmm.gnn.run", graph, *arguments, "--out", folder))
-        found.append((weights(folder), records(folder), summary_of(folder)["bytes_per_epoch"]))
+    for ranks, folder in by_ranks.items():
+        run = folder / str(SCHEMES.index(options))
+        summary = summary_of(run)
+        assert summary["ranks"] == ranks
+        found.append((weights(run), records(run), summary["bytes_per_epoch"]))
     assert found[0] == found[1] == found[2] == found[3]
     assert len(found[0][1]) == 3
 
@@ -93,7 +111,7 @@ def test_parts_change_rounding_only_in_float32(tmp_path: Path) -> None:
         path = tmp_path / f"{parts}.h5"
         succeed(python("-m", "pdadmm.gnn.prepare", "synthetic", "--parts", str(parts), "--out", path))
         folder = tmp_path / str(parts)
-        arguments = words("--epochs 100 --eval-every 100 --messages float32 --threads 1 --quiet")
+        arguments = words("--hidden 64 --epochs 100 --eval-every 100 --messages float32 --threads 1 --quiet")
         succeed(python("-m", "pdadmm.gnn.run", path, *arguments, "--out", folder))
         losses.append(records_of(folder)[-1]["loss"])
     assert losses[1:] == pytest.approx([losses[0]] * 3, rel=1e-3)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from support import (
     find_mpirun,
     on_standin,
     records_of,
+    run_many,
     start,
     succeed,
     summary_of,
@@ -72,8 +73,7 @@ def runs(backend: str, out: Path, small: Path) -> list[list[str]]:
 def on_numpy(mpirun: Callable[..., Finished], small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of WAYS with NumPy on one rank."""
     out = tmp_path_factory.mktemp("numpy")
-    (out / "runs.json").write_text(json.dumps(runs("numpy", out, small)))
-    succeed(mpirun(1, PROGRAMS / "run_many.py", out / "runs.json", timeout=120))
+    run_many(partial(mpirun, 1), "pdadmm.run", runs("numpy", out, small), out)
     return out
 
 
@@ -81,8 +81,7 @@ def on_numpy(mpirun: Callable[..., Finished], small: Path, tmp_path_factory: pyt
 def test_iterates_are_those_of_numpy(
     ranks: int, on_numpy: Path, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
-    (tmp_path / "runs.json").write_text(json.dumps(runs("cupy", tmp_path, small)))
-    succeed(mpirun(ranks, PROGRAMS / "run_many.py", tmp_path / "runs.json", timeout=200, env=on_standin()))
+    run_many(partial(mpirun, ranks), "pdadmm.run", runs("cupy", tmp_path, small), tmp_path, env=on_standin())
     for name, (_, transport) in WAYS.items():
         for a, b in zip(records_of(on_numpy / name), records_of(tmp_path / name), strict=True):
             assert without_times(a) == without_times(b), name
@@ -102,8 +101,7 @@ def test_a_checkpoint_of_gpu_ranks_is_gone_on_from(
     options = f"{SHAPE} --codec delta --bits 4 --backend cupy --checkpoint-every 7".split()
     first = [str(small), *options, "--out", str(tmp_path / "run"), "--transport", "nccl"]
     again = [*first[:-1], "mpi", "--resume"]
-    (tmp_path / "runs.json").write_text(json.dumps([first, again]))
-    succeed(mpirun(2, PROGRAMS / "run_many.py", tmp_path / "runs.json", timeout=120, env=on_standin()))
+    run_many(partial(mpirun, 2), "pdadmm.run", [first, again], tmp_path, env=on_standin())
     records = [without_times(r) for r in records_of(tmp_path / "run")]
     assert records == [without_times(r) for r in records_of(on_numpy / "delta4")]
 
@@ -127,8 +125,7 @@ def test_shards_on_devices_are_those_of_numpy(
             transport = options if backend == "cupy" else options.replace("nccl", "mpi")
             way = f"{SHAPE} {transport} --backend {backend} --shards 2 --checkpoint-every 9 --measure-links"
             lists.append([str(small), *way.split(), "--out", str(folder / name)])
-        (folder / "runs.json").write_text(json.dumps(lists))
-        succeed(mpirun(ranks, PROGRAMS / "run_many.py", folder / "runs.json", timeout=200, env=env))
+        run_many(partial(mpirun, ranks), "pdadmm.run", lists, folder, env=env)
     for name in ways:
         one, other = tmp_path / "numpy" / name, tmp_path / "cupy" / name
         for a, b in zip(records_of(one), records_of(other), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from support import (
     message_bytes,
     python,
     records_of,
+    run_many,
     succeed,
     summary_of,
     weights_of,
@@ -194,14 +196,11 @@ CASES = {
 }
 
 
-def run_cases(
-    start: Callable[..., Finished], folder: Path, features: Path, timeout: float = 280
-) -> dict[str, Path]:
+def run_cases(start: Callable[..., Finished], folder: Path, features: Path) -> dict[str, Path]:
     """All cases in one start of the program; the folders of their results."""
     folders = {name: folder / name for name in CASES}
-    lists = [[str(features), *SHAPE, *CASES[name], "--out", str(folders[name])] for name in CASES]
-    (folder / "runs.json").write_text(json.dumps(lists))
-    succeed(start(PROGRAMS / "run_many.py", folder / "runs.json", timeout=timeout))
+    lists = [[features, *SHAPE, *CASES[name], "--out", folders[name]] for name in CASES]
+    run_many(start, "pdadmm.run", lists, folder)
     return folders
 
 
@@ -215,7 +214,7 @@ def test_iterates_do_not_depend_on_the_number_of_ranks(
     ranks: int, on_one_rank: dict[str, Path], mpirun: MPIRun, small: Path, tmp_path: Path
 ) -> None:
     """Objective, residual, accuracies and weights, bit for bit, for every codec, solver and activation."""
-    folders = run_cases(lambda *a, **k: mpirun(ranks, *a, **k), tmp_path, small)
+    folders = run_cases(partial(mpirun, ranks), tmp_path, small)
     different = []
     for name, folder in folders.items():
         assert summary_of(folder)["ranks"] == ranks
@@ -335,9 +334,8 @@ def test_help_ends_with_0_and_lists_every_option_once(ranks: int, mpirun: MPIRun
 def test_seeds_differ_and_repeat(small: Path, tmp_path: Path) -> None:
     seeds = {"first": "1", "again": "1", "other": "2"}
     shape = words("--layers 3 --hidden 16 --iterations 4 --codec affine --quiet")
-    lists = [[str(small), *shape, "--seed", s, "--out", str(tmp_path / n)] for n, s in seeds.items()]
-    (tmp_path / "runs.json").write_text(json.dumps(lists))
-    succeed(python(PROGRAMS / "run_many.py", tmp_path / "runs.json"))
+    lists = [[small, *shape, "--seed", seed, "--out", tmp_path / name] for name, seed in seeds.items()]
+    run_many(python, "pdadmm.run", lists, tmp_path)
     found: dict[str, Any] = {n: [*map(without_times, records_of(tmp_path / n))] for n in seeds}
     assert found["first"] == found["again"] != found["other"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from support import (
     check_accounts,
     python,
     records_of,
+    run_many,
     succeed,
     summary_of,
     weights_of,
@@ -36,6 +39,8 @@ WAYS = {
     "linear": "--codec delta --bits 8 --mu 0 --z-centre linear --activation tanh --risk least_squares",
 }
 Run = Callable[..., Path]
+#: numbers of ranks and shards
+Grids = list[tuple[int, int]]
 
 
 @pytest.fixture
@@ -68,17 +73,44 @@ def alike(a: Path, b: Path, rel: float) -> None:
             assert other[name] == pytest.approx(one[name], abs=0.05), (one["iteration"], name)
 
 
+def run_grids(
+    mpirun: Callable[..., Finished], folder: Path, cases: dict[str, tuple[list[Any], Grids]]
+) -> None:
+    """Arguments and grids by name: each in FOLDER/NAME/RANKS-SHARDS, all on as many ranks in one start."""
+    runs: dict[int, list[list[Any]]] = {}
+    for name, (arguments, grids) in cases.items():
+        for ranks, shards in grids:
+            out = folder / name / f"{ranks}-{shards}"
+            out.parent.mkdir(exist_ok=True)
+            runs.setdefault(ranks, []).append([*arguments, "--shards", str(shards), "--out", out])
+    for ranks, lists in runs.items():
+        run_many(partial(mpirun, ranks), "pdadmm.run", lists, folder)
+
+
+@pytest.fixture(scope="module")
+def of_few_nodes(
+    small: Path, mpirun: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of the runs of WAYS on their grids."""
+    folder = tmp_path_factory.mktemp("few")
+    cases = {}
+    for name, options in WAYS.items():
+        three = [(3, 3)] if name == "delta" else []
+        cases[name] = ([small, *words(f"{SHAPE} {options}")], [(1, 1), (2, 2), (4, 2), *three])
+    run_grids(mpirun, folder, cases)
+    return folder
+
+
 @pytest.mark.parametrize("name", WAYS)
-def test_shards_and_blocks(name: str, run: Run) -> None:
+def test_shards_and_blocks(name: str, of_few_nodes: Path) -> None:
     """Of few nodes, whose sums are formed at once."""
-    whole = run(1, 1, WAYS[name])
-    two, four = run(2, 2, WAYS[name]), run(4, 2, WAYS[name])
+    whole, two, four = (of_few_nodes / name / grid for grid in ("1-1", "2-2", "4-2"))
     assert same(two, four), "blocks of layers change nothing"
     # grids round what is on the edge otherwise
     rel = 0.05 if name == "grid" else 5e-3
     alike(whole, two, rel)
     if name == "delta":
-        alike(whole, run(3, 3, WAYS[name]), rel)
+        alike(whole, of_few_nodes / name / "3-3", rel)
     summaries = [summary_of(folder) for folder in (whole, two, four)]
     assert [s["shards"] for s in summaries] == [1, 2, 2]
     assert summaries[0]["reduction_bytes_per_iteration"] == 0
@@ -97,51 +129,57 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("options", "ways"),
-    [
-        ("--codec delta --bits 2 --mu 0.01 --threads 2", ((8, 8), (2, 2), (3, 1))),
-        ("--codec affine --bits 8 --refresh 2", ((4, 4),)),
-        ("--codec delta --bits 4 --step row", ((2, 2), (4, 4))),
-        ("--codec float32 --step row --kernels reference", ((2, 2),)),
-        ("--codec grid --bits 8 --step doubling --kernels reference", ((2, 2),)),
-        ("--codec float32 --solver exact --damping 0.1 --momentum 0.5", ((4, 4), (4, 2))),
-        ("--codec float32 --solver exact --kernels reference --activation tanh", ((2, 2),)),
-        ("--codec delta --bits 8 --z-centre linear --activation tanh --risk least_squares", ((2, 2),)),
-    ],
-)
-def test_many_nodes_have_the_same_bits_in_any_shards(
-    options: str,
-    ways: tuple[tuple[int, int], ...],
-    many: Path,
-    tmp_path: Path,
-    mpirun: Callable[..., Finished],
-) -> None:
-    common = words(f"--layers 3 --stages 2,3 --hidden 100 --iterations 4 --eval-every 4 --quiet {options}")
-    for ranks, shards in ((1, 1), *ways):
-        out = tmp_path / f"{ranks}-{shards}"
-        run = [many, *common, "--shards", str(shards), "--out", out]
-        succeed(mpirun(ranks, "-m", "pdadmm.run", *run, timeout=200))
-        assert summary_of(out)["shards"] == shards
-        assert same(tmp_path / "1-1", out)
+#: options, and grids of ranks and shards
+MANY: dict[str, Grids] = {
+    "--codec delta --bits 2 --mu 0.01 --threads 2": [(8, 8), (2, 2), (3, 1)],
+    "--codec affine --bits 8 --refresh 2": [(4, 4)],
+    "--codec delta --bits 4 --step row": [(2, 2), (4, 4)],
+    "--codec float32 --step row --kernels reference": [(2, 2)],
+    "--codec grid --bits 8 --step doubling --kernels reference": [(2, 2)],
+    "--codec float32 --solver exact --damping 0.1 --momentum 0.5": [(4, 4), (4, 2)],
+    "--codec float32 --solver exact --kernels reference --activation tanh": [(2, 2)],
+    "--codec delta --bits 8 --z-centre linear --activation tanh --risk least_squares": [(2, 2)],
+}
+#: of more inputs than nodes, layer 1 is neither in the row space of its input nor a dual system
+AS_SHARDED: dict[str, Grids] = {
+    "--codec delta --bits 2 --mu 0.01": [(2, 1), (2, 2), (8, 8)],
+    "--codec affine --bits 4 --step row --kernels reference": [(4, 4)],
+    "--codec grid --bits 8 --solver exact --damping 0.1 --momentum 0.5": [(2, 2), (8, 4)],
+    "--codec float32 --solver exact --kernels reference": [(8, 8)],
+}
 
 
-@pytest.mark.parametrize(
-    ("options", "ways"),
-    [
-        # of more inputs than nodes, layer 1 is neither in the row space of its input nor a dual system
-        ("--codec delta --bits 2 --mu 0.01", ((2, 1), (2, 2), (8, 8))),
-        ("--codec affine --bits 4 --step row --kernels reference", ((4, 4),)),
-        ("--codec grid --bits 8 --solver exact --damping 0.1 --momentum 0.5", ((2, 2), (8, 4))),
-        ("--codec float32 --solver exact --kernels reference", ((8, 8),)),
-    ],
-)
-def test_as_sharded_few_nodes_have_the_same_bits_in_any_shards(
-    options: str, ways: tuple[tuple[int, int], ...], run: Run
-) -> None:
-    whole = run(1, 1, f"--as-sharded {options}")
-    for ranks, shards in ways:
-        assert same(whole, run(ranks, shards, f"--as-sharded {options}"))
+@pytest.fixture(scope="module")
+def sharded(
+    small: Path, many: Path, mpirun: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of the runs of MANY and AS_SHARDED on their grids and on one rank."""
+    folder = tmp_path_factory.mktemp("sharded")
+    shape = "--layers 3 --stages 2,3 --hidden 100 --iterations 4 --eval-every 4 --quiet"
+    cases = {}
+    for options, grids in MANY.items():
+        cases[f"many {options}"] = ([many, *words(f"{shape} {options}")], [(1, 1), *grids])
+    for options, grids in AS_SHARDED.items():
+        arguments = [small, *words(f"{SHAPE} --as-sharded {options}")]
+        cases[f"as sharded {options}"] = (arguments, [(1, 1), *grids])
+    run_grids(mpirun, folder, cases)
+    return folder
+
+
+@pytest.mark.parametrize("options", MANY)
+def test_many_nodes_have_the_same_bits_in_any_shards(options: str, sharded: Path) -> None:
+    for ranks, shards in MANY[options]:
+        out = sharded / f"many {options}" / f"{ranks}-{shards}"
+        assert (summary_of(out)["ranks"], summary_of(out)["shards"]) == (ranks, shards)
+        assert same(out.parent / "1-1", out)
+
+
+@pytest.mark.parametrize("options", AS_SHARDED)
+def test_as_sharded_few_nodes_have_the_same_bits_in_any_shards(options: str, sharded: Path) -> None:
+    for ranks, shards in AS_SHARDED[options]:
+        out = sharded / f"as sharded {options}" / f"{ranks}-{shards}"
+        assert (summary_of(out)["ranks"], summary_of(out)["shards"]) == (ranks, shards)
+        assert same(out.parent / "1-1", out)
 
 
 def test_sums_over_the_shards_are_a_phase(run: Run) -> None:

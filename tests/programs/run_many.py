@@ -1,15 +1,15 @@
-"""Runs pdadmm.run several times in one start: a JSON file holds a list of argument lists."""
+"""Runs a command several times in one start: its module, and a JSON file with a list of argument lists."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
-from pdadmm.run import main
-
 if __name__ == "__main__":
-    for arguments in json.loads(Path(sys.argv[1]).read_text()):
+    main = importlib.import_module(sys.argv[1]).main
+    for arguments in json.loads(Path(sys.argv[2]).read_text()):
         code = main(arguments)
         if code:
-            sys.exit(code)
+            sys.exit(f"{arguments} ended with {code}")
