@@ -62,7 +62,7 @@ def _forget_names() -> None:
     there is nothing to remove when it ends.
     """
     with contextlib.suppress(OSError):
-        maps = Path("/proc/self/maps").read_text()
+        maps = Path("/proc/self/maps").read_text(errors="surrogateescape")  # of any encoding
         for name in set(re.findall(rf"{_SHARED_MEMORY}/mpich_shm_\w+$", maps, re.MULTILINE)):
             with contextlib.suppress(OSError):
                 os.unlink(name)

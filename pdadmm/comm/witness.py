@@ -502,4 +502,4 @@ def _maps() -> Iterator[str]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if folder.stat().st_uid == os.getuid():
-                yield (folder / "maps").read_text()
+                yield (folder / "maps").read_text(errors="surrogateescape")  # of any encoding

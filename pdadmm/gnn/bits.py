@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pdadmm.codec.packing import row_bytes
+from pdadmm.errors import RunError
 
 __all__ = ["Link", "Message", "assign", "exact", "objective"]
 
@@ -262,7 +263,10 @@ def exact(messages: Sequence[Message], bits: Sequence[int], share: float) -> lis
         constraints=[LinearConstraint(once, 1, 1), LinearConstraint(times.tocsr(), -np.inf, ends)],
         integrality=np.append(np.ones(rows * count), 0),
         bounds=Bounds(0, np.append(np.ones(rows * count), np.inf)),
+        options={"mip_rel_gap": 0.0},  # else it ends within 1e-4 of the optimum
     )
+    if found.x is None:
+        raise RunError(f"HiGHS found no assignment of widths: {found.message}")
     chosen = np.asarray(ordered, np.uint8)[found.x[:-1].reshape(rows, count).argmax(axis=1)]
     parts = iter(np.split(chosen, np.cumsum([len(m.weights) for m in present])[:-1]))
     return [next(parts) if len(m.weights) else np.zeros(0, np.uint8) for m in messages]

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pdadmm.arrays.backend import Backend
 from pdadmm.codec.rows import FLOAT32
 from pdadmm.comm.waiter import Waiter
+from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError
-from pdadmm.files import naming, replacing
+from pdadmm.files import Record, naming, replacing
 from pdadmm.files.target import target_of
 from pdadmm.gnn.command import open_graph
 from pdadmm.gnn.halo import Exchange, uniform_widths
-from pdadmm.gnn.layer import Network, Shape, slots_of
+from pdadmm.gnn.layer import Inputs, Network, Shape, slots_of
+from pdadmm.gnn.measure import Targets, measure
 from pdadmm.gnn.model_file import read_model
 from pdadmm.gnn.part import Part, parts_of_rank
-from pdadmm.gnn.passes.protocol import Drop
+from pdadmm.gnn.passes.protocol import Drop, Passes
 from pdadmm.gnn.passes.select import make_passes
 from pdadmm.gnn.products import make_products
 from pdadmm.gnn.reading import read_inputs
+from pdadmm.inputs.graph_file import GraphFile, GraphSource
 from pdadmm.runtime.devices import ON_CPUS, make_backend, make_transport
 from pdadmm.runtime.launch import agree, parse
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.sections import Run
 from pdadmm.runtime.threads import set_threads
 
-if TYPE_CHECKING:
-    from pdadmm.inputs.graph_file import GraphSource
-
-__all__ = ["predict", "scores_of"]
+__all__ = ["predict"]
 
 SCHEMA, SCHEMA_VERSION = "pdadmm-predictions", 1
 
@@ -50,7 +51,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
     parser.add_argument("--out", metavar="FILE.h5", default="predictions.h5", help="what to write")
     parser.add_argument("--threads", type=int, default=0, help="threads of a rank")
     options = parse(waiter, parser, arguments)
-    shape, weights, _ = agree(waiter, lambda: read_model(Path(options.run) / "model.h5"))
+    shape, weights, facts = agree(waiter, lambda: read_model(Path(options.run) / "model.h5"))
     run = Run(threads=options.threads, backend="numpy", transport="mpi")
     threads = set_threads(run, waiter.comm)
 
@@ -58,20 +59,27 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
         if waiter.comm.rank == 0:
             target_of(options.out, SCHEMA, "file of predictions", options.graph)
         with open_graph(options.graph, waiter.comm.size) as source:
-            _require_fit(source, shape, waiter.comm.size, options.graph)
+            _require_fit(source, shape, facts, waiter.comm.size, options.graph)
+            if waiter.comm.rank == 0 and isinstance(source, GraphFile):
+                source.check_symmetry()
 
     agree(waiter, check)
+    backend = make_backend(ON_CPUS, waiter.comm.rank, run.precision, threads)
+    passes = make_passes("auto", threads)
     with open_graph(options.graph, waiter.comm.size) as source:
-        found = scores_of(source, shape, weights, waiter, run, threads)
-        nodes = {i: np.asarray(source.node_id(_rows(source, i))) for i in found}
-        accuracies = _accuracies(source, found, waiter)
-        total, labels = source.num_nodes, source.multilabel
-    gathered = waiter.gather([(nodes[i], scores) for i, scores in found.items()])
+        total, classes, count = source.num_nodes, source.num_classes, source.parts
+        labels = source.multilabel
+        # one rank may find rows wrong that the others do not read
+        share = agree(waiter, lambda: _Share.of(source, shape, waiter, passes, backend))
+    found = _scores(share, count, shape, weights, waiter, run, passes, backend)
+    measured = measure(found, share.targets, count, classes, waiter)
+    accuracies = {name: measured[f"{name}_accuracy"] for name in SPLITS}
+    gathered = waiter.gather([(share.nodes[i], scores) for i, scores in found.items()])
 
     def write() -> None:
         if gathered is None:
             return
-        scores = np.empty((total, shape.widths[-1]), np.float32)
+        scores = np.empty((total, classes), np.float32)
         for ids, values in (piece for of_rank in gathered for piece in of_rank):
             scores[ids] = values
         _write(Path(options.out), scores, labels)
@@ -82,15 +90,20 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
         print(f"{options.out}: {total} nodes; accuracy {said}", file=sys.stdout, flush=True)
 
 
-def _rows(source: GraphSource, part: int) -> slice:
-    return slice(int(source.part_ptr[part]), int(source.part_ptr[part + 1]))
-
-
-def _require_fit(source: GraphSource, shape: Shape, ranks: int, path: str) -> None:
+def _require_fit(source: GraphSource, shape: Shape, facts: Record, ranks: int, path: str) -> None:
     if (source.num_features, source.num_classes) != (shape.widths[0], shape.widths[-1]):
         raise InputError(
             f"{path} has {source.num_features} features and {source.num_classes} classes, the model "
             f"{shape.widths[0]} and {shape.widths[-1]}; give a graph of the same kind"
+        )
+    if source.multilabel != bool(facts.get("multilabel", False)):
+        one, other = ("several labels", "one label") if source.multilabel else ("one label", "several labels")
+        raise InputError(f"{path} has {one} a node, the model is of {other}; give a graph of the same kind")
+    norm, trained = (str(known.get("feature_norm", "none")) for known in (source.attrs, facts))
+    if norm != trained:
+        raise InputError(
+            f"{path} has features of the norm {norm}, the model was trained on {trained}; "
+            f"prepare it with --feature-norm {trained}"
         )
     if source.parts < ranks:
         raise InputError(
@@ -98,28 +111,58 @@ def _require_fit(source: GraphSource, shape: Shape, ranks: int, path: str) -> No
         )
 
 
-def scores_of(
-    source: GraphSource,
+@dataclass
+class _Share:
+    """What a rank reads of a graph, by its parts."""
+
+    parts: dict[int, Part]
+    inputs: dict[int, Inputs]
+    own: dict[int, Inputs]
+    targets: dict[int, Targets]
+    nodes: dict[int, np.ndarray]  #: ids in the data set, in the graph's order
+    first: dict[int, int]  #: row of the graph with which it begins
+
+    @classmethod
+    def of(
+        cls, source: GraphSource, shape: Shape, waiter: Waiter, passes: Passes, backend: Backend
+    ) -> _Share:
+        numbers = parts_of_rank(source.parts, waiter.comm.size, waiter.comm.rank)
+        parts = {number: Part.of(source, number, shape.model) for number in numbers}
+        inputs, own = read_inputs(source, parts, shape, passes)
+        share = cls(parts, inputs, own, {}, {}, {})
+        for number in numbers:
+            first, last = int(source.part_ptr[number]), int(source.part_ptr[number + 1])
+            share.targets[number] = Targets(
+                np.asarray(source.labels(first, last)), np.asarray(source.split(first, last))
+            )
+            share.nodes[number] = np.asarray(source.node_id(slice(first, last)))
+            share.first[number] = first
+        return share
+
+
+def _scores(
+    share: _Share,
+    count: int,
     shape: Shape,
     weights: dict[int, dict[str, np.ndarray]],
     waiter: Waiter,
     run: Run,
-    threads: int,
+    passes: Passes,
+    backend: Backend,
 ) -> dict[int, np.ndarray]:
-    """Outputs of the last layer for the parts of this rank, (n, classes) in the graph's order; collective."""
-    ranks, rank = waiter.comm.size, waiter.comm.rank
-    mine = parts_of_rank(source.parts, ranks, rank)
-    parts = {number: Part.of(source, number, shape.model) for number in mine}
-    backend = make_backend(ON_CPUS, rank, run.precision, threads)
-    passes, products = make_passes("auto", threads), make_products(backend)
-    inputs, own = read_inputs(source, parts, shape, passes)
-    network = Network(shape, parts, inputs, own, weights, {}, passes, products, backward=False)
+    """Outputs of the last layer for the parts of this rank, of `count`, (n, classes) in the graph's order.
+
+    Collective.
+    """
+    ranks, rank, parts = waiter.comm.size, waiter.comm.rank, share.parts
+    products = make_products(backend)
+    network = Network(shape, parts, share.inputs, share.own, weights, {}, passes, products, backward=False)
     slots = [slot for slot in slots_of(shape) if not slot.back]
     transport = None
     if ranks > 1:
         transport = make_transport(ON_CPUS, backend, waiter, run, None, [])
     plain = uniform_widths(parts, slots, FLOAT32)
-    exchange = Exchange(parts, source.parts, slots, plain, transport, ranks, rank, passes, 0)
+    exchange = Exchange(parts, count, slots, plain, transport, ranks, rank, passes, 0)
     exchange.begin(1)
     network.forward(exchange, {layer: Drop(0.0, 0, False) for layer in range(1, shape.layers)})
     exchange.close()
@@ -127,24 +170,9 @@ def scores_of(
     found = {}
     for number, part in parts.items():
         scores = np.empty_like(network.output(number))
-        scores[part.rows - int(source.part_ptr[number])] = network.output(number)
+        scores[part.rows - share.first[number]] = network.output(number)
         found[number] = scores
     return found
-
-
-def _accuracies(source: GraphSource, found: dict[int, np.ndarray], waiter: Waiter) -> dict[str, float]:
-    """By split, the same on all ranks; collective."""
-    from pdadmm.datasets.registry import SPLITS
-    from pdadmm.gnn.measure import Targets, measure
-
-    targets = {}
-    for number in found:
-        rows = _rows(source, number)
-        targets[number] = Targets(
-            np.asarray(source.labels(rows.start, rows.stop)), np.asarray(source.split(rows.start, rows.stop))
-        )
-    measured = measure(found, targets, source.parts, source.num_classes, waiter)
-    return {name: measured[f"{name}_accuracy"] for name in SPLITS}
 
 
 def _write(path: Path, scores: np.ndarray, multilabel: bool) -> None:
