@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
@@ -18,22 +19,44 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["begin", "heed", "quit_with"]
+__all__ = ["begin", "heed", "launched", "quit_with"]
 
 #: seconds that a reader who is behind may keep a writer waiting, where its pipe does not block
 _SLOW_READER = 1.0
 #: signals that end a process from its first line on
 _ENDING = (signal.SIGINT, signal.SIGTERM)
+_launched: float | None = None
 
 
 def begin() -> None:
-    """Make the streams safe, and let SIGINT and SIGTERM end the process quietly until :func:`heed`."""
+    """Make the streams safe, and let SIGINT and SIGTERM end the process quietly until :func:`heed`.
+
+    SIGUSR1, which asks a run for a checkpoint, is not to end it while there is nothing to save.
+    """
+    global _launched
+    _launched = time.monotonic() - _age()
     _fill_closed()
     sys.stdout, sys.stderr = _steady(sys.stdout, 1), _steady(sys.stderr, 2)
     for number in _ENDING:
         # a signal that whoever started this process ignores (nohup) stays ignored
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, quit_with)
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def launched() -> float | None:
+    """:func:`time.monotonic` when this process was launched; None where another program calls a command."""
+    return _launched
+
+
+def _age() -> float:
+    """Seconds since this process was launched; 0 where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        with open("/proc/self/stat", "rb") as file:
+            launched = int(file.read().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - launched)
+    return 0.0
 
 
 def quit_with(number: int, frame: FrameType | None = None) -> None:

@@ -313,6 +313,6 @@ def _write_results(
     summary = summarise(run, trainer)
     write_model(space, trainer.layers, trainer.owned, summary["test_accuracy"], trainer.waiter)
     if trainer.waiter.comm.rank == 0:
-        summary["seconds_total"] = time.monotonic() - started
+        summary["seconds_total"] = trainer.seconds_before + time.monotonic() - started
         write_json(folder / "summary.json", summary)
     return summary

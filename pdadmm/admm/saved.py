@@ -69,7 +69,8 @@ class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     seconds_exposed: NotNegative
     seconds_checkpoints: NotNegative
     fingerprint: dict[str, Any]
-    first_depth: Whole = 0  #: not known of an older one
+    first_depth: Whole = 0  #: neither is known of an older one
+    seconds_total: NotNegative = 0.0
 
 
 @dataclass(frozen=True)

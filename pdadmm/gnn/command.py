@@ -238,6 +238,6 @@ def _write_results(
         return None
     assert room is not None
     room.write(trainer.shape, trainer.weights(), _attributes(trainer, summary["test_accuracy"]))
-    summary["seconds_total"] = time.monotonic() - started
+    summary["seconds_total"] = trainer.seconds_before + time.monotonic() - started
     write_json(folder / "summary.json", summary)
     return summary

@@ -68,6 +68,8 @@ class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     seconds_exposed: NotNegative
     seconds_assignment: NotNegative
     fingerprint: dict[str, Any]
+    seconds_checkpoints: NotNegative = 0.0  #: neither is known of an older one
+    seconds_total: NotNegative = 0.0
 
 
 def state_of(checkpoint: Checkpoint) -> State:

@@ -185,6 +185,7 @@ class Trainer:
         self.seconds_exposed = 0.0
         self.seconds_assignment = 0.0
         self.seconds_checkpoints = 0.0
+        self.seconds_before = 0.0  #: of earlier starts, all that they took
         self.evaluation_bytes = 0
         self.accounts: Accounts
         self.assigned: list[Record] = []  #: epoch, seconds and rows by width of every assignment
@@ -249,6 +250,7 @@ class Trainer:
             )
         self._open_cycle()
         self._exact = self._open(forward, uniform_widths(self.parts, forward, FLOAT32))
+        self.control.expect(self._bytes_saved())
         epochs = self.config.training.epochs
         while self.epoch < epochs:
             self.epoch += 1
@@ -328,6 +330,8 @@ class Trainer:
             "seconds_evaluation": self.seconds_evaluation,
             "seconds_exposed": sums[1] / size,
             "seconds_assignment": self.seconds_assignment,
+            "seconds_checkpoints": self.seconds_checkpoints,
+            "seconds_total": self.seconds_before + self.control.seconds(),
             "fingerprint": self.fingerprint(),
         }
         arrays = saved.arrays_of(
@@ -343,6 +347,12 @@ class Trainer:
         checkpoint.write(folder, self.epoch, state, arrays, w)
         self.control.saved()
         self.seconds_checkpoints += time.perf_counter() - start
+
+    def _bytes_saved(self) -> int:
+        """Of a checkpoint, by the rank that writes most; collective."""
+        vectors = 3 * sum(vector.nbytes for vector in self.parameters.vectors.values())
+        hats = sum(hat.nbytes for key, hat in self.exchange.hats().items() if key[2] in self.parts)
+        return int(max(self.waiter.gather(vectors * (self.waiter.comm.rank == 0) + hats) or [0]))
 
     def _restore(self, resumed: Checkpoint) -> None:
         state, rank, layers = saved.state_of(resumed), self.waiter.comm.rank, self.shape.layers
@@ -364,6 +374,7 @@ class Trainer:
             self.entries_sent = {"forward": state.entries_forward, "backward": state.entries_backward}
         self.seconds_epochs, self.seconds_evaluation = state.seconds_epochs, state.seconds_evaluation
         self.seconds_exposed, self.seconds_assignment = state.seconds_exposed, state.seconds_assignment
+        self.seconds_checkpoints, self.seconds_before = state.seconds_checkpoints, state.seconds_total
 
     # ---- an epoch -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pdadmm.comm.waiter import ALL_RANKS, Waiter
+from pdadmm.process import launched
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Request
@@ -43,7 +44,7 @@ class Control:
     every_seconds
         Seconds between checkpoints, by the clock of rank 0; 0: none.
     max_seconds
-        Seconds within which the run has saved and stopped; 0: no limit.
+        Seconds from the launch of the process within which the run has saved and stopped; 0: no limit.
     started
         :func:`time.monotonic` when the run began.
     listen
@@ -63,6 +64,7 @@ class Control:
         self._waiter = waiter
         self._every, self._every_seconds, self._max_seconds = every, every_seconds, max_seconds
         self._started = started
+        self._limit_from = launched() or started  # ranks on many nodes may take long to start
         self._saved_at = time.monotonic()
         self._iteration_at: float | None = None
         self._decided_at = 0.0
@@ -91,6 +93,10 @@ class Control:
         """A checkpoint of this rank will have so many bytes; tells how long before a limit to stop."""
         self._save_seconds = max(self._save_seconds, nbytes / _ASSUMED_RATE)
 
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._started
+
     def before(self) -> None:
         """Cast this rank's vote; called before every iteration."""
         if not self.active:
@@ -102,7 +108,7 @@ class Control:
                 self._iteration_seconds = max(now - self._iteration_at, 0.95 * self._iteration_seconds)
             if self._every_seconds and now - self._saved_at >= self._every_seconds:
                 asked = max(asked, SAVE)
-            if self._max_seconds and now + self._needed() - self._started >= self._max_seconds:
+            if self._max_seconds and now + self._needed() - self._limit_from >= self._max_seconds:
                 asked = STOP
         self._iteration_at = now
         self._votes[:] = asked == SAVE, asked == STOP
