@@ -38,6 +38,7 @@ from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
 from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
+from pdadmm.files.target import report_target
 from pdadmm.runtime.console import plain_console
 from pdadmm.runtime.parser import Parser
 from pdadmm.trace.clock import WARM_UP, Clock
@@ -302,6 +303,8 @@ def main(arguments: list[str]) -> int:
                 for name in ("codec", "bits", "solver", "step", "kernels")
             )
         ]
+        if options.json:
+            report_target(options.json, "--json", '{"results":')
         if not variants:
             raise InputError(
                 "none of the measured variants has these --codec, --bits, --solver, --step, --kernels"

@@ -24,6 +24,7 @@ from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
 from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
+from pdadmm.files.target import report_target
 from pdadmm.runtime.console import plain_console
 from pdadmm.runtime.parser import Parser
 
@@ -193,6 +194,8 @@ def main(arguments: list[str]) -> int:
         for name in ("nodes", "hidden", "repeats"):
             if getattr(options, name) < 1:
                 raise InputError(f"--{name} {getattr(options, name)} must be at least 1")
+        if options.json:
+            report_target(options.json, "--json", '{"results":')
         threads = options.threads or usable_cores()
         passes = make_passes(options.kernels, threads, options.backend)
         device = _cupy() if options.backend == "cupy" else None

@@ -14,6 +14,7 @@ from rich.table import Table
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.files import Record, write_json
+from pdadmm.files.target import report_target
 from pdadmm.runtime.console import plain_console
 from pdadmm.runtime.devices import choose, make_backend
 from pdadmm.runtime.launch import agree, main_under_mpi, parse
@@ -61,8 +62,8 @@ def _bench(waiter: Waiter, arguments: list[str]) -> None:
             raise InputError("bench links needs two ranks: mpirun -n 2 python -m pdadmm.bench links")
         if not 0 < options.seconds < float("inf"):
             raise InputError(f"--seconds is {options.seconds:g}; it must be positive")
-        if options.json and not Path(options.json).absolute().parent.is_dir():
-            raise InputError(f"cannot write {options.json}: there is no such folder")
+        if options.json:
+            report_target(options.json, "--json", '{"schema": "pdadmm-links"')
 
     agree(waiter, check)
     run = Run(backend=options.backend)

@@ -9,10 +9,11 @@ from pathlib import Path
 from pdadmm.errors import InputError
 from pdadmm.files.given import open_regular
 
-__all__ = ["target_of"]
+__all__ = ["report_target", "target_of"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HEAD_BYTES = 1 << 16  # of a file, which hold its attributes
+_BEGINNING_BYTES = 1 << 12
 
 
 def target_of(
@@ -55,3 +56,40 @@ def target_of(
             f"{path}: exists and is no {kind}, so it stays; remove it, or name another one with --out"
         )
     return target
+
+
+def report_target(path: str | os.PathLike[str], option: str, beginning: str) -> None:
+    """Refuse to write a report where something else is than a report of that kind; only looks at it.
+
+    Parameters
+    ----------
+    path : str or Path
+    option : str
+        Which names it, for the message.
+    beginning : str
+        What such reports begin with, but for white space.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            return  # a terminal, a pipe: nothing is lost
+        with open_regular(path) as file:
+            head = b"".join(file.read(_BEGINNING_BYTES).split())
+    except FileNotFoundError:
+        if os.path.isdir(os.path.dirname(path) or "."):
+            return
+        raise InputError(
+            f"cannot write {path}: there is no such folder; make it, or change {option}"
+        ) from None
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise InputError(f"cannot write {path}: {reason}; name another file with {option}") from None
+    if head and not head.startswith("".join(beginning.split()).encode()):
+        raise InputError(
+            f"cannot write {path}: it exists and is no such report; remove it, or give another "
+            f"file with {option}"
+        )

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
+from pdadmm.files.target import report_target
 from pdadmm.profile.figures import Figures, figures
 from pdadmm.profile.load import is_graph, load
 from pdadmm.profile.page import write_page
 from pdadmm.profile.predict import Scenario, parse_network, passes_named, predict, resolve_codec
 from pdadmm.profile.predict_graph import predict_graph
-from pdadmm.profile.report import print_report, write_csv, write_report_json
+from pdadmm.profile.report import CSV_COLUMNS, print_report, write_csv, write_report_json
 from pdadmm.profile.simulate import Outcome
 from pdadmm.runtime.parser import Parser
 
@@ -44,6 +45,14 @@ def _parser() -> Parser:
     group.add_argument("--bits", type=int, action="append", default=[])
     group.add_argument("--no-overlap", action="store_true", help="predict sends that wait")
     return parser
+
+
+#: what the reports begin with, which may take the place of another
+_BEGINNINGS = {
+    "html": "<!doctype html>",
+    "csv": ",".join(CSV_COLUMNS),
+    "json": '{"runs": [',
+}
 
 
 def _write(path: str | None, write: Callable[[Path], None]) -> None:
@@ -93,6 +102,11 @@ def _graph_predictions(profile: Record, options: argparse.Namespace) -> list[tup
 
 def _report(arguments: list[str] | None) -> None:
     options = _parser().parse_args(arguments)
+    for name, beginning in _BEGINNINGS.items():
+        if path := getattr(options, name):
+            report_target(path, f"--{name}", beginning)
+    if any(ranks < 1 for ranks in options.ranks):
+        raise InputError(f"--ranks {min(options.ranks)} is too few; give 1 or more")
     profiles = [load(folder) for folder in options.runs]
     runs: list[Figures] = []
     for profile, name in zip(profiles, _names(options.runs), strict=True):

@@ -17,6 +17,7 @@ from pdadmm.runtime.console import plain_console
 from pdadmm.trace.clock import PHASES
 
 __all__ = [
+    "CSV_COLUMNS",
     "QUANTITIES",
     "assignments_of",
     "print_report",
@@ -200,11 +201,14 @@ def _predictions(run: Figures, predictions: Sequence[tuple[str, Outcome]], conso
     console.print(table)
 
 
+CSV_COLUMNS = ("run", "scope", "item", "quantity", "unit", "value")
+
+
 def write_csv(path: Path, runs: Sequence[Figures]) -> None:
     """Write every number as a line: run, scope, item, quantity, unit, value."""
     with path.open("w", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow(("run", "scope", "item", "quantity", "unit", "value"))
+        lines.writerow(CSV_COLUMNS)
         for run in runs:
             for attribute, _, unit, _, _ in QUANTITIES:
                 value = getattr(run, attribute)
