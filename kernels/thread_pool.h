@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 // std::condition_variable, but for the version that its wait() has had since GCC 12 and older systems lack.
@@ -56,9 +57,13 @@ class ThreadPool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       helpers_ = (int)(count < threads_ ? count : threads_) - 1;
-      while (workers_ < helpers_) {
-        int index = workers_++;
-        std::thread([this, index] { serve(index); }).detach();
+      try {
+        while (workers_ < helpers_) {
+          std::thread([this, index = workers_] { serve(index); }).detach();
+          ++workers_;
+        }
+      } catch (const std::system_error &) {
+        helpers_ = workers_;  // the system gives no more; fewer do the same work
       }
       work_ = &work;
       count_ = count;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "RunError", "one_line"]
+__all__ = ["InputError", "RunError", "denied", "one_line"]
 
 #: characters of a text that are shown
 _LONGEST = 1000
@@ -32,6 +32,11 @@ class RunError(Exception):
     def __init__(self, message: str, everywhere: bool = False) -> None:
         super().__init__(message)
         self.everywhere = everywhere
+
+
+def denied(error: PermissionError) -> InputError:
+    """Of a file or folder that this user may not use: which it is, for the commands to say."""
+    return InputError(f"{error.filename or 'a file'}: permission denied; allow it, or name another place")
 
 
 def one_line(text: object) -> str:

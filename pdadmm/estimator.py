@@ -22,6 +22,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from pdadmm.admm.fitting import Task
     from pdadmm.admm.start import Start
 
 __all__ = ["ADMMClassifier"]
@@ -206,7 +207,32 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         pdadmm.errors.RunError
             When the run diverges.
         """
-        from pdadmm.admm.fitting import Data, fit
+        from pdadmm.admm.fitting import fit
+
+        task: Task | Exception
+        classes = np.empty(0)
+        try:
+            task, classes = self._task(X, y, validation)
+        except Exception as error:  # the other ranks are not to wait
+            task = error
+        try:
+            fitted = fit(task)
+        except InputError as error:
+            raise ValueError(_of_parameters(str(error))) from None
+        self.classes_ = classes
+        attributes = {
+            "activation": self.activation, "input_norm": self.input_norm, "hop_decay": 1.0,
+            "features_per_hop": self.n_features_in_, "first_depth": fitted.first_depth,
+        }  # fmt: skip
+        self.model_ = Model(fitted.weights, fitted.biases, self.activation, attributes)
+        self.history_ = fitted.history
+        return self
+
+    def _task(
+        self, X: ArrayLike, y: ArrayLike, validation: tuple[ArrayLike, ArrayLike] | None
+    ) -> tuple[Task, np.ndarray]:
+        """What is to be trained on and how, and the classes; ValueError where that cannot be."""
+        from pdadmm.admm.fitting import Data, Task
 
         inputs, labels = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(labels)
@@ -232,18 +258,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         for name in ("grid_low", "grid_high"):
             if options[name] is None:
                 del options[name]
-        try:
-            fitted = fit(data, options, self._start())
-        except InputError as error:
-            raise ValueError(_of_parameters(str(error))) from None
-        self.classes_ = classes
-        attributes = {
-            "activation": self.activation, "input_norm": self.input_norm, "hop_decay": 1.0,
-            "features_per_hop": self.n_features_in_, "first_depth": fitted.first_depth,
-        }  # fmt: skip
-        self.model_ = Model(fitted.weights, fitted.biases, self.activation, attributes)
-        self.history_ = fitted.history
-        return self
+        return Task(data, options, self._start()), classes
 
     def _start(self) -> Start | None:
         from pdadmm.admm.start import Start

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdadmm.errors import InputError, one_line
+from pdadmm.errors import InputError, denied, one_line
 from pdadmm.files import Record, naming, replacing
 from pdadmm.files.given import read_file
 from pdadmm.process import begin
@@ -327,8 +327,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     try:
         _plot(arguments)
-    except InputError as error:
-        print(f"pdadmm.plot: {one_line(error)}", file=sys.stderr)
+    except (InputError, PermissionError) as error:
+        said = error if isinstance(error, InputError) else denied(error)
+        print(f"pdadmm.plot: {one_line(said)}", file=sys.stderr)
         return 2
     return 0
 

@@ -15,6 +15,7 @@ Exit codes: 0 done; 2 bad input, with one line on stderr; other: failure.
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -157,14 +158,19 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
     from pdadmm.inputs.operators import parse_operators
 
     listen()
-    if options.seeds < 1:
-        raise InputError(f"--seeds {options.seeds} is too few; give 1 or more")
+    for name in ("seeds", "layers", "hidden", "iterations"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} {getattr(options, name)} is too few; give 1 or more")
     lists = list(dict.fromkeys(parse_operators(text, "--try")[0] for text in options.lists or _LISTS))
     search = _Search(options, report)
     graph = _try_all(options, lists, search)
     report.close()
     warn(_NAME, graph)
     rows = ranked(search.outcomes)
+    if not math.isfinite(rows[0][2]):
+        raise InputError(
+            f"{graph.origin}: every run diverged; scale the features, or give another list with --try"
+        )
     width = max(len("operators"), *(len(row[0].operators) for row in rows))
     print(f"{'validation':>10} {'loss':>7} {'to the best':>15}  {'operators':{width}}", end="")
     print(f"  {'norm':4}  {'scaling':9}  {'decay':>5}  {'mu':>6}")

@@ -98,7 +98,7 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
     def check() -> tuple[Config, Sizes] | None:
         if waiter.comm.rank:
             return None
-        config = parse(arguments, preset, lambda path: Start.of_file(path).options)
+        config = parse(arguments, preset, lambda path: Start.of_file(path).options, waiter.comm.size)
         start = start_of(config)
         resolve(config, waiter.comm.size, start)
         with open_features(config.features) as features:

@@ -27,7 +27,7 @@ from pdadmm.runtime.threads import set_threads
 if TYPE_CHECKING:
     from mpi4py.MPI import Request
 
-__all__ = ["Data", "Fitted", "fit"]
+__all__ = ["Data", "Fitted", "Task", "fit"]
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,33 @@ class Data:
         }
         return FeatureArrays(attributes, self.X, self.y, np.arange(len(self.X)))
 
-    def digest(self, options: Mapping[str, object], start: Start | None = None) -> str:
-        """A hash of the data, the options and the network that is started from."""
-        found = hashlib.sha256(repr((self.X.shape, self.train, sorted(options.items()))).encode())
-        found.update(np.ascontiguousarray(self.X).data)
-        found.update(np.ascontiguousarray(self.y).data)
-        if start is not None:
-            for position in range(1, start.depth + 1):
-                for array in start.layer(position):
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on, and how.
+
+    Attributes
+    ----------
+    data : Data
+    options
+        Of ``pdadmm.run``, as fields of its sections are called: ``{"layers": 4, "z_centre": "linear"}``.
+    start
+        Whose layers the first stage begins with.
+    """
+
+    data: Data
+    options: Mapping[str, Any]
+    start: Start | None = None
+
+    def digest(self) -> str:
+        """A hash of all of it."""
+        data = self.data
+        found = hashlib.sha256(repr((data.X.shape, data.train, sorted(self.options.items()))).encode())
+        found.update(np.ascontiguousarray(data.X).data)
+        found.update(np.ascontiguousarray(data.y).data)
+        if self.start is not None:
+            for position in range(1, self.start.depth + 1):
+                for array in self.start.layer(position):
                     found.update(np.ascontiguousarray(array).data)
         return found.hexdigest()
 
@@ -90,8 +109,8 @@ class Fitted:
     first_depth: int  #: hidden layers from this position on began as identities
 
 
-def fit(data: Data, options: Mapping[str, Any], start: Start | None = None) -> Fitted:
-    """Train; under mpirun collective, with the same data and options on all ranks.
+def fit(task: Task | Exception) -> Fitted:
+    """Train; under mpirun collective, with the same task on all ranks.
 
     The layers are spread over the ranks. Of more ranks than layers times shards, or than a multiple of
     the shards, the last ones do nothing.
@@ -99,11 +118,9 @@ def fit(data: Data, options: Mapping[str, Any], start: Start | None = None) -> F
 
     Parameters
     ----------
-    data : Data
-    options
-        Of ``pdadmm.run``, as fields of its sections are called: ``{"layers": 4, "z_centre": "linear"}``.
-    start
-        Whose layers the first stage begins with.
+    task
+        What is to be trained, or why it cannot be, as this rank has found. That it raises, and the other
+        ranks an InputError.
 
     Returns
     -------
@@ -120,21 +137,29 @@ def fit(data: Data, options: Mapping[str, Any], start: Start | None = None) -> F
     try:
         MPI = start_mpi(Where(), 0.0)
     except (ImportError, RuntimeError) as error:
+        if isinstance(task, Exception):
+            raise task from None
         reason = str(error).splitlines()[0]
         raise InputError(f"no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'") from None
     waiter = Waiter(MPI.COMM_WORLD)
     ranks = waiter.comm.size
     if ranks > 1:
-        digests = waiter.gather(data.digest(options, start))
-        if waiter.broadcast(len(set(digests)) if digests else None) > 1:
-            raise InputError("the ranks were given different data or options; give the same to fit on all")
-    config = _config(options)
+        _require_same(task, waiter)
+    if isinstance(task, Exception):
+        raise task
+    data, start = task.data, task.start
+    config = _config(task.options)
     shards = config.run.shards
     members = min(ranks, config.network.layers * shards)
     members -= members % shards if members > shards else 0
     mine = waiter.comm.rank < members
     comm = MPI.COMM_WORLD.Split(0 if mine else 1, waiter.comm.rank)
-    found = _attempt(data, config, Waiter(comm), start) if mine else (None, None)
+    try:
+        found = _attempt(data, config, Waiter(comm), start) if mine else (None, None)
+    except BaseException:
+        if ranks == 1:  # no message can be under way
+            comm.Free()
+        raise
     fitted, problem = waiter.broadcast(found)  # rank 0 is always among those that train
     if not isinstance(problem, RunError):
         comm.Free()
@@ -142,6 +167,25 @@ def fit(data: Data, options: Mapping[str, Any], start: Start | None = None) -> F
         raise problem
     assert fitted is not None
     return fitted
+
+
+def _require_same(task: Task | Exception, waiter: Waiter) -> None:
+    """Raise on all ranks when one of them has no task or another one; collective."""
+    if isinstance(task, Task):
+        mine = "", task.digest()
+    else:
+        mine = f"{type(task).__name__}: {task}".partition("\n")[0], ""
+    gathered = waiter.gather(mine)
+    reason = ""
+    for rank, (problem, _) in enumerate(gathered or []):
+        if problem:
+            reason = f"rank {rank} cannot train: {problem}"
+            break
+    if gathered and not reason and len(set(gathered)) > 1:
+        reason = "the ranks were given different data or options; give the same to fit on all"
+    reason = waiter.broadcast(reason)
+    if reason and isinstance(task, Task):
+        raise InputError(reason)
 
 
 class _Alarm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -67,6 +68,7 @@ class Monitor:
         }
         tail = total[self.layers * len(_TERMS) :]
         for i, (split, rows) in enumerate(self.splits.items()):
-            record[f"{split}_accuracy"] = float(tail[2 * i]) / max(rows, 1)
-            record[f"{split}_loss"] = float(tail[2 * i + 1]) / max(rows, 1)
+            # of a split without rows nothing is known
+            record[f"{split}_accuracy"] = float(tail[2 * i]) / rows if rows else math.nan
+            record[f"{split}_loss"] = float(tail[2 * i + 1]) / rows if rows else math.nan
         return record

@@ -6,6 +6,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.codec import CODECS, check_codec, default_bits
@@ -145,6 +146,8 @@ class Messages:
 class Job(Run):
     """Where and how it runs, the nodes in shards."""
 
+    resumed: ClassVar[tuple[str, ...]] = (*Run.resumed, "shards", "as_sharded")
+
     shards: int = option(
         1, "shards that the nodes are cut into; the number of ranks is a multiple of it", within=COUNT
     )
@@ -177,6 +180,7 @@ def parse(
     arguments: Sequence[str],
     preset: Callable[[str], Record] | None = None,
     start: Callable[[str], Record] | None = None,
+    ranks: int = 1,
 ) -> Config:
     """Configuration of a command line.
 
@@ -190,6 +194,8 @@ def parse(
     start
         Options of the network that go on from the model at a path, which are as weak; asked where a run that
         does not go on from a checkpoint is to start from one.
+    ranks
+        That train. A resumed run keeps its shards where they divide them.
 
     Raises
     ------
@@ -205,6 +211,8 @@ def parse(
     if start is not None and path and not values.get("output", {}).get("resume"):
         fill(config.network, start(path))
     fill(config, values)
+    if config.output.resume and ranks % config.run.shards and not OPTIONS.gives(arguments, "shards"):
+        config.run.shards = 1
     if config.training.solver != "exact":  # a preset's options of another solver than the user's do not count
         for name in {"damping", "momentum"} - set(values.get("training", {})):
             setattr(config.training, name, 0.0)

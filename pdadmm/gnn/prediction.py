@@ -28,6 +28,7 @@ from pdadmm.gnn.reading import read_inputs
 from pdadmm.inputs.graph_file import GraphFile, GraphSource
 from pdadmm.runtime.devices import ON_CPUS, make_backend, make_transport
 from pdadmm.runtime.launch import agree, parse
+from pdadmm.runtime.options import check_section
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.sections import Run
 from pdadmm.runtime.threads import set_threads
@@ -53,6 +54,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
     options = parse(waiter, parser, arguments)
     shape, weights, facts = agree(waiter, lambda: read_model(Path(options.run) / "model.h5"))
     run = Run(threads=options.threads, backend="numpy", transport="mpi")
+    agree(waiter, lambda: check_section(run))
     threads = set_threads(run, waiter.comm)
 
     def check() -> None:

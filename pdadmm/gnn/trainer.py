@@ -382,7 +382,7 @@ class Trainer:
         """Seconds that a device stood still for messages since this was asked for last; it has settled."""
         return self._transport.waited() if self._transport is not None else 0.0
 
-    def _open(self, slots: list[Slot], widths: Widths) -> Exchange:
+    def _open(self, slots: list[Slot], widths: Widths, times: Times | None = None) -> Exchange:
         comm = self.waiter.comm
         return Exchange(
             self.parts,
@@ -398,7 +398,7 @@ class Trainer:
             laps=self._laps,
             changes=frozenset(slot.name for slot in self._changes if slot in slots),
             hats=self._hats,
-            times=self._times,
+            times=times,
         )
 
     def _drops(self, rate: float) -> Mapping[int, Drop]:
@@ -502,7 +502,7 @@ class Trainer:
 
     def _open_cycle(self) -> None:
         """Begin to exchange messages of the widths that were assigned."""
-        self.exchange = self._open(self.slots, self.widths)
+        self.exchange = self._open(self.slots, self.widths, self._times)
         self.clock.begin_stage(self.shape.layers)
         self._since = 0
 

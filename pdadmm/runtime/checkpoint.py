@@ -85,7 +85,7 @@ def write(
         if comm.rank == 0:
             try:
                 _remove(temporary)
-                temporary.mkdir(parents=True)
+                temporary.mkdir(parents=True, exist_ok=True)  # a stranger's file stays in it
             except OSError as error:
                 problem = _reason(error, temporary)
         _agree(problem, waiter)

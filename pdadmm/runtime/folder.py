@@ -221,9 +221,10 @@ def _refuse(folder: Path, held: _Held, output: Output) -> None:
     if held is _Held.RUN and not output.resume and not output.overwrite:
         _Lock.taken(folder)
         kind = "a finished" if (folder / "summary.json").exists() else "an interrupted"
+        going_on = "go on with --resume, " if any_sealed(folder) else ""
         raise InputError(
-            f"--out {folder} holds {kind} run; go on with --resume, move it aside with --overwrite, "
-            "or choose another folder"
+            f"--out {folder} holds {kind} run; {going_on}move it aside with --overwrite, or choose another "
+            "folder"
         )
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from pdadmm.comm.start import leave, start_mpi
 from pdadmm.comm.waiter import PATIENT, Waiter, end_all
 from pdadmm.comm.where import Where
-from pdadmm.errors import InputError, RunError, one_line
+from pdadmm.errors import InputError, RunError, denied, one_line
 from pdadmm.process import heed
 from pdadmm.runtime.parser import Parser
 
@@ -122,6 +122,8 @@ def _say(where: Where, error: BaseException) -> None:
 def agree(waiter: Waiter, work: Callable[[], Result]) -> Result:
     """Do `work` on every rank; when it raises InputError or SystemExit on any, raise the first one on all.
 
+    PermissionError is taken for bad input.
+
     Returns
     -------
     What `work` returned on this rank.
@@ -131,6 +133,8 @@ def agree(waiter: Waiter, work: Callable[[], Result]) -> Result:
         value = work()
     except (InputError, SystemExit) as error:  # SystemExit: argparse after --help
         problem = error
+    except PermissionError as error:
+        problem = denied(error)
     problems = waiter.gather(problem)
     first: BaseException | None = next((p for p in problems if p is not None), None) if problems else None
     first = waiter.broadcast(first)

@@ -236,6 +236,8 @@ class Options:
         for name, value in options.items():
             if name not in sections:
                 raise InputError(f"there is no option {name}")
+            if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+                value = bool(value)
             if isinstance(value, numbers.Integral) and not isinstance(value, bool):
                 value = int(value)
             elif isinstance(value, numbers.Real) and not isinstance(value, bool):
@@ -261,6 +263,10 @@ class Options:
             if name in given:
                 values.setdefault(section, {})[name] = given[name]
         return values
+
+    def gives(self, arguments: Sequence[str], name: str) -> bool:
+        """Whether a command line itself has an option."""
+        return name in vars(self.parser().parse_args(arguments))
 
     def _of_run_before(self, given: Record) -> Record:
         before = Path(given.get("out", "")) / "config.toml"
@@ -311,17 +317,21 @@ def check_ranges(tree: DataclassInstance) -> None:
     InputError
     """
     for section in (getattr(tree, f.name) for f in dataclasses.fields(tree)):
-        if not dataclasses.is_dataclass(section):
+        if dataclasses.is_dataclass(section) and not isinstance(section, type):
+            check_section(section)
+
+
+def check_section(section: DataclassInstance) -> None:
+    """The same for a section alone."""
+    for f in dataclasses.fields(section):
+        within: Range | None = f.metadata["within"]
+        value = getattr(section, f.name)
+        if within is None or value is None:
             continue
-        for f in dataclasses.fields(section):
-            within: Range | None = f.metadata["within"]
-            value = getattr(section, f.name)
-            if within is None or value is None:
-                continue
-            for number in value if isinstance(value, list) else [value]:
-                if number not in within:
-                    name = _told(f.name).replace("_", "-")
-                    raise InputError(f"--{name} is {_shown(number)}; it must be {within}")
+        for number in value if isinstance(value, list) else [value]:
+            if number not in within:
+                name = _told(f.name).replace("_", "-")
+                raise InputError(f"--{name} is {_shown(number)}; it must be {within}")
 
 
 @dataclasses.dataclass(frozen=True)

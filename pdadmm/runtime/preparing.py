@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from pdadmm.errors import InputError, one_line
+from pdadmm.errors import InputError, denied, one_line
 from pdadmm.files.target import target_of
 from pdadmm.process import heed
 
@@ -222,6 +222,8 @@ def answer(program: str, work: Callable[[Reporter], None]) -> int:
             return _told_to_end[0]
         if isinstance(exc, MemoryError):
             exc = InputError("not enough memory for these data; take a machine with more, or fewer data")
+        if isinstance(exc, PermissionError):
+            exc = denied(exc)
         if not isinstance(exc, InputError):
             raise
         report.close()

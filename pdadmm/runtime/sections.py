@@ -19,7 +19,8 @@ MOST_THREADS = 1024
 class Run:
     """Where and how it runs."""
 
-    resumed: ClassVar[tuple[str, ...]] = ()  # a run may go on elsewhere
+    #: a run may go on elsewhere, but with the same arithmetic
+    resumed: ClassVar[tuple[str, ...]] = ("kernels", "precision", "timeout")
 
     backend: str = option("auto", "array library", ("auto", "numpy", "cupy"))
     transport: str = option("auto", "how messages travel", ("auto", "mpi", "nccl"))
