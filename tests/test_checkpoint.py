@@ -323,6 +323,39 @@ def test_resume_with_other_options_is_refused(
     assert_same_run(saved, folder)
 
 
+@pytest.mark.parametrize(
+    ("options", "ranks"), [("--as-sharded", 1), ("--kernels reference", 1), ("--shards 2", 2)]
+)
+def test_a_resumed_run_computes_as_it_did(
+    options: str, ranks: int, small: Path, tmp_path: Path, mpirun: MPIRun
+) -> None:
+    """Without the options once more; they change roundings."""
+    run = [small, *words("--layers 4 --stages 2,4 --iterations 20 --hidden 24 --quiet"), *words(options)]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    succeed(mpirun(ranks, "-m", "pdadmm.run", *run, "--out", whole))
+    succeed(mpirun(ranks, "-m", "pdadmm.run", *run, "--checkpoint-every", "25", "--out", part))
+    succeed(mpirun(ranks, "-m", "pdadmm.run", "--resume", "--quiet", "--out", part))
+    assert [*map(without_times, records_of(part))] == [*map(without_times, records_of(whole))]
+    summary = summary_of(part)
+    times = [summary[f"seconds_{of}"] for of in ("iterations", "evaluation", "checkpoints")]
+    assert summary["seconds_total"] > sum(times)
+    if "--shards" in options:  # where they do not divide the ranks, without
+        succeed(mpirun(3, "-m", "pdadmm.run", "--resume", "--quiet", "--out", part))
+        assert summary_of(part)["shards"] == 1
+
+
+def test_a_stranger_s_file_in_what_a_killed_run_left_stays(small: Path, tmp_path: Path) -> None:
+    run = ["-m", "pdadmm.run", small, *words("--layers 2 --iterations 9 --quiet --checkpoint-every 4")]
+    succeed(python(*run, "--out", tmp_path / "o"))
+    left = tmp_path / "o" / "checkpoints" / "iteration-00000008.tmp"
+    left.mkdir()
+    (left / ".nfs0001").write_text("of another")
+    for path in (tmp_path / "o" / "checkpoints").glob("iteration-00000008"):
+        shutil.rmtree(path)
+    succeed(python("-m", "pdadmm.run", "--resume", "--quiet", "--out", tmp_path / "o"))
+    assert (tmp_path / "o" / "summary.json").exists()
+
+
 def test_resume_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     found = python("-m", "pdadmm.run", "--out", tmp_path / "o", "--resume")
     assert (found.code, len(found.err.splitlines())) == (2, 1)

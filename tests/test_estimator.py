@@ -176,6 +176,40 @@ def test_a_run_that_diverges_says_so() -> None:
         ADMMClassifier(layers=3, hidden=8, nu=1e8, rho=1e-8, iterations=300, eval_every=1).fit(X * 1e15, y)
 
 
+def test_fits_that_diverge_leave_room_for_others() -> None:
+    """An MPI library has some two thousand communicators."""
+    script = """
+from mpi4py import MPI
+from sklearn.datasets import make_moons
+from pdadmm import ADMMClassifier
+from pdadmm.errors import RunError
+X, y = make_moons(30, random_state=0)
+
+def left():
+    made = []
+    try:
+        while True:
+            made.append(MPI.COMM_SELF.Dup())
+    except MPI.Exception:
+        pass
+    for comm in made:
+        comm.Free()
+    return len(made)
+
+MPI.COMM_SELF.Set_errhandler(MPI.ERRORS_RETURN)
+before = left()
+for _ in range(5):
+    try:
+        ADMMClassifier(layers=2, hidden=4, iterations=3).fit(X * 1e30, y)
+    except RunError:
+        continue
+    raise SystemExit("it did not diverge")
+print(before, left())
+"""
+    before, after = succeed(python("-c", script)).out.split()
+    assert before == after
+
+
 SCRIPT = """
 import hashlib
 from unittest import mock
@@ -244,6 +278,24 @@ except ValueError as error:
 """
     out = succeed(mpirun(2, "-c", script, timeout=60)).out
     assert out.count("different data or options") == 2
+
+
+def test_a_rank_whose_data_are_refused_ends_fit_on_all(mpirun: MPIRun) -> None:
+    script = """
+from mpi4py import MPI
+from sklearn.datasets import make_moons
+from pdadmm import ADMMClassifier
+X, y = make_moons(30, random_state=0)
+if MPI.COMM_WORLD.rank == 1:
+    X[3, 0] = float("nan")
+try:
+    ADMMClassifier(layers=3).fit(X, y)
+except ValueError as error:
+    print(MPI.COMM_WORLD.rank, str(error).splitlines()[0], flush=True)
+"""
+    lines = sorted(succeed(mpirun(3, "-c", script, timeout=60)).out.splitlines())
+    assert [line[0] for line in lines] == ["0", "1", "2"]
+    assert "rank 1 cannot train" in lines[0] and "NaN" in lines[0] and "rank 1" not in lines[1]
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

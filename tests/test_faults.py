@@ -127,6 +127,19 @@ def test_mpirun_hands_signals_to_the_ranks(small: Path, tmp_path: Path, number: 
     assert intact(folder).iteration < 1500
 
 
+def test_a_checkpoint_that_is_asked_for_too_early_does_not_end_the_run(small: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pdadmm.run", small, "--layers", "2", "--iterations", "3", "--quiet"]
+    with subprocess.Popen([*map(str, command), "--out", str(tmp_path / "o")]) as run:
+        ignored, limit = 1 << (signal.SIGUSR1 - 1), time.monotonic() + 60
+        while not ignored & int(
+            re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{run.pid}/status").read_text())[0], 16
+        ):
+            assert time.monotonic() < limit and run.poll() is None
+        run.send_signal(signal.SIGUSR1)
+        assert run.wait(60) == 0
+    assert (tmp_path / "o" / "summary.json").exists()
+
+
 def test_max_seconds_stops_in_time_with_a_checkpoint(mpirun: MPIRun, small: Path, tmp_path: Path) -> None:
     begin = time.monotonic()
     found = mpirun(

@@ -229,6 +229,56 @@ def test_predictions_are_those_of_the_run_on_any_ranks(mpirun: MPIRun, graph: Pa
     assert hits == pytest.approx(summary_of(run)["test_accuracy"])
 
 
+def test_graphs_that_cannot_be_predicted_on_are_refused_on_all_ranks(
+    mpirun: MPIRun, graph: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    succeed(mpirun(3, "-m", "pdadmm.gnn.run", graph, *words(SMALL), "--out", run))
+    broken = {name: tmp_path / f"{name}.h5" for name in ("label", "edge", "norm")}
+    for path in broken.values():
+        path.write_bytes(graph.read_bytes())
+    with h5py.File(broken["label"], "r+") as file:  # which rank 2 reads alone
+        file["y"][file["part_ptr"][3]] = 99
+    with h5py.File(broken["edge"], "r+") as file:  # another neighbour in one direction
+        indptr, nodes = file["indptr"][...], file["y"].shape[0]
+        last = indptr[1:][(np.diff(indptr) > 0) & (np.arange(nodes) < nodes - 1)]
+        place = next(end - 1 for end in last if file["indices"][end - 1] < nodes - 1)
+        file["indices"][place] = nodes - 1
+    with h5py.File(broken["norm"], "r+") as file:
+        file.attrs["feature_norm"] = "row"
+    for name, said in (
+        ("label", "a label is out of range"),
+        ("edge", "not symmetric"),
+        ("norm", "--feature-norm none"),
+    ):
+        found = mpirun(3, "-m", "pdadmm.gnn.predict", run, broken[name], "--out", tmp_path / "p.h5")
+        assert found.code == 2 and said in found.err and found.err.count("\n") == 1, (name, found)
+    found = mpirun(2, "-m", "pdadmm.gnn.predict", run, graph, "--threads", "-1", "--out", tmp_path / "p.h5")
+    assert found.code == 2 and "--threads is -1" in found.err
+    assert not (tmp_path / "p.h5").exists()
+
+
+def test_a_resumed_run_adds_up_its_seconds(graph: Path, tmp_path: Path) -> None:
+    command = [
+        "-m",
+        "pdadmm.gnn.run",
+        graph,
+        *words(SMALL),
+        "--checkpoint-every",
+        "20",
+        "--out",
+        tmp_path / "run",
+    ]
+    succeed(python(*command))
+    first = summary_of(tmp_path / "run")
+    succeed(python("-m", "pdadmm.gnn.run", "--resume", "--quiet", "--out", tmp_path / "run"))
+    again = summary_of(tmp_path / "run")
+    for summary in (first, again):
+        parts = ("epochs", "evaluation", "assignment")
+        assert summary["seconds_total"] > sum(summary[f"seconds_{part}"] for part in parts)
+    assert records_of(tmp_path / "run")
+
+
 def test_bytes_are_those_of_the_message_format(graph: Path, tmp_path: Path) -> None:
     """Counted from the graph's file and the description of the messages alone."""
     with h5py.File(graph) as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -251,6 +252,7 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, text: str | None, word: s
         ("--network 0,1e9 --codec zip", "zip"),
         ("--network 0,1e9 --bits 3", "3-bit"),
         ("--html no/such/folder.html", "cannot write"),
+        ("--network 1us,1Gbit --ranks 0", "--ranks 0"),
         ("--nonsense", "--help"),
     ],
 )
@@ -389,3 +391,19 @@ def test_numbers_are_shown_with_units() -> None:
 def test_ticks_are_round_and_cover_the_range(top: float) -> None:
     marks = ticks(top)
     assert marks[0] == 0 and marks[-1] >= top * (1 - 1e-9) and 3 <= len(marks) <= 8
+
+
+def test_reports_replace_nothing_but_their_own_kind(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    for kind in ("html", "csv", "json"):
+        report_file, foreign = tmp_path / f"a.{kind}", tmp_path / f"mine.{kind}"
+        for _ in range(2):
+            succeed(report(runs[0], f"--{kind}", report_file))
+        foreign.write_bytes((runs[0] / "summary.json").read_bytes())
+        found = report(runs[0], f"--{kind}", foreign)
+        assert found.code == 2 and found.err.count("\n") == 1 and f"another file with --{kind}" in found.err
+        assert foreign.read_bytes() == (runs[0] / "summary.json").read_bytes()
+    assert json.loads(report(runs[0], "--json", "/dev/stderr").err)["runs"]
+    before = os.stat(os.devnull)
+    for kind in ("html", "csv", "json"):
+        succeed(report(runs[0], f"--{kind}", os.devnull))
+    assert os.stat(os.devnull).st_rdev == before.st_rdev

@@ -142,3 +142,19 @@ def test_every_option_and_list_is_documented(capsys: pytest.CaptureFixture[str])
         name for name in ("--try", "--seeds", "--layers", "--hidden", "--iterations") if name not in section
     ] == []
     assert [name for name in _LISTS if f"`{name}`" not in section] == []
+
+
+def test_sizes_that_are_no_sizes_and_runs_that_all_diverge_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_npz(tmp_path / "mine.npz")
+    for option in ("--layers", "--hidden", "--iterations", "--seeds"):
+        assert main(["mine.npz", option, "0"]) == 2
+        assert f"{option} 0 is too few" in capsys.readouterr().err
+    arrays = npz_arrays()
+    arrays["attr_data"] = np.full_like(arrays["attr_data"], 1e30, dtype=np.float32)
+    arrays["attr_data"][0] = -1  # or the second scaling would save them
+    np.savez(tmp_path / "huge.npz", **arrays)
+    assert main(["huge.npz", *SMALL, "--try", "x", "--feature-norm", "none"]) == 2
+    shown = capsys.readouterr()
+    assert "every run diverged" in shown.err and shown.out == ""

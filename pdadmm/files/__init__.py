@@ -65,7 +65,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as a whole."""
+    """Write a text file as a whole; into a device or a pipe as it is."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(text.encode())
+        return
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(text.encode())
         file.flush()
