@@ -204,7 +204,9 @@ def _speedup(folders: Sequence[Path]) -> Figure:
             raise InputError(f"{path}: no {unit} was timed; run more of them")
         curves[_kind(summary)][ranks].append(seconds / count)
     if all(len(curve) == 1 for curve in curves.values()):
-        raise InputError("speedup needs the same run on different numbers of ranks; give two folders or more")
+        raise InputError(
+            "speedup needs the same run on different numbers of ranks; no two of these differ in that alone"
+        )
     for label, curve in sorted(curves.items()):
         least = {ranks: min(seconds) for ranks, seconds in sorted(curve.items())}
         first = next(iter(least))
@@ -228,7 +230,7 @@ def _widths(folders: Sequence[Path]) -> Figure:
         assignments = run.get("assignments") if isinstance(run, dict) else None
         if not assignments:
             raise InputError(
-                f"{folder}: no widths were assigned; give runs of pdadmm.gnn.run with --messages adaqp"
+                f"{folder}: no widths were assigned; give runs of pdadmm.gnn.run with lean or adaqp messages"
             )
         found.append(assignments)
     bits = (1, 2, 4, 8)

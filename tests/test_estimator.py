@@ -143,7 +143,7 @@ def test_threads_of_blas_are_given_back() -> None:
         ({"bits": 3}, "3"),
         ({"momentum": 0.5}, "solver exact"),
         ({"layers": 0}, "layers is 0"),
-        ({"hidden": "many"}, "hidden must be a int, not 'many'"),
+        ({"hidden": "many"}, "hidden must be an integer, not 'many'"),
         ({"activation": "step"}, "activation must be one of relu"),
         ({"grid_low": 1.0}, "grid_low and grid_high go together"),
         ({"nu": float("nan")}, "nu is nan"),

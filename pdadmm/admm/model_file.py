@@ -15,7 +15,7 @@ import numpy as np
 
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.errors import InputError
-from pdadmm.files import Record, naming, reserve, write_at
+from pdadmm.files import Record, naming, reserve, scratch, write_at
 from pdadmm.files.names import safe_name
 from pdadmm.inputs.scaling import INPUT_NORMS
 
@@ -196,7 +196,9 @@ class ModelSpace:
 
 
 @contextmanager
-def reserved(path: Path, widths: list[int], attributes: Record) -> Iterator[ModelSpace]:
+def reserved(
+    path: Path, widths: list[int], attributes: Record, temporary: Path | None = None
+) -> Iterator[ModelSpace]:
     """Take the space of model.h5; what :func:`write_model` has not used is given back at the end.
 
     Parameters
@@ -206,6 +208,8 @@ def reserved(path: Path, widths: list[int], attributes: Record) -> Iterator[Mode
     attributes
         Recorded at the root of the file: must have `activation`; `first_depth` says from which position on
         hidden layers began as identities.
+    temporary
+        Where it is made; by default beside `path`, under a name that only the run that holds the folder uses.
 
     Raises
     ------
@@ -213,7 +217,7 @@ def reserved(path: Path, widths: list[int], attributes: Record) -> Iterator[Mode
         When there is no room, or the file cannot be written.
     """
     shapes = list(itertools.pairwise(widths))
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary or path.with_name(f".{path.name}.tmp")
     try:
         with naming(path, temporary):
             temporary.unlink(missing_ok=True)  # of a run that was killed
@@ -324,7 +328,7 @@ def save_model(
     known = {name: value for name, value in attributes.items() if name in _ATTRIBUTES}
     accuracy = known.pop("test_accuracy", math.nan)
     known.pop("layers", None)
-    with reserved(path, widths, known) as space:
+    with scratch(path) as temporary, reserved(path, widths, known, temporary) as space:
         _complete(space, zip(range(1, len(widths)), weights, biases, strict=True), accuracy)
 
 

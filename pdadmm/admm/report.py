@@ -96,12 +96,14 @@ def summarise(run: Record, trainer: Trainer) -> Record:
 def final_table(summary: Record, folder: Path) -> None:
     """Print the results of a run."""
     sent, plain = summary["bytes_per_iteration"], summary["float32_bytes_per_iteration"]
+    layers = summary["layers_at_best_val"]
+    at_best = "" if layers == summary["layers"] else f" (of {layers} layers)"
     title = f"{summary['dataset']}: {summary['layers']} layers on {summary['ranks']} ranks"
     rows = [
         ("accuracy: train", f"{summary['train_accuracy']:.3f}"),
         ("validation", f"{summary['val_accuracy']:.3f}"),
         ("test", f"{summary['test_accuracy']:.3f}"),
-        ("test at best validation", f"{summary['test_accuracy_at_best_val']:.3f}"),
+        ("test at best validation", f"{summary['test_accuracy_at_best_val']:.3f}{at_best}"),
         ("operators of the inputs", one_line(summary["operators"])),
         ("objective", f"{summary['objective']:.5g}"),
         ("primal residual", f"{summary['primal_residual']:.3g}"),

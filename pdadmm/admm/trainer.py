@@ -534,6 +534,9 @@ class Trainer:
             "test_accuracy": last["test_accuracy"],
             "best_val_accuracy": best["val_accuracy"],
             "test_accuracy_at_best_val": best["test_accuracy"],
+            # perhaps of an earlier stage, and so of fewer layers
+            "iteration_at_best_val": best["iteration"],
+            "layers_at_best_val": t.stages[(best["iteration"] - 1) // t.iterations],
             "objective": last["objective"],
             "primal_residual": last["primal_residual"],
             "bytes_per_iteration": round(sent / t.iterations),

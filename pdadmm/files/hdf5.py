@@ -56,7 +56,8 @@ class PlainFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], missing: str, remedy: str) -> None:
-        self.where, self._remedy = str(path), remedy
+        # of a user's own graph nothing has been prepared yet
+        self.where, self._remedy = str(path), missing if str(path).endswith(".npz") else remedy
         try:
             self._size = file_size(path)
         except OSError as error:

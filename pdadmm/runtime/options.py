@@ -411,6 +411,15 @@ def _found(path: str, folder: Path) -> str:
     return str(beside) if path and not os.path.exists(path) and beside.exists() else path
 
 
+_KINDS = {
+    list: "a list of integers",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+}
+
+
 def _coerced(value: object, kind: type, where: str) -> object:
     """A TOML value as one of its type."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -420,8 +429,7 @@ def _coerced(value: object, kind: type, where: str) -> object:
             raise InputError(f"{where} is {_shown(value)}, which is too large") from None
     whole = isinstance(value, list) and all(type(v) is int for v in value)
     if type(value) is not kind or (kind is list and not whole):
-        wanted = "list of integers" if kind is list else kind.__name__
-        raise InputError(f"{where} must be a {wanted}, not {_shown(value)}")
+        raise InputError(f"{where} must be {_KINDS[kind]}, not {_shown(value)}")
     if isinstance(value, str):
         try:
             _text(value)
