@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.preparing import (
@@ -109,6 +109,9 @@ def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> Non
     )
     report.close()
     warn(_NAME, graph)
+    if graph.adjacency is None and options.operators not in (None, work.operators):
+        said = f"{graph.name} has no graph, so that --operators {options.operators} are {work.operators}"
+        print(f"{_NAME}: warning: {one_line(said)}", file=sys.stderr, flush=True)
     rows, columns = work.shape
     sizes = work.sizes
     print(

@@ -400,3 +400,11 @@ def test_without_a_file_the_embedded_graph_is_trained_in_as_many_parts_as_ranks(
     again = [*words("--quiet --epochs 3"), "--config", tmp_path / "e" / "config.toml"]
     succeed(mpirun(2, "-m", "pdadmm.gnn.run", *again, "--out", tmp_path / "f"))
     assert json.loads((tmp_path / "f" / "summary.json").read_text())["hidden"] == 32
+
+
+def test_bits_of_messages_that_are_not_coded_are_refused(graph: Path, tmp_path: Path) -> None:
+    found = python(
+        "-m", "pdadmm.gnn.run", graph, *words("--messages float32 --bits 2"), "--out", tmp_path / "run"
+    )
+    assert found.code == 2 and found.err.count("\n") == 1 and "--bits 2" in found.err
+    assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pdadmm.codec.rows import FLOAT32
+from pdadmm.errors import InputError
 from pdadmm.gnn.part import MODELS
 from pdadmm.runtime import sections
 from pdadmm.runtime.options import COUNT, POSITIVE, Options, Range, check_ranges, fill, option, positional
@@ -182,4 +183,6 @@ def parse(arguments: Sequence[str]) -> Config:
     m.forward, m.backward = m.forward or config.scheme.codec, m.backward or config.scheme.codec
     check_ranges(config)
     sections.check(config.run, config.output)
+    if m.bits != "auto" and (m.forward, m.backward) == ("float32", "float32"):
+        raise InputError(f"--bits {m.bits}: nothing is coded; leave it out, or give --messages lean or adaqp")
     return config

@@ -3,7 +3,8 @@
 The clock attributes all the time between two laps to the phase named at the second, so that the
 phases of a rank add up to the wall time of its iterations by construction. A lap costs a clock read
 and an addition; nothing is ever synchronised for it. On a GPU the times are those of CUDA events
-(:mod:`pdadmm.trace.device_clock`). What is kept is bounded, however many iterations there are.
+(:mod:`pdadmm.trace.device_clock`). What is kept of a stage is bounded, however many iterations it has; a
+graph network has a stage between any two assignments of widths.
 """
 
 from __future__ import annotations
