@@ -337,3 +337,12 @@ def test_documented_example_of_own_data_runs(tmp_path: Path) -> None:
     exec(compile(example, "docs/data.md", "exec"), {})
     (made,) = tmp_path.glob("*.npz")
     assert main([made.name, "--out", "own.h5"]) == 0
+
+
+def test_operators_of_samples_without_a_graph_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    write_idx(Path("raw"), compress=False)
+    for operators, warned in ((None, False), ("powers:0", False), ("ppr:0.2", True)):
+        given = [] if operators is None else ["--operators", operators]
+        assert main(["mnist", "--raw", "raw", "--no-verify", *given]) == 0
+        said = capsys.readouterr().err
+        assert ("no graph" in said) is warned, said
