@@ -147,9 +147,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Shape, dict[int, dict[str,
 
 def _require_schema(attributes: Record, path: str | os.PathLike[str]) -> None:
     if attributes.get("schema") != SCHEMA:
-        raise InputError(
-            f"{path} is not the model of a graph network; give the folder of a run of pdadmm.gnn.run"
-        )
+        raise InputError(f"{path} is not the model of a graph network; give one that pdadmm.gnn.run has left")
     if attributes["schema_version"] != SCHEMA_VERSION:
         raise InputError(
             f"{path} has schema version {attributes['schema_version']}, this version reads {SCHEMA_VERSION}; "
