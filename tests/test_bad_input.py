@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -193,3 +194,40 @@ def test_a_separate_world_for_every_task_is_noticed(places: Path, small: Path) -
         assert finished.code == 2
         assert finished.err.count("\n") == (1 if task == "0" else 0)
         assert task != "0" or ("srun" in finished.err and "--mpi" in finished.err)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has rights to give up")
+def test_what_a_user_may_not_use_is_bad_input(
+    mpirun: MPIRun, small: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """By a process that has given up its rights: those of other users' files are not needed to start it."""
+    closed = tmp_path_factory.mktemp("closed")
+    (closed / "model.h5").write_text("")
+    code = (
+        "import ctypes, runpy, sys\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "header = (ctypes.c_uint32 * 2)(0x20080522, 0)\n"
+        "assert libc.capset(header, (ctypes.c_uint32 * 6)()) == 0, ctypes.get_errno()\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    )
+    closed.chmod(0)
+    try:
+        for command in (
+            f"pdadmm.prepare cora --raw {closed}",
+            f"pdadmm.gnn.prepare {closed}/x.npz --parts 2 --out {small.parent}/x.h5",
+            f"pdadmm.plot convergence {small.parent} --out {closed}/x.svg",
+            f"pdadmm.gnn.export {closed} --out {small.parent}/x.safetensors",
+            f"pdadmm.gnn.predict {closed} {small}",
+            f"pdadmm.run --out {closed} --resume",
+            f"pdadmm.run {closed}/x.h5",
+            f"pdadmm.profile {closed}",
+            f"pdadmm.profile {small.parent} --json {closed}/x.json",
+        ):
+            found = python("-c", code, *command.split())
+            assert found.code == 2 and found.err.count("\n") == 1, (command, found)
+            assert str(closed) in found.err and "denied" in found.err.lower(), (command, found.err)
+        found = mpirun(2, "-c", code, "pdadmm.gnn.predict", closed, small)
+        assert found.code == 2 and found.err.count("\n") == 1 and "denied" in found.err, found
+    finally:
+        closed.chmod(0o700)

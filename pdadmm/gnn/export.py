@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pdadmm.errors import InputError, one_line
+from pdadmm.errors import InputError, denied, one_line
 from pdadmm.files import naming, replacing
 from pdadmm.files.tensors import write_tensors
 from pdadmm.gnn.layer import Shape
@@ -114,8 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     try:
         _export(arguments)
-    except InputError as error:
-        print(f"pdadmm: {one_line(error)}", file=sys.stderr)
+    except (InputError, PermissionError) as error:
+        said = error if isinstance(error, InputError) else denied(error)
+        print(f"pdadmm: {one_line(said)}", file=sys.stderr)
         return 2
     return 0
 
