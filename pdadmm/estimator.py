@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -270,11 +270,16 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probabilities (rows, classes), in the order of `classes_`."""
-        check_is_fitted(self)
-        return self.model_.predict_proba(validate_data(self, X, dtype=np.float32, reset=False))
+        return self._predicted(X, Model.predict_proba)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Labels (rows,)."""
-        check_is_fitted(self)
-        found = self.model_.predict(validate_data(self, X, dtype=np.float32, reset=False))
+        found = self._predicted(X, Model.predict)
         return np.asarray(self.classes_[found])
+
+    def _predicted(self, X: ArrayLike, how: Callable[[Model, np.ndarray], np.ndarray]) -> np.ndarray:
+        check_is_fitted(self)
+        try:
+            return how(self.model_, validate_data(self, X, dtype=np.float32, reset=False))
+        except InputError as error:
+            raise ValueError(_of_parameters(str(error))) from None

@@ -27,7 +27,7 @@ __all__ = ["Model"]
 _ROWS = 4096
 
 
-@dataclass
+@dataclass(eq=False)  # arrays have no single answer
 class Model:
     """A trained network.
 

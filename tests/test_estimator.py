@@ -6,6 +6,7 @@ import re
 import signal
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from pdadmm import ADMMClassifier, Model
 from pdadmm.errors import RunError
 from pdadmm.inputs.feature_file import FeatureFile
+from pdadmm.runtime.threads import BLAS_ON_ONE_THREAD
 
 ROOT = Path(__file__).resolve().parents[1]
 MPIRun = Callable[..., Finished]
@@ -131,6 +133,13 @@ def test_threads_of_blas_are_given_back() -> None:
     before = threads()
     ADMMClassifier(layers=2, hidden=4, iterations=2).fit(X, y)
     assert threads() == before
+    with BLAS_ON_ONE_THREAD:  # one after another, as fits in threads may begin and end
+        first = ExitStack()
+        first.enter_context(BLAS_ON_ONE_THREAD)
+        assert set(threads()) == {1}
+    assert set(threads()) == {1}
+    first.close()
+    assert threads() == before
 
 
 @pytest.mark.parametrize(
@@ -168,6 +177,16 @@ def test_data_that_are_wrong_are_value_errors() -> None:
         network.fit(X, y, validation=X)
     with pytest.raises(ValueError, match="3 features"):
         network.fit(X, y, validation=(np.ones((20, 3)), y))
+
+
+def test_prediction_refuses_as_scikit_learn_does() -> None:
+    X, y = make_moons(50, random_state=0)
+    network = ADMMClassifier(layers=2, hidden=4, iterations=2, input_norm="hellinger").fit(abs(X), y)
+    for predict in (network.predict, network.predict_proba):
+        with pytest.raises(ValueError, match="negative"):
+            predict(-abs(X))
+    assert network.model_ == network.model_ and hash(network.model_)
+    assert all(np.isnan(record["val_loss"]) for record in network.history_)
 
 
 def test_a_run_that_diverges_says_so() -> None:

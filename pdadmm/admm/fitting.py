@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from pdadmm.admm.command import resolve
 from pdadmm.admm.options import OPTIONS, Config, check
@@ -22,7 +21,7 @@ from pdadmm.files import Record
 from pdadmm.inputs.feature_file import FeatureArrays
 from pdadmm.runtime.launch import agree
 from pdadmm.runtime.options import fill
-from pdadmm.runtime.threads import set_threads
+from pdadmm.runtime.threads import BLAS_ON_ONE_THREAD, set_threads
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Request
@@ -270,7 +269,7 @@ def _train(
         start.check_data(sizes.inputs, sizes.features_per_hop, sizes.classes, "X")
     records: list[Record] = []
     # whoever calls has threads of BLAS of its own
-    with threadpool_limits(1), np.errstate(all="ignore"):
+    with BLAS_ON_ONE_THREAD, np.errstate(all="ignore"):
         threads = set_threads(config.run, waiter.comm, largest_product(config, sizes))
         trainer = agree(
             waiter,
