@@ -296,3 +296,15 @@ def _empty(folder: Path) -> Path:
     file = folder / "empty.toml"
     file.write_text("")
     return file
+
+
+def test_default_stages_of_a_file_are_not_those_of_other_layers(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    for stages, arguments, wanted in (
+        ([2, 4, 8, 10], "", [2, 4, 8, 10]),
+        ([2, 4, 8, 10], "--layers 3", []),  # to be filled in as without a file
+        ([2, 4, 8, 10], "--layers 3 --stages 2,3", [2, 3]),
+        ([3, 10], "--layers 12", [3, 10]),  # which is refused later
+    ):
+        file.write_text(f"[network]\nlayers = 10\n\n[training]\nstages = {stages}\n")
+        assert parse([*words(arguments), "--config", str(file)]).training.stages == wanted

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pdadmm.admm.activations import ACTIVATIONS
+from pdadmm.admm.growth import default_stages
 from pdadmm.codec import CODECS, check_codec, default_bits
 from pdadmm.errors import InputError
 from pdadmm.files import Record
@@ -204,6 +205,7 @@ def parse(
     """
     values = OPTIONS.read(arguments)
     config = Config()
+    _forget_default_stages(values, arguments)
     if preset is not None:
         for key, value in preset(values.get("features", "")).items():
             setattr(config.network if hasattr(config.network, key) else config.training, key, value)
@@ -218,6 +220,14 @@ def parse(
             setattr(config.training, name, 0.0)
     check(config)
     return config
+
+
+def _forget_default_stages(values: Record, arguments: Sequence[str]) -> None:
+    """Leave out the stages that a file has written out by default, where the command line has other layers."""
+    stages = values.get("training", {}).get("stages")
+    of_file = stages and not OPTIONS.gives(arguments, "stages")
+    if of_file and OPTIONS.gives(arguments, "layers") and stages == default_stages(stages[-1]):
+        del values["training"]["stages"]
 
 
 def check(config: Config) -> None:

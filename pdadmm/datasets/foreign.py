@@ -99,6 +99,8 @@ def from_networkx(
         Where a node lacks an attribute, or what `from_pyg` refuses.
     """
     where = f"{name} (from_networkx)"
+    if not hasattr(graph, "nodes"):
+        raise InputError(f"{where}: {type(graph).__name__} is no networkx.Graph; give one")
     nodes = list(graph.nodes)
     number = {node: i for i, node in enumerate(nodes)}
 

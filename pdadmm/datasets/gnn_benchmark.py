@@ -36,7 +36,8 @@ def read_gnn_benchmark(path: Path, name: str, seed: int) -> Graph:
     features_keys = ("attr_matrix",) if "attr_matrix" in arrays else attribute_keys
     missing = [k for k in (*adjacency_keys, *features_keys, "labels") if k not in arrays]
     if missing:
-        raise InputError(f"{where}: lacks {', '.join(missing)}; see docs/data.md for the keys")
+        dense = " (or attr_matrix)" if set(missing) & set(attribute_keys) else ""
+        raise InputError(f"{where}: lacks {', '.join(missing)}{dense}; see docs/data.md for the keys")
 
     adjacency = csr_from_parts([arrays[k] for k in adjacency_keys], f"{where} (adj_*)")
     if "attr_matrix" in arrays:

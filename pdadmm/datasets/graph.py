@@ -114,7 +114,9 @@ class Graph:
     def _check(self) -> None:
         n, where = self.num_nodes, self.origin
         if n == 0 or self.num_features == 0:
-            raise InputError(f"{where}: the feature matrix is empty ({n} x {self.num_features})")
+            raise InputError(
+                f"{where}: the feature matrix is empty ({n} x {self.num_features}); give nodes some numbers"
+            )
         if self.labels.shape != ((n, self.num_classes) if self.multilabel else (n,)):
             raise InputError(f"{where}: {len(self.labels)} labels for {n} feature rows; they must agree")
         if self.adjacency is not None and self.adjacency.shape != (n, n):
@@ -124,7 +126,9 @@ class Graph:
             )
         values = self.features.data if sp.issparse(self.features) else self.features
         if not np.isfinite(values).all():
-            raise InputError(f"{where}: features hold NaN or Inf; replace them before preparing")
+            raise InputError(
+                f"{where}: features hold NaN or Inf, or more than float32 can; replace them before preparing"
+            )
         if self.multilabel:
             as_label_matrix(self.labels, where)
             found = self.num_classes

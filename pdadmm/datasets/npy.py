@@ -60,10 +60,12 @@ def load_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
                         arrays[key] = _read_member(archive, found[0], room)
                 return arrays
         except _Pickled:
-            reason = "holds pickled objects, which are not read"
+            raise InputError(
+                f"{path}: holds pickled objects, which are not read; save numbers, or fetch it again"
+            ) from None
         except _DAMAGE:
-            reason = "is damaged"
-        raise InputError(f"{path}: {reason} or not an .npz archive; save or fetch it again")
+            pass
+        raise InputError(f"{path}: is damaged or not an .npz archive; save or fetch it again")
 
 
 def load_npy(path: Path, remedy: str = "fetch it again") -> np.ndarray:

@@ -69,7 +69,8 @@ def draw_split(
         val = rest.size - test
     if min(test, val) < 1:
         raise InputError(
-            f"{where}: {labels.size} nodes are too few to draw training, validation and test nodes"
+            f"{where}: {labels.size} nodes in {counts.size} classes are too few to draw training, validation "
+            "and test nodes; give the split as train_idx, val_idx and test_idx"
         )
     ids = train, rest[test : test + val], rest[:test]
     a, b, c = (np.sort(i).astype(np.int64) for i in ids)
