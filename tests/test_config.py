@@ -304,7 +304,9 @@ def test_default_stages_of_a_file_are_not_those_of_other_layers(tmp_path: Path) 
         ([2, 4, 8, 10], "", [2, 4, 8, 10]),
         ([2, 4, 8, 10], "--layers 3", []),  # to be filled in as without a file
         ([2, 4, 8, 10], "--layers 3 --stages 2,3", [2, 3]),
-        ([3, 10], "--layers 12", [3, 10]),  # which is refused later
     ):
         file.write_text(f"[network]\nlayers = 10\n\n[training]\nstages = {stages}\n")
         assert parse([*words(arguments), "--config", str(file)]).training.stages == wanted
+    file.write_text("[network]\nlayers = 10\n\n[training]\nstages = [3, 10]\n")
+    with pytest.raises(InputError, match="ends at 10 layers"):
+        parse(["--layers", "12", "--config", str(file)])

@@ -223,7 +223,7 @@ def parse(
 
 
 def _forget_default_stages(values: Record, arguments: Sequence[str]) -> None:
-    """Leave out the stages that a file has written out by default, where the command line has other layers."""
+    """Leave out the stages that a file has by default, where the command line has other layers."""
     stages = values.get("training", {}).get("stages")
     of_file = stages and not OPTIONS.gives(arguments, "stages")
     if of_file and OPTIONS.gives(arguments, "layers") and stages == default_stages(stages[-1]):
