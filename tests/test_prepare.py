@@ -346,3 +346,11 @@ def test_operators_of_samples_without_a_graph_are_told(capsys: pytest.CaptureFix
         assert main(["mnist", "--raw", "raw", "--no-verify", *given]) == 0
         said = capsys.readouterr().err
         assert ("no graph" in said) is warned, said
+
+
+def test_one_hot_labels_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = npz_arrays()
+    arrays["labels"] = np.eye(arrays["labels"].max() + 1, dtype=np.int64)[arrays["labels"]]
+    np.savez("hot.npz", **arrays)
+    assert main(["hot.npz"]) == 2
+    assert "give the numbers of the classes" in capsys.readouterr().err
