@@ -166,18 +166,16 @@ def sharded(
     return folder
 
 
-@pytest.mark.parametrize("options", MANY)
-def test_many_nodes_have_the_same_bits_in_any_shards(options: str, sharded: Path) -> None:
-    for ranks, shards in MANY[options]:
-        out = sharded / f"many {options}" / f"{ranks}-{shards}"
-        assert (summary_of(out)["ranks"], summary_of(out)["shards"]) == (ranks, shards)
-        assert same(out.parent / "1-1", out)
-
-
-@pytest.mark.parametrize("options", AS_SHARDED)
-def test_as_sharded_few_nodes_have_the_same_bits_in_any_shards(options: str, sharded: Path) -> None:
-    for ranks, shards in AS_SHARDED[options]:
-        out = sharded / f"as sharded {options}" / f"{ranks}-{shards}"
+@pytest.mark.parametrize(
+    ("kind", "options", "grids"),
+    [
+        *[("many", options, grids) for options, grids in MANY.items()],
+        *[("as sharded", options, grids) for options, grids in AS_SHARDED.items()],
+    ],
+)
+def test_the_bits_are_the_same_in_any_shards(kind: str, options: str, grids: Grids, sharded: Path) -> None:
+    for ranks, shards in grids:
+        out = sharded / f"{kind} {options}" / f"{ranks}-{shards}"
         assert (summary_of(out)["ranks"], summary_of(out)["shards"]) == (ranks, shards)
         assert same(out.parent / "1-1", out)
 
