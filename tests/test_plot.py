@@ -110,8 +110,8 @@ def test_speedup_is_that_of_the_same_run(runs: Path, tmp_path: Path) -> None:
     [
         ("convergence nowhere", "nowhere holds no metrics.jsonl; give the --out folder of a run"),
         ("convergence admm graph", "runs of pdadmm.run and of pdadmm.gnn.run; draw a picture of each kind"),
-        ("widths admm", "no widths were assigned; give runs of pdadmm.gnn.run with --messages adaqp"),
-        ("speedup admm", "needs the same run on different numbers of ranks; give two folders or more"),
+        ("widths admm", "no widths were assigned; give runs of pdadmm.gnn.run with lean or adaqp"),
+        ("speedup admm", "needs the same run on different numbers of ranks; no two"),
         ("convergence admm --out x.gif", "x.gif: the format .gif is unknown; end it in .svg, .png or .pdf"),
         ("convergence admm --out mine.svg", "mine.svg exists and is no picture of pdadmm.plot"),
         ("convergence admm --out folder.svg", "folder.svg is a folder; name a file with --out"),
