@@ -22,11 +22,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdadmm.errors import InputError, denied, one_line
+from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record, naming, replacing
 from pdadmm.files.given import read_file
 from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
+from pdadmm.runtime.preparing import answer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -327,13 +328,7 @@ def _plot(arguments: Sequence[str] | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    try:
-        _plot(arguments)
-    except (InputError, PermissionError) as error:
-        said = error if isinstance(error, InputError) else denied(error)
-        print(f"pdadmm.plot: {one_line(said)}", file=sys.stderr)
-        return 2
-    return 0
+    return answer("pdadmm.plot", lambda report: _plot(arguments))
 
 
 if __name__ == "__main__":

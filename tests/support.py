@@ -25,6 +25,7 @@ import pytest
 import pdadmm
 from pdadmm.comm.channel import Channel, Ends
 from pdadmm.comm.rounds import Round, Rounds
+from pdadmm.runtime import checkpoint
 
 PROGRAMS = Path(__file__).parent / "programs"
 #: replaces CuPy and NCCL on a machine without a GPU
@@ -127,6 +128,14 @@ def run_many(
     lists = folder / "runs.json"
     lists.write_text(json.dumps([[str(argument) for argument in run] for run in runs]))
     succeed(start(PROGRAMS / "run_many.py", module, lists, timeout=timeout, **keywords))
+
+
+def age(folder: Path) -> None:
+    """Let the newest checkpoint of a run say that it took 1,000 seconds."""
+    path = max((folder / "checkpoints").glob("iteration-*")) / "index.json"
+    body = checkpoint._unsealed(path)
+    body["state"]["seconds_total"] = 1000.0
+    path.write_bytes(checkpoint._sealed(body))
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

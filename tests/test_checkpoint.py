@@ -22,6 +22,7 @@ from support import (
     CODECS,
     PROGRAMS,
     Finished,
+    age,
     python,
     records_of,
     succeed,
@@ -334,11 +335,10 @@ def test_a_resumed_run_computes_as_it_did(
     whole, part = tmp_path / "whole", tmp_path / "part"
     succeed(mpirun(ranks, "-m", "pdadmm.run", *run, "--out", whole))
     succeed(mpirun(ranks, "-m", "pdadmm.run", *run, "--checkpoint-every", "25", "--out", part))
+    age(part)
     succeed(mpirun(ranks, "-m", "pdadmm.run", "--resume", "--quiet", "--out", part))
     assert [*map(without_times, records_of(part))] == [*map(without_times, records_of(whole))]
-    summary = summary_of(part)
-    times = [summary[f"seconds_{of}"] for of in ("iterations", "evaluation", "checkpoints")]
-    assert summary["seconds_total"] > sum(times)
+    assert 1000 < summary_of(part)["seconds_total"] < 1200
     if "--shards" in options:  # where they do not divide the ranks, without
         succeed(mpirun(3, "-m", "pdadmm.run", "--resume", "--quiet", "--out", part))
         assert summary_of(part)["shards"] == 1
@@ -350,10 +350,10 @@ def test_a_stranger_s_file_in_what_a_killed_run_left_stays(small: Path, tmp_path
     left = tmp_path / "o" / "checkpoints" / "iteration-00000008.tmp"
     left.mkdir()
     (left / ".nfs0001").write_text("of another")
-    for path in (tmp_path / "o" / "checkpoints").glob("iteration-00000008"):
-        shutil.rmtree(path)
+    shutil.rmtree(left.with_suffix(""))
     succeed(python("-m", "pdadmm.run", "--resume", "--quiet", "--out", tmp_path / "o"))
     assert (tmp_path / "o" / "summary.json").exists()
+    assert (left.with_suffix("") / ".nfs0001").read_text() == "of another"
 
 
 def test_resume_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 import scipy.sparse as sp
 from support import (
     Finished,
+    age,
     find_mpirun,
     python,
     records_of,
@@ -270,13 +271,10 @@ def test_a_resumed_run_adds_up_its_seconds(graph: Path, tmp_path: Path) -> None:
         tmp_path / "run",
     ]
     succeed(python(*command))
-    first = summary_of(tmp_path / "run")
+    assert summary_of(tmp_path / "run")["seconds_total"] < 200
+    age(tmp_path / "run")
     succeed(python("-m", "pdadmm.gnn.run", "--resume", "--quiet", "--out", tmp_path / "run"))
-    again = summary_of(tmp_path / "run")
-    for summary in (first, again):
-        parts = ("epochs", "evaluation", "assignment")
-        assert summary["seconds_total"] > sum(summary[f"seconds_{part}"] for part in parts)
-    assert records_of(tmp_path / "run")
+    assert 1000 < summary_of(tmp_path / "run")["seconds_total"] < 1200
 
 
 def test_bytes_are_those_of_the_message_format(graph: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
             finished = trainer.run(folder.path, resumed, metrics.mark)
         trainer.close()
         run = describe_run(trainer, sizes, threads)
-        summary = _write_results(folder.path, run, trainer, space, started) if finished else None
+        summary = _write_results(folder.path, run, trainer, space) if finished else None
         _write_profile(folder.path, run, trainer, baseline)
         if summary is None:
             _stop_early(folder.path, trainer)
@@ -306,13 +306,11 @@ def _stop_early(folder: Path, trainer: Trainer) -> None:
     raise SystemExit(STOPPED_EARLY)
 
 
-def _write_results(
-    folder: Path, run: Record, trainer: Trainer, space: ModelSpace | None, started: float
-) -> Record:
+def _write_results(folder: Path, run: Record, trainer: Trainer, space: ModelSpace | None) -> Record:
     """Write model.h5 and summary.json, which is returned; collective."""
     summary = summarise(run, trainer)
     write_model(space, trainer.layers, trainer.owned, summary["test_accuracy"], trainer.waiter)
     if trainer.waiter.comm.rank == 0:
-        summary["seconds_total"] = trainer.seconds_before + time.monotonic() - started
+        summary["seconds_total"] = trainer.seconds_total
         write_json(folder / "summary.json", summary)
     return summary

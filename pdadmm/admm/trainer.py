@@ -200,7 +200,7 @@ class Trainer:
         self.seconds_evaluation = 0.0
         self.seconds_exposed = 0.0
         self.seconds_checkpoints = 0.0
-        self.seconds_before = 0.0  #: of earlier starts, all that they took
+        self._seconds_before = 0.0  # all that earlier starts took
         self.reduction_bytes = 0  # in the iterations of the stage
         self._losses: list[float] = []
 
@@ -391,7 +391,7 @@ class Trainer:
             "seconds_evaluation": self.seconds_evaluation,
             "seconds_exposed": float(exposed),
             "seconds_checkpoints": self.seconds_checkpoints,
-            "seconds_total": self.seconds_before + self.control.seconds(),
+            "seconds_total": self.seconds_total,
             "fingerprint": self.fingerprint(),
             "first_depth": self.first_depth,
         }
@@ -442,8 +442,13 @@ class Trainer:
         self.seconds_evaluation = state.seconds_evaluation
         self.seconds_exposed = state.seconds_exposed
         self.seconds_checkpoints = state.seconds_checkpoints
-        self.seconds_before = state.seconds_total
+        self._seconds_before = state.seconds_total
         return state.stage, state.stage_iteration
+
+    @property
+    def seconds_total(self) -> float:
+        """Since the run first began, without the time between a stop and the next start."""
+        return self._seconds_before + self.control.seconds()
 
     def fingerprint(self) -> Record:
         """What must be the same for a checkpoint to be gone on from."""

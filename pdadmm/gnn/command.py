@@ -67,7 +67,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         with progress:
             finished = trainer.run(folder.path, resumed, metrics.mark)
         trainer.close()
-        summary = _write_results(folder.path, trainer, room, threads, started) if finished else None
+        summary = _write_results(folder.path, trainer, room, threads) if finished else None
         _write_profile(folder.path, trainer, threads, baseline)
         if not finished:
             _stop_early(folder.path, trainer)
@@ -229,15 +229,13 @@ def _stop_early(folder: Path, trainer: Trainer) -> None:
     raise SystemExit(STOPPED_EARLY)
 
 
-def _write_results(
-    folder: Path, trainer: Trainer, room: ModelRoom | None, threads: int, started: float
-) -> Record | None:
+def _write_results(folder: Path, trainer: Trainer, room: ModelRoom | None, threads: int) -> Record | None:
     """Write model.h5 and summary.json, which rank 0 returns; collective."""
     summary = summarise(trainer, threads)
     if trainer.waiter.comm.rank:
         return None
     assert room is not None
     room.write(trainer.shape, trainer.weights(), _attributes(trainer, summary["test_accuracy"]))
-    summary["seconds_total"] = trainer.seconds_before + time.monotonic() - started
+    summary["seconds_total"] = trainer.seconds_total
     write_json(folder / "summary.json", summary)
     return summary

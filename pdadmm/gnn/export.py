@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pdadmm.errors import InputError, denied, one_line
+from pdadmm.errors import InputError, one_line
 from pdadmm.files import naming, replacing
 from pdadmm.files.tensors import write_tensors
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.model_file import read_model
 from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
+from pdadmm.runtime.preparing import answer
 
 __all__ = ["constructor", "main", "state_dict"]
 
@@ -112,13 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    try:
-        _export(arguments)
-    except (InputError, PermissionError) as error:
-        said = error if isinstance(error, InputError) else denied(error)
-        print(f"pdadmm: {one_line(said)}", file=sys.stderr)
-        return 2
-    return 0
+    return answer("pdadmm", lambda report: _export(arguments))
 
 
 if __name__ == "__main__":

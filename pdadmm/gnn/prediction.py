@@ -72,7 +72,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
         total, classes, count = source.num_nodes, source.num_classes, source.parts
         labels = source.multilabel
         # one rank may find rows wrong that the others do not read
-        share = agree(waiter, lambda: _Share.of(source, shape, waiter, passes, backend))
+        share = agree(waiter, lambda: _Share.of(source, shape, waiter, passes))
     found = _scores(share, count, shape, weights, waiter, run, passes, backend)
     measured = measure(found, share.targets, count, classes, waiter)
     accuracies = {name: measured[f"{name}_accuracy"] for name in SPLITS}
@@ -125,9 +125,7 @@ class _Share:
     first: dict[int, int]  #: row of the graph with which it begins
 
     @classmethod
-    def of(
-        cls, source: GraphSource, shape: Shape, waiter: Waiter, passes: Passes, backend: Backend
-    ) -> _Share:
+    def of(cls, source: GraphSource, shape: Shape, waiter: Waiter, passes: Passes) -> _Share:
         numbers = parts_of_rank(source.parts, waiter.comm.size, waiter.comm.rank)
         parts = {number: Part.of(source, number, shape.model) for number in numbers}
         inputs, own = read_inputs(source, parts, shape, passes)

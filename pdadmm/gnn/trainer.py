@@ -185,7 +185,7 @@ class Trainer:
         self.seconds_exposed = 0.0
         self.seconds_assignment = 0.0
         self.seconds_checkpoints = 0.0
-        self.seconds_before = 0.0  #: of earlier starts, all that they took
+        self._seconds_before = 0.0  # all that earlier starts took
         self.evaluation_bytes = 0
         self.accounts: Accounts
         self.assigned: list[Record] = []  #: epoch, seconds and rows by width of every assignment
@@ -331,7 +331,7 @@ class Trainer:
             "seconds_exposed": sums[1] / size,
             "seconds_assignment": self.seconds_assignment,
             "seconds_checkpoints": self.seconds_checkpoints,
-            "seconds_total": self.seconds_before + self.control.seconds(),
+            "seconds_total": self.seconds_total,
             "fingerprint": self.fingerprint(),
         }
         arrays = saved.arrays_of(
@@ -347,6 +347,11 @@ class Trainer:
         checkpoint.write(folder, self.epoch, state, arrays, w)
         self.control.saved()
         self.seconds_checkpoints += time.perf_counter() - start
+
+    @property
+    def seconds_total(self) -> float:
+        """Since the run first began, without the time between a stop and the next start."""
+        return self._seconds_before + self.control.seconds()
 
     def _bytes_saved(self) -> int:
         """Of a checkpoint, by the rank that writes most; collective."""
@@ -374,7 +379,7 @@ class Trainer:
             self.entries_sent = {"forward": state.entries_forward, "backward": state.entries_backward}
         self.seconds_epochs, self.seconds_evaluation = state.seconds_epochs, state.seconds_evaluation
         self.seconds_exposed, self.seconds_assignment = state.seconds_exposed, state.seconds_assignment
-        self.seconds_checkpoints, self.seconds_before = state.seconds_checkpoints, state.seconds_total
+        self.seconds_checkpoints, self._seconds_before = state.seconds_checkpoints, state.seconds_total
 
     # ---- an epoch -----------------------------------------------------------------------------------
 
