@@ -256,7 +256,18 @@ def test_graphs_that_cannot_be_predicted_on_are_refused_on_all_ranks(
         assert found.code == 2 and said in found.err and found.err.count("\n") == 1, (name, found)
     found = mpirun(2, "-m", "pdadmm.gnn.predict", run, graph, "--threads", "-1", "--out", tmp_path / "p.h5")
     assert found.code == 2 and "--threads is -1" in found.err
-    assert not (tmp_path / "p.h5").exists()
+    no_room = (
+        "import resource, sys; from pdadmm.gnn import predict, prediction; write = prediction._write\n"
+        "def limited(*given):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "    write(*given)\n"
+        "prediction._write = limited\n"
+        "sys.exit(predict.main(sys.argv[1:]))"
+    )
+    found = python("-c", no_room, run, graph, "--out", tmp_path / "p.h5")
+    assert found.code == 2
+    assert found.err == f"pdadmm: {tmp_path}/p.h5 cannot be written (File too large); choose another --out\n"
+    assert not list(tmp_path.glob("*p.h5*"))
 
 
 def test_a_resumed_run_adds_up_its_seconds(graph: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pdadmm.codec.rows import FLOAT32
 from pdadmm.comm.waiter import Waiter
 from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError
-from pdadmm.files import Record, naming, replacing
+from pdadmm.files import Record, replacing, reserve
 from pdadmm.files.target import target_of
 from pdadmm.gnn.command import open_graph
 from pdadmm.gnn.halo import Exchange, uniform_widths
@@ -36,6 +37,7 @@ from pdadmm.runtime.threads import set_threads
 __all__ = ["predict"]
 
 SCHEMA, SCHEMA_VERSION = "pdadmm-predictions", 1
+_SLACK_BYTES = 1 << 16  # of the file besides its arrays
 
 
 def predict(waiter: Waiter, arguments: list[str]) -> None:
@@ -182,9 +184,12 @@ def _write(path: Path, scores: np.ndarray, multilabel: bool) -> None:
     classes = (scores > 0).astype(np.uint8) if multilabel else scores.argmax(axis=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(path), replacing(path) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs.update(schema=SCHEMA, schema_version=SCHEMA_VERSION)
-            file["classes"], file["scores"] = classes, scores
+        with replacing(path) as temporary:
+            # a full disk, or a folder that may not be written to, shows here: HDF5 has its own words
+            reserve(temporary, scores.nbytes + classes.nbytes + _SLACK_BYTES)
+            with h5py.File(temporary, "w") as file:
+                file.attrs.update(schema=SCHEMA, schema_version=SCHEMA_VERSION)
+                file["classes"], file["scores"] = classes, scores
     except OSError as error:
-        reason = error.strerror or str(error).partition("\n")[0]
+        reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
         raise InputError(f"{path} cannot be written ({reason}); choose another --out") from None
