@@ -223,12 +223,14 @@ def clean_adjacency(adjacency: Matrix, where: str) -> Matrix:
     Raises
     ------
     InputError
-        When it is not square.
+        When it is not square, or holds NaN.
     """
     rows, columns = adjacency.shape
     if rows != columns:
         raise InputError(f"{where}: adjacency is {rows} x {columns}; it must be square")
     edges = adjacency.tocoo()
+    if np.isnan(edges.data).any():
+        raise InputError(f"{where}: the adjacency holds NaN, which is neither an edge nor none; replace it")
     keep = (edges.data != 0) & (edges.row != edges.col)
     i, j = edges.row[keep], edges.col[keep]
     both = (np.concatenate([i, j]), np.concatenate([j, i]))

@@ -100,7 +100,7 @@ def _prepare(options: argparse.Namespace, report: Reporter) -> None:
     report("partition", 1, 1)
     write_graph(out, arrays, report)
     report.close()
-    warn(_NAME, graph, directions=True)
+    warn(_NAME, graph)
 
     sizes, rows = arrays.sizes, np.diff(arrays.part_ptr)
     edge_cut, halo_rows = arrays.attrs["edge_cut"], arrays.attrs["halo_rows"]

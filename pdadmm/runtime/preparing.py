@@ -196,10 +196,15 @@ def load_graph(options: argparse.Namespace, report: Reporter) -> tuple[Graph, Da
     return graph, REGISTRY.get(options.name)
 
 
-def warn(program: str, graph: Graph, *, directions: bool = False) -> None:
-    """Say on stderr what may not be meant: classes without a training node, and edges with directions."""
+def warn(program: str, graph: Graph) -> None:
+    """Say on stderr what may not be meant: classes without a training node, and edges with directions.
+
+    Not of the edges of a data set of the registry: that is how everybody uses those.
+    """
+    from pdadmm.datasets import REGISTRY
+
     warnings = []
-    if directions and graph.directed:
+    if graph.directed and graph.name not in REGISTRY:
         warnings.append(f"{graph.origin}: edges have directions; each is taken both ways")
     if graph.untrained:
         some = ", ".join(str(c) for c in graph.untrained[:10])
