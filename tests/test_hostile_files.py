@@ -46,6 +46,23 @@ def trained(mpirun: Callable[..., Finished], small: Path, tmp_path_factory: pyte
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of a graph network."""
+    folder = tmp_path_factory.mktemp("trained_graph")
+    cut = "synthetic --parts 1 --synthetic-nodes 90 --synthetic-features 9 --synthetic-classes 3 --out"
+    succeed(python("-m", "pdadmm.gnn.prepare", *words(cut), folder / "g.h5"))
+    options = "--model sage --layers 3 --hidden 6 --epochs 2 --quiet --out"
+    succeed(python("-m", "pdadmm.gnn.run", folder / "g.h5", *words(options), folder / "run"))
+    return folder / "run"
+
+
+@pytest.fixture
+def sources(small: Path, trained: Path, trained_graph: Path) -> dict[str, Path]:
+    """Files by their kind."""
+    return {"features": small, "model": trained / "model.h5", "graph model": trained_graph / "model.h5"}
+
+
 @pytest.fixture
 def little_memory() -> Iterator[None]:
     """Python and NumPy take no more than some megabytes."""
@@ -194,6 +211,17 @@ def test_a_model_is_contiguous_arrays_in_the_file_and_nothing_else(
     refused(pdadmm.Model.load, changed(trained / "model.h5", workplace / "m.h5", change), complaint)
 
 
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("name", ["layer_0002/W_neighbours", "layer_0002/W_self", "layer_0002/gamma"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_graph_model_is_contiguous_arrays_in_the_file_and_nothing_else(
+    way: str, name: str, trained_graph: Path, workplace: Path
+) -> None:
+    change, complaint = other_ways(name)[way]
+    path = changed(trained_graph / "model.h5", workplace / "m.h5", change)
+    refused(pdadmm.GraphModel.load, path, complaint)
+
+
 def group_elsewhere(kind: str) -> Callable[[Any], None]:
     link = h5py.ExternalLink("pipe", "/") if kind == "external" else h5py.SoftLink("/layer_0001")
     return replaced("layer_0002", link)
@@ -293,6 +321,40 @@ def test_a_model_that_is_none_is_refused(case: str, trained: Path, workplace: Pa
     refused(pdadmm.Model.load, changed(trained / "model.h5", workplace / "m.h5", change), complaint)
 
 
+BAD_GRAPH_MODELS: dict[str, tuple[Callable[[Any], None], str]] = {
+    "another schema": (attribute("schema", "pdadmm-model"), "not the model of a graph network"),
+    "no version": (without("schema_version"), "schema version None"),
+    "no number of layers": (without("layers"), "lacks the attribute layers"),
+    "layers without end": (attribute("layers", 2**62), "holds 3 layers"),
+    "no layers": (attribute("layers", 0), "layers is 0"),
+    "a layer too many": (lambda f: f.copy("layer_0001", "layer_0004"), "holds 4 layers, not 3"),
+    "an unknown model": (attribute("model", "gat"), "model is 'gat'"),
+    "the other model": (attribute("model", "gcn"), "lacks /layer_0001/W"),
+    "no weights": (without("layer_0002/W_self"), "lacks /layer_0002/W_self"),
+    "no norm": (without("layer_0002/beta"), "lacks /layer_0002/beta"),
+    "a layer that is an array": (replaced("layer_0002", np.ones(3)), "lacks /layer_0002/W_neighbours"),
+    "layers that do not fit": (replaced("layer_0002/W_self", np.ones((6, 5), "f4")), "is (6, 5), not (6, 6)"),
+    "a norm that does not fit": (replaced("layer_0001/gamma", np.ones(5, "f4")), "is (5,), not (6,)"),
+    "weights of three": (replaced("layer_0002/W_neighbours", np.ones((6, 6, 1), "f4")), "(6, 6, 1)"),
+    "no outputs": (replaced("layer_0002/W_neighbours", np.ones((0, 6), "f4")), "(0, 6)"),
+    "weights of whole numbers": (replaced("layer_0002/W_self", np.ones((6, 6), int)), "not float32"),
+    "NaN": (one_value("layer_0002/W_self", np.nan), "NaN or Inf"),
+    "an unknown norm": (attribute("feature_norm", "l2"), "feature_norm is 'l2'"),
+    "labels in words": (attribute("multilabel", "yes"), "multilabel is 'yes'"),
+    "many values": (attribute("dataset", np.zeros(1000)), "attribute dataset"),
+    "a link to another layer": (group_elsewhere("soft"), "is a link"),
+    "a layer in another file": (group_elsewhere("external"), "is a link"),
+}
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("case", BAD_GRAPH_MODELS)
+def test_a_graph_model_that_is_none_is_refused(case: str, trained_graph: Path, workplace: Path) -> None:
+    change, complaint = BAD_GRAPH_MODELS[case]
+    path = changed(trained_graph / "model.h5", workplace / "m.h5", change)
+    refused(pdadmm.GraphModel.load, path, complaint)
+
+
 def test_a_model_of_double_precision_is_read(trained: Path, tmp_path: Path) -> None:
     def widen(file: Any) -> None:
         W = file["layer_0002/W"][...].astype("f8")
@@ -343,11 +405,11 @@ def test_a_user_block_is_refused(small: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "length"), [(0, 0), (0, 2**64 - 8), (1, 2**64 - 16), (1, 2**63)])
-@pytest.mark.parametrize("kind", ["features", "model"])
+@pytest.mark.parametrize("kind", ["features", "model", "graph model"])
 def test_a_heap_through_which_hdf5_would_walk_for_ever_is_refused(
-    kind: str, number: int, length: int, small: Path, trained: Path, tmp_path: Path
+    kind: str, number: int, length: int, sources: dict[str, Path], tmp_path: Path
 ) -> None:
-    content = bytearray((small if kind == "features" else trained / "model.h5").read_bytes())
+    content = bytearray(sources[kind].read_bytes())
     place = content.index(b"GCOL")
     struct.pack_into("<H6xQ", content, place + 16, number, length)
     (tmp_path / "f.h5").write_bytes(content)
@@ -373,6 +435,7 @@ print(found.returncode, found.stderr)
 READERS: dict[str, Callable[[Path], object]] = {
     "features": FeatureFile,
     "model": pdadmm.Model.load,
+    "graph model": pdadmm.GraphModel.load,
     "configuration": lambda path: OPTIONS.load(str(path)),
 }
 
@@ -722,10 +785,23 @@ def test_a_mutated_model_is_read_or_one_line(data: st.DataObject, trained: Path,
         assert found.shape == (2, len(model.biases[-1]))
 
 
-@pytest.mark.parametrize("kind", ["features", "model"])
-def test_a_file_cut_anywhere_is_one_line(kind: str, small: Path, trained: Path, tmp_path: Path) -> None:
-    source = small if kind == "features" else trained / "model.h5"
-    content, path = source.read_bytes(), tmp_path / "cut.h5"
+@FUZZED
+@given(data=st.data())
+def test_a_mutated_graph_model_is_read_or_one_line(
+    data: st.DataObject, trained_graph: Path, tmp_path: Path
+) -> None:
+    path = changed(trained_graph / "model.h5", tmp_path / "m.h5", lambda file: mutate(data, file))
+    with contextlib.suppress(InputError):
+        model = pdadmm.GraphModel.load(path)
+        assert sorted(model.weights) == list(range(1, model.shape.layers + 1))
+        for layer, named in model.weights.items():
+            assert {name: x.shape for name, x in named.items()} == model.shape.parameters(layer)
+            assert all(np.isfinite(x).all() and x.dtype == np.float32 for x in named.values())
+
+
+@pytest.mark.parametrize("kind", ["features", "model", "graph model"])
+def test_a_file_cut_anywhere_is_one_line(kind: str, sources: dict[str, Path], tmp_path: Path) -> None:
+    content, path = sources[kind].read_bytes(), tmp_path / "cut.h5"
     for keep in [*range(0, min(len(content), 4096), 61), *range(0, len(content), len(content) // 40)]:
         path.write_bytes(content[:keep])
         refused(READERS[kind], path)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pdadmm.admm.layer import Layer
     from pdadmm.comm.waiter import Waiter
-    from pdadmm.files.hdf5 import PlainFile
+    from pdadmm.files.hdf5 import Attributes, PlainFile
 
 __all__ = [
     "ModelSpace",
@@ -64,8 +64,8 @@ def read_model(path: str | os.PathLike[str]) -> tuple[list[np.ndarray], list[np.
         When the file is missing, damaged, or not a model.
     """
     with _opened(path) as (file, layers, attributes):
-        weights = [_values(file, W) for W, _ in layers]
-        biases = [_values(file, b) for _, b in layers]
+        weights = [file.weights(W) for W, _ in layers]
+        biases = [file.weights(b) for _, b in layers]
     return weights, biases, attributes
 
 
@@ -79,7 +79,7 @@ def read_layer(path: str | os.PathLike[str], position: int) -> tuple[np.ndarray,
     """W (n_out, n_in) and b (n_out,) of one layer, counted from 1; raises like :func:`read_model`."""
     with _opened(path) as (file, layers, _):
         W, b = layers[position - 1]
-        return _values(file, W), _values(file, b)
+        return file.weights(W), file.weights(b)
 
 
 @contextmanager
@@ -107,18 +107,6 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[PlainFile, _Layers, 
         yield file, layers, attributes
 
 
-def _values(file: PlainFile, found: h5py.Dataset) -> np.ndarray:
-    """An array of finite numbers, as float32."""
-    name = str(found.name).lstrip("/")
-    if found.dtype not in (np.dtype("<f4"), np.dtype("<f8")):
-        raise file.wrong(f"/{name} is {found.dtype}, not float32")
-    with np.errstate(over="ignore"):
-        values = np.asarray(found[...], np.float32)
-    if not np.isfinite(values).all():
-        raise file.wrong(f"/{name} holds NaN or Inf")
-    return values
-
-
 def _attributes(file: PlainFile) -> Record:
     """What a model says of itself, each value of its type and in its range."""
     if file.attribute("schema") != SCHEMA:
@@ -126,14 +114,7 @@ def _attributes(file: PlainFile) -> Record:
     version = file.attribute("schema_version")
     if version != SCHEMA_VERSION:
         raise file.wrong(f"schema version {version}, this program reads {SCHEMA_VERSION}")
-    found: Record = {}
-    for name, (kinds, holds) in _ATTRIBUTES.items():
-        value = file.attribute(name)
-        if value is None:
-            continue
-        if not isinstance(value, kinds) or not holds(value):
-            raise file.wrong(f"attribute {name} is {value!r}, which is none that a model has")
-        found[name] = value
+    found = file.known(_ATTRIBUTES, "model")
     for name in ("activation", "layers"):
         if name not in found:
             raise file.wrong(f"lacks the attribute {name}")
@@ -168,7 +149,7 @@ def check_attributes(attributes: Record, inputs: int) -> None:
 
 
 #: types and ranges of the attributes besides schema and version
-_ATTRIBUTES: dict[str, tuple[tuple[type, ...], Callable[[Any], bool]]] = {
+_ATTRIBUTES: Attributes = {
     "layers": ((int,), lambda value: value >= 1),
     "activation": ((str,), lambda value: value in ACTIVATIONS),
     "input_norm": ((str,), lambda value: value in INPUT_NORMS),

@@ -12,9 +12,10 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -23,7 +24,10 @@ from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.files.given import file_size
 
-__all__ = ["PlainFile"]
+__all__ = ["Attributes", "PlainFile"]
+
+#: attributes by name: types that a value may have, and whether it is in its range
+Attributes: TypeAlias = "Mapping[str, tuple[tuple[type, ...], Callable[[Any], bool]]]"
 
 _TEXT_BYTES = 1 << 16  #: of an attribute; the header of an object holds no more
 
@@ -150,6 +154,28 @@ class PlainFile:
                 raise self.wrong(f"schema version {value}, this program reads {version}")
         return found
 
+    def known(self, table: Attributes, whose: str) -> Record:
+        """Those attributes of a table that are there, each of its type and in its range.
+
+        Parameters
+        ----------
+        whose
+            What such files are called.
+
+        Raises
+        ------
+        InputError
+        """
+        found: Record = {}
+        for name, (kinds, holds) in table.items():
+            value = self.attribute(name)
+            if value is None:
+                continue
+            if not isinstance(value, kinds) or not holds(value):
+                raise self.wrong(f"attribute {name} is {value!r}, which is none that a {whose} has")
+            found[name] = value
+        return found
+
     def names(self) -> list[str]:
         """What stands at the root."""
         return list(self._file)
@@ -190,6 +216,23 @@ class PlainFile:
         ):
             raise self.wrong(f"/{name}, {found.dtype} {found.shape}, is larger than the file has room for")
         return found
+
+    def weights(self, found: h5py.Dataset) -> np.ndarray:
+        """An array of the file, finite numbers of single or double precision, as float32.
+
+        Raises
+        ------
+        InputError
+            When it is of another type, or holds NaN, Inf or more than float32 can.
+        """
+        name = str(found.name).lstrip("/")
+        if found.dtype not in (np.dtype("<f4"), np.dtype("<f8")):
+            raise self.wrong(f"/{name} is {found.dtype}, not float32")
+        with np.errstate(over="ignore"):
+            values = np.asarray(found[...], np.float32)
+        if not np.isfinite(values).all():
+            raise self.wrong(f"/{name} holds NaN or Inf")
+        return values
 
     def close(self) -> None:
         """Close the file; reading its arrays is then an error."""

@@ -8,13 +8,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pdadmm.errors import InputError
 from pdadmm.files import Record, naming, reserve, write_at
+from pdadmm.files.names import safe_name
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.part import MODELS
+from pdadmm.inputs.augment import FEATURE_NORMS
+
+if TYPE_CHECKING:
+    import h5py
+
+    from pdadmm.files.hdf5 import Attributes, PlainFile
 
 __all__ = ["ModelRoom", "read_model", "reserved"]
 
@@ -116,42 +123,64 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Shape, dict[int, dict[str,
     InputError
         When the file is missing, damaged, or not the model of a graph network.
     """
-    import h5py
+    from pdadmm.files.hdf5 import PlainFile
 
-    where = Path(path)
-    if not where.is_file():
-        raise InputError(f"there is no model {path}; a run writes model.h5 into its --out folder")
-    try:
-        with h5py.File(where, "r") as file:
-            attributes = {k: v.item() if hasattr(v, "item") else v for k, v in file.attrs.items()}
-            _require_schema(attributes, path)
-            found = {
-                layer: {name: np.asarray(x) for name, x in file[_group(layer)].items()}
-                for layer in range(1, int(attributes["layers"]) + 1)
-            }
-        model = attributes["model"]
-        name = "W" if model == "gcn" else "W_neighbours"
-        widths = (found[1][name].shape[1], *(found[layer][name].shape[0] for layer in found))
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is damaged or no HDF5 file ({reason}); write it again") from None
-    shape = Shape(model, widths)
-    for layer, named in found.items():
-        expected = shape.parameters(layer)
-        if {key: x.shape for key, x in named.items()} != expected:
-            raise InputError(f"{path}: the parameters of layer {layer} do not fit the layers; write it again")
-        if any(x.dtype != np.float32 or not np.isfinite(x).all() for x in named.values()):
-            raise InputError(f"{path}: layer {layer} holds NaN, Inf or no float32 numbers; train again")
-    return shape, found, attributes
+    missing = "a run writes model.h5 into its --out folder"
+    remedy = "give what pdadmm.gnn.run has left, or train again"
+    with PlainFile(path, missing, remedy) as file, file.reading():
+        attributes = _attributes(file)
+        kind = attributes["model"]
+        # their weights say how wide the layers are
+        neighbours = Shape(kind, ()).neighbours
+        main = _of_all_layers(file, neighbours, attributes["layers"])
+        shape = Shape(kind, (main[1].shape[1], *(array.shape[0] for array in main.values())))
+        weights = {}
+        for layer, array in main.items():
+            wanted = shape.parameters(layer)
+            others = wanted.keys() - {neighbours}
+            arrays = {neighbours: array, **{name: file.array(f"{_group(layer)}/{name}") for name in others}}
+            for name, found in arrays.items():
+                if found.shape != wanted[name]:
+                    raise file.wrong(f"/{_group(layer)}/{name} is {found.shape}, not {wanted[name]}")
+            weights[layer] = {name: file.weights(arrays[name]) for name in wanted}
+    return shape, weights, attributes
 
 
-def _require_schema(attributes: Record, path: str | os.PathLike[str]) -> None:
-    if attributes.get("schema") != SCHEMA:
-        raise InputError(f"{path} is not the model of a graph network; give one that pdadmm.gnn.run has left")
-    if attributes["schema_version"] != SCHEMA_VERSION:
-        raise InputError(
-            f"{path} has schema version {attributes['schema_version']}, this version reads {SCHEMA_VERSION}; "
-            "train again or use the version that wrote it"
-        )
-    if attributes["model"] not in MODELS:
-        raise InputError(f"{path} holds the unknown model '{attributes['model']}'")
+def _of_all_layers(file: PlainFile, name: str, layers: int) -> dict[int, h5py.Dataset]:
+    """A matrix that all layers have, by layer, not read yet."""
+    groups = sum(found.startswith("layer_") for found in file.names())
+    if groups != layers:
+        raise file.wrong(f"holds {groups} layers, not {layers}")
+    arrays = {layer: file.array(f"{_group(layer)}/{name}") for layer in range(1, layers + 1)}
+    for layer, array in arrays.items():
+        if array.ndim != 2 or not array.size:
+            raise file.wrong(f"/{_group(layer)}/{name} is {array.shape}, which no layer has")
+    return arrays
+
+
+def _attributes(file: PlainFile) -> Record:
+    """What a model says of itself, each value of its type and in its range."""
+    if file.attribute("schema") != SCHEMA:
+        raise file.wrong("not the model of a graph network")
+    version = file.attribute("schema_version")
+    if version != SCHEMA_VERSION:
+        raise file.wrong(f"schema version {version}, this program reads {SCHEMA_VERSION}")
+    found = file.known(_ATTRIBUTES, "model")
+    for name in ("model", "layers"):
+        if name not in found:
+            raise file.wrong(f"lacks the attribute {name}")
+    if "dataset" in found:
+        found["dataset"] = safe_name(found["dataset"])
+    return found
+
+
+#: types and ranges of the attributes besides schema and version
+_ATTRIBUTES: Attributes = {
+    "model": ((str,), lambda value: value in MODELS),
+    "layers": ((int,), lambda value: value >= 1),
+    "dataset": ((str,), lambda value: True),
+    "order": ((str,), lambda value: True),
+    "multilabel": ((int,), lambda value: value in (0, 1)),
+    "feature_norm": ((str,), lambda value: value in FEATURE_NORMS),
+    "test_accuracy": ((int, float), lambda value: True),
+}
