@@ -53,6 +53,18 @@ def test_a_wait_gives_up_after_the_timeout_and_says_for_what() -> None:
     assert 0.2 <= time.perf_counter() - start < 2
 
 
+def test_a_waiter_for_some_of_the_ranks_is_as_patient_as_the_other_at_any_time() -> None:
+    """One that is made while all wait longer, as they do at the start, does not keep that."""
+    outer = Waiter(SimpleNamespace(size=1, rank=0), timeout=0.1)
+    with outer.patient():
+        inner = outer.within(SimpleNamespace(size=1, rank=0))
+    calls: list[int] = []
+    outer.background = lambda: calls.append(1)
+    with pytest.raises(RunError, match=r"no answer within 0\.1 s while"):
+        inner.until(lambda: False, "a sign of life")
+    assert calls and inner.seconds >= outer.seconds == 0.0
+
+
 def test_one_rank_talks_to_itself_without_mpi(waiter: Waiter) -> None:
     values = np.array([1.0, 2.0])
     total = waiter.sum(values)

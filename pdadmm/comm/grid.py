@@ -239,9 +239,7 @@ class Grid:
         self._of_block: Intracomm | None = None
         if shards > 1:
             self._of_block = cast("Intracomm", comm.Split(self.block, self.shard))
-            inner = Waiter(self._of_block, waiter.timeout, waiter.where)
-            inner.background = waiter.background
-            self.nodes = Shards(inner)
+            self.nodes = Shards(waiter.within(self._of_block))
 
     def compute_on(self, backend: Backend) -> None:
         """Where the arrays are that the shards sum up."""

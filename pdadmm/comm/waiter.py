@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import numpy as np
@@ -90,8 +91,16 @@ class Settles(Protocol):
     def settle(self, wait: Callable[[Callable[[], bool], str], object]) -> None: ...
 
 
+@dataclass
+class _Manner:
+    """How long the waiters of a process wait, and what they do meanwhile."""
+
+    timeout: float
+    background: Callable[[], None] | None = None
+
+
 class Waiter:
-    """Polls requests politely; one a process.
+    """Polls requests politely; one a process, and one for each part of its ranks (:meth:`within`).
 
     Parameters
     ----------
@@ -108,8 +117,6 @@ class Waiter:
     ----------
     seconds
         Time spent in waits so far: the exposed communication when only messages are waited for.
-    background
-        Called while polling, to move on what does not move by itself; None: nothing to do.
     """
 
     def __init__(
@@ -117,14 +124,37 @@ class Waiter:
     ) -> None:
         self.comm = comm
         self.where = where or Where()
-        self.timeout = timeout if sleeps else 0.0
+        self._manner = _Manner(timeout if sleeps else 0.0)
         self.seconds = 0.0
-        self.background: Callable[[], None] | None = None
         local = ranks_on_node(comm)
         #: tests before the first sleep; a rank with a core of its own may spin longer
         self._spins = 20 if local > usable_cores() else 2000
         if not sleeps:
             self._spins = sys.maxsize
+
+    def within(self, comm: Intracomm) -> Waiter:
+        """A waiter for some of the ranks, with this one's timeout, patience and background at any time."""
+        inner = Waiter(comm, where=self.where)
+        inner._manner = self._manner
+        return inner
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which a wait gives up; 0: never."""
+        return self._manner.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._manner.timeout = seconds
+
+    @property
+    def background(self) -> Callable[[], None] | None:
+        """Called while polling, to move on what does not move by itself; None: nothing to do."""
+        return self._manner.background
+
+    @background.setter
+    def background(self, call: Callable[[], None] | None) -> None:
+        self._manner.background = call
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
