@@ -101,7 +101,9 @@ void aggregate_in(const Aggregate &a, int64_t first, int64_t last) {
   Aggregation<LANES>(a).rows(first, last);
 }
 
-void aggregate_rows(const Aggregate &a, int64_t first, int64_t last) { aggregate_in<WIDEST>(a, first, last); }
+void aggregate_rows(const Aggregate &a, int64_t first, int64_t last) {
+  if (a.shape.cols > 0) aggregate_in<WIDEST>(a, first, last);
+}
 
 }  // namespace
 }  // namespace PDADMM_NAMESPACE

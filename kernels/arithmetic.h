@@ -211,9 +211,12 @@ PDADMM_FN float weight_gradient(float Mp, float W, float W_bar, float nu, float 
 // x - length * direction
 PDADMM_FN float step(float x, float direction, float length) { return x - length * direction; }
 
-// Length of the exact line search along a row of a gradient, of the squared norms of the row and its image
+// Length of the exact line search along a row of a gradient, of the squared norms of the row and its image;
+// 0 where there is no gradient, or nothing that bends
 PDADMM_FN double line_length(double curvature, double weight, double image, double norm) {
-  return norm == 0.0 ? 0.0 : 1.0 / (curvature + weight * image / norm);
+  if (norm == 0.0) return 0.0;
+  const double tau = curvature + weight * image / norm;
+  return tau == 0.0 ? 0.0 : 1.0 / tau;
 }
 
 PDADMM_FN float square(float x) { return x * x; }

@@ -19,7 +19,7 @@ EXTERN step_length(const double *image, const double *norm, double curvature, do
   }
   double tau = curvature + weight * i / n;
   if (!doubling) {
-    *length = 1.0 / tau;
+    *length = tau == 0.0 ? 0.0 : 1.0 / tau;
     return;
   }
   double trial = 20.0;

@@ -94,13 +94,14 @@ def step_length(curvature: float, weight: float, image: float, norm: float, step
     Returns
     -------
     float
-        ``1/tau``; 0 when the gradient is zero or no trial of the doubling passes.
+        ``1/tau``; 0 when the gradient is zero, no trial of the doubling passes, or ``tau*`` is 0: without
+        a curvature the image of a tiny gradient may vanish in single precision.
     """
     if norm == 0.0:
         return 0.0
     tau = curvature + weight * image / norm
     if step == "exact":
-        return 1.0 / tau
+        return 1.0 / tau if tau else 0.0
     for k in range(DOUBLING_CEILING + 1):
         trial = DOUBLING_START * 2.0**k
         if trial >= tau:
@@ -125,11 +126,12 @@ def line_lengths(curvature: float, weight: float, images: Array, norms: Array) -
     Returns
     -------
     Array
-        ``1/(curvature + weight images/norms)``; 0 where a row of the gradient is zero.
+        ``1/(curvature + weight images/norms)``; 0 where a row of the gradient is zero, or the sum.
     """
     xp = namespace(norms)
     moving = norms != 0
     tau = curvature + weight * images / xp.where(moving, norms, 1.0)
+    moving &= tau != 0
     return xp.where(moving, 1.0 / xp.where(moving, tau, 1.0), 0.0)
 
 
