@@ -226,7 +226,16 @@ def test_sparse_matrix_with_wild_indices_is_refused_before_scipy_uses_it(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": np.full(60, -1)}, "label -1 is out of range"),
+        ({"labels": np.full(60, -1)}, r"\(labels\): no node has a label"),
+        ({"labels": np.full(60, -2)}, "label -2 is out of range"),
+        ({"train_ids": np.arange(9)}, "holds train_ids; give a split as train_idx, val_idx, test_idx, or as"),
+        ({"valid_mask": np.ones(60)}, "holds valid_mask; give a split as"),
+        ({"train_mask": np.ones(60), "test_idx": np.arange(3)}, "holds test_idx, train_mask; give"),
+        ({"train_mask": np.ones(60), "val_mask": np.ones(60)}, "train_mask, val_mask only; give all"),
+        (dict.fromkeys(("train_mask", "val_mask", "test_mask"), np.arange(20)), "a mask is true or false"),
+        ({"labels": np.eye(3)[np.arange(60) % 3]}, r"rows of zeros and a one; .* labels\.argmax"),
+        ({"labels": np.full(60, "a")}, r"numpy\.unique\(\.\.\., return_inverse=True\) numbers them"),
+        ({"labels": np.full(60, None)}, "labels holds pickled objects"),
         ({"labels": np.where(np.arange(60) == 5, 9, np.arange(60) % 3)}, "class 3 has no node"),
         ({"labels": np.full(60, 10**9)}, "label 1000000000 is out of range"),
         ({"labels": np.zeros(60, dtype=int)}, "1 class"),

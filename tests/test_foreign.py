@@ -70,6 +70,36 @@ def test_a_planetoid_is_taken_over(graph: Graph) -> None:
     assert (found.name, found.directed, found.num_classes) == ("mine", False, 3)
 
 
+@pytest.mark.parametrize("mark", [-1, np.nan])
+def test_nodes_without_a_label_are_in_no_split(graph: Graph, tmp_path: Path, mark: float) -> None:
+    y = graph.labels.astype(np.float64)
+    y[[3, 8, 200]] = mark
+    none = {f"{split}_mask": None for split in ("train", "val", "test")}
+    found = from_pyg(planetoid(graph, y=Tensor(y), **none))
+    write_npz(tmp_path / "g.npz", found)
+    again = load(str(tmp_path / "g.npz"))
+    assert same(found, again)
+    for taken in (found, again):
+        assert taken.unlabelled.tolist() == [3, 8, 200]
+        for split in ("train", "val", "test"):
+            assert not set(taken.split(split)) & {3, 8, 200}
+    np.testing.assert_array_equal(np.delete(again.labels, [3, 8, 200]), np.delete(graph.labels, [3, 8, 200]))
+    y[graph.train[0]] = mark
+    with pytest.raises(
+        InputError, match=f"node {graph.train[0]} of the train split has no label; take it out"
+    ):
+        from_pyg(planetoid(graph, y=Tensor(y)))
+
+
+def test_masks_in_a_file_are_its_split(graph: Graph, tmp_path: Path) -> None:
+    write_npz(tmp_path / "g.npz", graph)
+    with np.load(tmp_path / "g.npz") as arrays:
+        others = {name: arrays[name] for name in arrays if not name.endswith("_idx")}
+    masks = {f"{split}_mask": mask(graph, split) for split in ("train", "val", "test")}
+    np.savez(tmp_path / "masks.npz", **others, **masks)
+    assert same(load(str(tmp_path / "masks.npz")), graph)
+
+
 def test_one_of_several_splits_and_ogb_s_ids(graph: Graph) -> None:
     masks = {
         f"{split}_mask": Tensor(np.stack([np.roll(mask(graph, split), i) for i in (5, 0)], axis=1))
@@ -148,6 +178,9 @@ def test_from_an_object_to_a_trained_network(graph: Graph, sparse: bool, tmp_pat
         ({"y": np.linspace(0, 1, 300)}, "whole number"),
         ({"val_mask": None}, "all three or none"),
         ({"x": np.ones(300)}, "nodes, features"),
+        ({"train_mask": np.ones(10, bool)}, r"\(train_mask\): is bool \(10,\); a mask is true or false"),
+        ({"test_mask": np.arange(300)}, r"\(test_mask\): is int64 \(300,\); a mask is true or false"),
+        ({"val_mask": np.full(300, 0.5)}, r"\(val_mask\): is float64"),
     ],
 )
 def test_what_is_no_graph_is_refused(graph: Graph, change: dict[str, Any], said: str) -> None:
@@ -160,6 +193,10 @@ def test_what_cannot_be_written_leaves_nothing(graph: Graph, tmp_path: Path) -> 
         write_npz(tmp_path / "mine.gz", graph)
     with pytest.raises(OSError, match="nowhere"):
         write_npz(tmp_path / "nowhere" / "mine.npz", graph)
+    with pytest.raises(InputError, match="seed -1 is negative"):
+        from_pyg(planetoid(graph), seed=-1)
+    with pytest.raises(InputError, match="no split '0'"):
+        from_pyg(planetoid(graph, train_mask=np.ones((300, 2), bool)), split="0")
     with pytest.raises(InputError, match="no split 3"):
         from_pyg(planetoid(graph, train_mask=np.ones((300, 2), bool)), split=3)
     assert list(tmp_path.iterdir()) == []

@@ -588,7 +588,7 @@ def classes_of(form: str, labels: Any) -> Callable[[], object]:
         (9, "class 3 has no node"),
         (10**9, "1000000000 is out of range"),
         (2**62, "out of range"),
-        (-1, "label -1"),
+        (-2, "label -2"),
     ],
 )
 @pytest.mark.usefixtures("_bounded")

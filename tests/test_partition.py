@@ -496,7 +496,10 @@ def test_a_class_that_is_not_in_training_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], several: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    labels = np.eye(3, dtype=np.int64)[np.arange(60) % 3] if several else np.arange(60) % 3
+    labels = np.arange(60) % 3
+    if several:
+        labels = np.eye(3, dtype=np.int64)[labels]
+        labels[9] = 1
     ids = {"train_idx": np.array([0, 1, 3]), "val_idx": np.array([2]), "test_idx": np.array([5, 8])}
     write_npz(tmp_path / "g.npz", **undirected(labels=labels, **ids))
     assert main(["g.npz", "--parts", "2"]) == 0

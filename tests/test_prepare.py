@@ -142,6 +142,7 @@ SPLIT = {"train_idx": np.array([0]), "val_idx": np.zeros(0, int), "test_idx": np
 BAD: dict[str, tuple[Any, str, str]] = {
     "unknown dataset": (nothing, "corra", "unknown data set"),
     "missing npz": (nothing, "g.npz", "no such file"),
+    "synthetic options of a file": (npz(), "g.npz --synthetic-nodes 10", "do not apply; leave them out"),
     "raw folder missing": (nothing, "cora --raw raw", "no such folder"),
     "raw file missing": (drop("ty"), "cora --raw raw", "lacks ind.cora.ty"),
     "raw file truncated": (spoil("graph", b"\x80\x02cc"), "cora --raw raw --no-verify", "ind.cora.graph"),

@@ -15,8 +15,8 @@ import scipy.sparse as sp
 
 from ..errors import InputError
 from ..files import replacing
-from .graph import Graph, as_features
-from .splits import assemble
+from .graph import UNLABELLED, Graph, as_features, mask_ids
+from .splits import assemble, check_seed
 
 __all__ = ["from_networkx", "from_pyg", "write_npz"]
 
@@ -37,8 +37,8 @@ def from_pyg(
     ----------
     data
         A ``torch_geometric.data.Data``, or anything with `x` (N, F), `edge_index` (2, E) and `y` (N,) or
-        (N, 1), or (N, C) of 0 and 1; tensors or arrays. `train_mask`, `val_mask` and `test_mask` (N,) or
-        (N, S) are its splits. Weights of edges are not used.
+        (N, 1), -1 or NaN where a node has no label, or (N, C) of 0 and 1; tensors or arrays. `train_mask`,
+        `val_mask` and `test_mask` (N,) or (N, S) are its splits. Weights of edges are not used.
     name
         What files and reports call it.
     split
@@ -68,7 +68,10 @@ def from_pyg(
     else:
         masks = [getattr(data, f"{part}_mask", None) for part in ("train", "val", "test")]
         if all(mask is not None for mask in masks):
-            ids = [_where(_array(mask), split, where) for mask in masks]
+            ids = [
+                mask_ids(_of_split(_array(mask), split, where), len(_array(data.x)), f"{where} ({part}_mask)")
+                for part, mask in zip(("train", "val", "test"), masks, strict=True)
+            ]
         elif any(mask is not None for mask in masks):
             raise InputError(f"{where}: has some of train_mask, val_mask, test_mask; give all three or none")
     return _graph(name, where, edges, _array(data.x), _array(data.y), ids, seed)
@@ -87,7 +90,7 @@ def from_networkx(
     features
         Name of the attribute that has a node's features: F numbers, or one.
     label
-        Name of the attribute that has its label, an integer from 0 to C-1.
+        Name of the attribute that has its label, an integer from 0 to C-1, or -1 where it is not known.
     name
         What files and reports call the graph.
     seed
@@ -143,7 +146,9 @@ def write_npz(path: str | os.PathLike[str], graph: Graph) -> None:
         raise InputError(f"{target}: the commands know a graph by .npz; give such a name")
     if graph.adjacency is None:
         raise InputError(f"{graph.name}: has no edges to write; samples without a graph need no .npz")
-    arrays: dict[str, np.ndarray] = {"labels": graph.labels}
+    labels = graph.labels.copy()
+    labels[graph.unlabelled] = UNLABELLED
+    arrays: dict[str, np.ndarray] = {"labels": labels}
     matrices = {"adj": graph.adjacency}
     if sp.issparse(graph.features):
         matrices["attr"] = graph.features
@@ -170,10 +175,14 @@ def _graph(
 ) -> Graph:
     """From arrays: edges (2, E), x (N, F), y, and the ids of the nodes of each split."""
     if x.ndim != 2:
-        raise InputError(f"{where}: the features are {x.shape}; they must be (nodes, features)")
+        kind = f" {type(x.item()).__name__}" if x.ndim == 0 and x.dtype == object else ""
+        raise InputError(
+            f"{where}: the features are{kind} {x.shape}; they must be an array (nodes, features)"
+        )
     nodes = len(x)
     if edges.size and not (edges.min() >= 0 and edges.max() < nodes):
         raise InputError(f"{where}: an edge leads to node {edges.max()} or {edges.min()} of {nodes} nodes")
+    check_seed(seed)
     values = np.ones(edges.shape[1], np.float32)
     adjacency = sp.csr_matrix((values, (edges[0], edges[1])), shape=(nodes, nodes))
     features = as_features(x, f"{where} (x)")
@@ -187,10 +196,10 @@ def _array(value: Foreign) -> np.ndarray:
     return np.asarray(value)
 
 
-def _where(mask: np.ndarray, split: int, where: str) -> np.ndarray:
-    """Ids of the nodes in a mask (N,), or in one of S of them, (N, S)."""
-    if mask.ndim == 2:
-        if not 0 <= split < mask.shape[1]:
-            raise InputError(f"{where}: there is no split {split}; the masks have {mask.shape[1]}, from 0")
-        mask = mask[:, split]
-    return np.flatnonzero(mask)
+def _of_split(mask: np.ndarray, split: object, where: str) -> np.ndarray:
+    """A mask (N,), or one of S of them, (N, S)."""
+    if mask.ndim != 2:
+        return mask
+    if not isinstance(split, int) or not 0 <= split < mask.shape[1]:
+        raise InputError(f"{where}: there is no split {split!r}; the masks have {mask.shape[1]}, from 0")
+    return np.asarray(mask[:, split])

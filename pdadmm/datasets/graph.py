@@ -14,6 +14,7 @@ from ..errors import InputError
 from .registry import SPLITS
 
 __all__ = [
+    "UNLABELLED",
     "Graph",
     "Matrix",
     "as_csr",
@@ -25,7 +26,11 @@ __all__ = [
     "clean_adjacency",
     "csr_from_parts",
     "is_directed",
+    "mask_ids",
 ]
+
+#: stands in files for a label that is not known
+UNLABELLED = -1
 
 _EMPTY_COLUMNS = 1 << 16  # that a sparse matrix may have in any case
 
@@ -33,7 +38,7 @@ Matrix: TypeAlias = Any
 """A row a node, float32: a scipy.sparse.csr_matrix, for which there are no types, or an array."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Graph:
     """A node classification problem.
 
@@ -66,7 +71,8 @@ class Graph:
     ------
     InputError
         From the constructor: sizes that disagree, labels that are not 0 to C-1 without gaps (or a matrix
-        of 0 and 1), NaN or Inf features, an empty split, ids out of range, a node that is in two splits.
+        of 0 and 1), NaN or Inf features, an empty split, ids out of range, a node that is in two splits, or
+        in one without a label.
     """
 
     name: str
@@ -77,7 +83,7 @@ class Graph:
     val: npt.NDArray[np.int64]
     test: npt.NDArray[np.int64]
     num_classes: int
-    origin: str = field(default="", compare=False)
+    origin: str = ""
     directed: bool = False
     unlabelled: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
@@ -130,7 +136,11 @@ class Graph:
                 f"{where}: features hold NaN or Inf, or more than float32 can; replace them before preparing"
             )
         if self.multilabel:
-            as_label_matrix(self.labels, where)
+            if (as_label_matrix(self.labels, where).sum(axis=1) == 1).all():
+                raise InputError(
+                    f"{where}: labels are rows of zeros and a one; give the numbers of the classes, "
+                    "labels.argmax(axis=1)"
+                )
             found = self.num_classes
         else:
             found = class_sizes(self.labels, where, self.num_classes).size
@@ -151,6 +161,11 @@ class Graph:
             if seen[ids].any() or np.unique(ids).size != ids.size:
                 raise InputError(f"{where}: the {name} split repeats a node or shares one with another split")
             seen[ids] = True
+            unknown = np.intersect1d(ids, self.unlabelled)
+            if unknown.size:
+                raise InputError(
+                    f"{where}: node {unknown[0]} of the {name} split has no label; take it out of the split"
+                )
 
 
 def class_sizes(labels: npt.NDArray[np.int64], where: str, classes: int = 0) -> npt.NDArray[np.int64]:
@@ -203,7 +218,10 @@ def csr_from_parts(parts: Sequence[object], where: str) -> Matrix:
         if shape[1] > data.size + shape[0] + _EMPTY_COLUMNS:
             raise ValueError(f"{shape[1]} columns for {data.size} entries")
     except (ValueError, TypeError, OverflowError, IndexError) as exc:
-        raise InputError(f"{where}: not a valid sparse matrix ({exc}); fetch the file again") from None
+        raise InputError(
+            f"{where}: not a valid sparse matrix ({exc}); fetch the file again, or save the parts of a "
+            "scipy.sparse.csr_matrix"
+        ) from None
     return sp.csr_matrix((data, indices, indptr), shape=shape)
 
 
@@ -276,14 +294,19 @@ def as_features(values: object, where: str) -> npt.NDArray[np.float32]:
 
 
 def as_labels(values: object, where: str) -> npt.NDArray[np.int64]:
-    """Labels (N,) as int64, or InputError when they are not whole numbers."""
+    """Labels (N,) as int64, NaN as `UNLABELLED`, or InputError when they are not whole numbers."""
     array = np.asarray(values)
     if array.ndim == 2 and 1 in array.shape:
         array = array.ravel()
     if array.ndim != 1 or array.dtype.kind not in "biuf":
-        raise InputError(f"{where}: labels are {array.dtype} {array.shape}; one integer a node is needed")
-    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
-        raise InputError(f"{where}: a label is not a whole number; every node needs one integer label")
+        numbered = "; numpy.unique(..., return_inverse=True) numbers them" if array.dtype.kind in "US" else ""
+        raise InputError(
+            f"{where}: labels are {array.dtype} {array.shape}; one integer a node is needed{numbered}"
+        )
+    if array.dtype.kind == "f":
+        array = np.where(np.isnan(array), UNLABELLED, array)
+        if not (np.isfinite(array).all() and (array == np.floor(array)).all()):
+            raise InputError(f"{where}: a label is not a whole number; every node needs one integer label")
     with np.errstate(invalid="ignore"):  # a float beyond int64 becomes a label that is out of range
         return array.astype(np.int64)
 
@@ -304,3 +327,18 @@ def as_ids(values: object, where: str) -> npt.NDArray[np.int64]:
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InputError(f"{where}: node ids are {array.dtype} {array.shape}; a vector of integers is needed")
     return np.sort(array.astype(np.int64))
+
+
+def mask_ids(mask: np.ndarray, nodes: int, where: str) -> npt.NDArray[np.int64]:
+    """Ids of the nodes in a mask (nodes,) of booleans, or of 0 and 1.
+
+    Raises
+    ------
+    InputError
+        When it is none, such as a vector of node ids.
+    """
+    if mask.shape != (nodes,) or not np.isin(mask, (0, 1)).all():
+        raise InputError(
+            f"{where}: is {mask.dtype} {mask.shape}; a mask is true or false for each of {nodes} nodes"
+        )
+    return np.flatnonzero(mask)

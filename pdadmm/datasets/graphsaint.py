@@ -44,7 +44,7 @@ def read_graphsaint(files: Mapping[str, Path], name: str) -> Graph:
     """
     path = files["adj_full.npz"]
     keys = ("data", "indices", "indptr", "shape")
-    arrays = load_npz(path, keys)
+    arrays, _ = load_npz(path, keys)
     missing = [k for k in keys if k not in arrays]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}, so it is no SciPy CSR matrix; fetch it again")

@@ -15,9 +15,12 @@ from .mnist import read_mnist
 from .ogb import read_ogb
 from .planetoid import read_planetoid
 from .registry import PLANETOID_PARTS, REGISTRY, dataset
+from .splits import check_seed
 from .synthetic import synthetic_graph
 
 __all__ = ["called", "load"]
+
+_NOT_SYNTHETIC = "options of the synthetic graph do not apply; leave them out"
 
 
 def called(name: str | os.PathLike[str]) -> str:
@@ -63,17 +66,17 @@ def load(
     InputError
         For unknown names and for files that are missing, damaged or inconsistent.
     """
-    if not 0 <= seed < 1 << 63:
-        reason = "is negative; give 0 or more" if seed < 0 else "is too large; give less than 2 to the 63"
-        raise InputError(f"seed {seed} {reason}")
+    check_seed(seed)
     text = os.fspath(name)
     if text.endswith(".npz"):
         if raw is not None:
             raise InputError(f"{text}: a file needs no --raw; leave one of the two out")
+        if synthetic:
+            raise InputError(f"{text}: {_NOT_SYNTHETIC}")
         return read_gnn_benchmark(Path(text), called(text), seed)
     entry = dataset(text)
     if synthetic and entry.format != "synthetic":
-        raise InputError(f"{text}: options of the synthetic graph do not apply; leave them out")
+        raise InputError(f"{text}: {_NOT_SYNTHETIC}")
     if entry.format == "synthetic":
         if raw is not None:
             raise InputError("synthetic: is generated and needs no --raw; leave it out")

@@ -86,7 +86,7 @@ def read_mnist(files: Mapping[str, Path], name: str, seed: int) -> Graph:
     """
     if "mnist.npz" in files:
         path = files["mnist.npz"]
-        arrays = load_npz(path, _KEYS)
+        arrays, _ = load_npz(path, _KEYS)
         missing = [k for k in _KEYS if k not in arrays]
         if missing:
             raise InputError(f"{path}: lacks {', '.join(missing)}; fetch it again")

@@ -32,8 +32,8 @@ class _Pickled(Exception):
     """The array is one of Python objects."""
 
 
-def load_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Read those of the wanted arrays that an .npz holds; never unpickles.
+def load_npz(path: Path, wanted: tuple[str, ...]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Those of the wanted arrays that an .npz holds, and the names of the others; never unpickles.
 
     Arrays that are not wanted are not read, so files that carry pickled names besides are fine.
 
@@ -52,16 +52,17 @@ def load_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
             with zipfile.ZipFile(file) as archive:
                 members = _members(archive)
                 arrays = {}
+                key = ""
                 for key in wanted:
                     found = members.get(key, [])
                     if len(found) > 1:
                         raise InputError(f"{path}: holds {key} {len(found)} times; save it again")
                     if found:
                         arrays[key] = _read_member(archive, found[0], room)
-                return arrays
+                return arrays, sorted(members.keys() - set(wanted))
         except _Pickled:
             raise InputError(
-                f"{path}: holds pickled objects, which are not read; save numbers, or fetch it again"
+                f"{path}: {key} holds pickled objects, which are not read; save numbers, or fetch it again"
             ) from None
         except _DAMAGE:
             pass

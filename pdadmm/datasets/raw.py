@@ -31,7 +31,7 @@ def open_regular(path: Path) -> io.BufferedReader:
     try:
         return given.open_regular(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(f"{path}: no such file; look at the name") from None
     except OSError as exc:
         if exc.errno in (errno.EINVAL, errno.EISDIR):
             raise InputError(f"{path}: is no regular file; name the file itself") from None

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .graph import (
+    UNLABELLED,
     Graph,
     Matrix,
     as_ids,
@@ -19,12 +20,19 @@ from .graph import (
     is_directed,
 )
 
-__all__ = ["FRACTIONS", "assemble", "draw_fractions", "draw_split"]
+__all__ = ["FRACTIONS", "assemble", "check_seed", "draw_fractions", "draw_split"]
 
 Ids = npt.NDArray[np.int64]
 
 #: of the nodes, for training, validation and test
 FRACTIONS = (0.6, 0.2, 0.2)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes, with InputError."""
+    if not 0 <= seed < 1 << 63:
+        reason = "is negative; give 0 or more" if seed < 0 else "is too large; give less than 2 to the 63"
+        raise InputError(f"seed {seed} {reason}")
 
 
 def draw_split(
@@ -70,7 +78,7 @@ def draw_split(
     if min(test, val) < 1:
         raise InputError(
             f"{where}: {labels.size} nodes in {counts.size} classes are too few to draw training, validation "
-            "and test nodes; give the split as train_idx, val_idx and test_idx"
+            "and test nodes; give a split, or more nodes"
         )
     ids = train, rest[test : test + val], rest[:test]
     a, b, c = (np.sort(i).astype(np.int64) for i in ids)
@@ -133,6 +141,7 @@ def assemble(
         As it was given: directions, weights and self-loops are dropped.
     features : (N, F) float32
     labels : (N,), (N, 1), or (N, C) of 0 and 1
+        `UNLABELLED` or NaN where the one label of a node is not known: it is drawn for no split.
     ids
         Nodes of the three splits.
     seed
@@ -146,13 +155,21 @@ def assemble(
     several = labels.ndim == 2 and 1 not in labels.shape
     of_labels, *of_splits = called
     found: np.ndarray = (as_label_matrix if several else as_labels)(labels, f"{where} ({of_labels})")
+    known = np.arange(len(found))
+    if not several:
+        known = np.flatnonzero(found != UNLABELLED)
+        if found.size and not known.size:
+            raise InputError(f"{where} ({of_labels}): no node has a label; number the classes from 0")
+        class_sizes(found[known], where)
     if ids is not None:
         train, val, test = (as_ids(part, f"{where} ({of})") for part, of in zip(ids, of_splits, strict=True))
     elif several:
         train, val, test = draw_fractions(np.arange(len(found)), seed, where)
     else:
-        train, val, test = draw_split(found, seed, where)
+        train, val, test = (known[part] for part in draw_split(found[known], seed, where))
     num_classes = found.shape[1] if several else int(found.max()) + 1 if found.size else 0
     cleaned = clean_adjacency(adjacency, where)
     directed = is_directed(adjacency, cleaned)
-    return Graph(name, cleaned, features, found, train, val, test, num_classes, where, directed)
+    unlabelled = np.setdiff1d(np.arange(len(found)), known)
+    found[unlabelled] = 0
+    return Graph(name, cleaned, features, found, train, val, test, num_classes, where, directed, unlabelled)

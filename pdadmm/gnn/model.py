@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["GraphModel"]
 
 
-@dataclass
+@dataclass(eq=False)
 class GraphModel:
     """A trained GCN or GraphSAGE.
 

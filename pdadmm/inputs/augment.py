@@ -317,10 +317,6 @@ class Augmentation:
     ) -> None:
         if nodes not in ("split", "all"):
             raise InputError(f"nodes {nodes!r} is unknown; choose split or all")
-        if graph.multilabel and (graph.labels.sum(axis=1) == 1).all():
-            raise InputError(
-                f"{graph.origin}: labels are rows of zeros and a one; give the numbers of the classes"
-            )
         if graph.multilabel:
             raise InputError(
                 f"{graph.origin}: several labels a node, which python -m pdadmm.gnn.prepare takes; "
