@@ -183,7 +183,6 @@ PDADMM_API int pdadmm_select_isa(const char *name) {
   return b != nullptr;
 }
 PDADMM_API void pdadmm_set_threads(int n) { ThreadPool::instance().set_threads(n); }
-PDADMM_API int pdadmm_threads() { return ThreadPool::instance().threads(); }
 // Passes run so far: tests assert with it that a kernel ran.
 PDADMM_API int64_t pdadmm_calls() { return calls.load(); }
 

@@ -42,6 +42,7 @@ struct Extremes {
 // extremes tell the least and the greatest entry, and NaN and Inf. The sign of a zero, which they do not
 // order, is dropped by affine_low and affine_scale.
 PDADMM_FN Extremes extremes(const float *x, int64_t n) {
+  if (n == 0) return {0.0f, 0.0f, true};
   u32 most = bits_of(x[0]), fewest = most;
   int greatest = (int)most;
   for (int64_t j = 1; j < n; ++j) {

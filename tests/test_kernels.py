@@ -145,6 +145,12 @@ def test_codes_of_every_instruction_set_equal_the_numpy_codec(isa_kernels, codec
     np.testing.assert_array_equal(start.view(np.uint32), hat.view(np.uint32))
 
 
+@pytest.mark.parametrize("groups", [3, 16, -1])
+def test_other_numbers_of_groups_are_refused(groups: int) -> None:
+    with pytest.raises(ValueError, match=f"{groups} groups; the kernels take a power of two of at most 8"):
+        HostPasses(1, groups)
+
+
 @codecs
 def test_every_instruction_set_finds_nan_anywhere(isa_kernels, codec, rng):
     shape = (3, 300)

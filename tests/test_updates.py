@@ -238,6 +238,9 @@ def test_every_row_of_a_line_search_is_at_its_lowest(problem: Problem, variable:
 def test_step_length_keeps_the_variable_when_there_is_no_step() -> None:
     assert updates.step_length(1.0, 1.0, 0.0, 0.0, "exact") == 0
     assert updates.step_length(1.0, 1.0, 0.0, 0.0, "doubling") == 0
+    # the image of a tiny gradient is 0 in single precision, and with mu = 0 nothing else bends
+    assert updates.step_length(0.0, 1.0, 0.0, 1e-30, "exact") == 0
+    assert updates.line_lengths(0.0, 1.0, np.array([0.0, 1.0]), np.array([1e-30, 2.0])).tolist() == [0, 2]
     assert updates.step_length(20 * 2**10, 1.0, 0.0, 1.0, "doubling") == 1 / (20 * 2**10)
     assert updates.step_length(20 * 2**10 + 1, 1.0, 0.0, 1.0, "doubling") == 0  # no trial is long enough
 

@@ -88,10 +88,12 @@ class Task:
     def digest(self) -> str:
         """A hash of all of it."""
         data = self.data
-        found = hashlib.sha256(repr((data.X.shape, data.train, sorted(self.options.items()))).encode())
+        said = data.X.shape, data.train, data.classes, sorted(self.options.items())
+        found = hashlib.sha256(repr(said).encode())
         found.update(np.ascontiguousarray(data.X).data)
         found.update(np.ascontiguousarray(data.y).data)
         if self.start is not None:
+            found.update(repr(sorted(self.start.attributes.items())).encode())
             for position in range(1, self.start.depth + 1):
                 for array in self.start.layer(position):
                     found.update(np.ascontiguousarray(array).data)

@@ -26,7 +26,10 @@ from pdadmm.comm.grid import ALONE, Axis
 from pdadmm.errors import RunError
 from pdadmm.trace.clock import Clock
 
-__all__ = ["Hyper", "Layer", "Terms"]
+__all__ = ["IF_IT_DIVERGES", "Hyper", "Layer", "Terms"]
+
+#: what to do
+IF_IT_DIVERGES = "scale the features to about 1, or try a larger --rho, a smaller --nu or more --bits"
 
 
 @dataclass
@@ -211,7 +214,7 @@ class Layer:
     # ---- the three parts of an iteration ------------------------------------------------------------
 
     def update_p(self, iteration: int) -> None:
-        """p-update; sends p down. Nothing to do in layer 1, whose p is X."""
+        """p-update; sends p down. In layer 1, whose p is X, no more than the refresh of the residual."""
         h, k, backend = self.hyper, self.passes, self.backend
         self._changes = []
         if self.above is not None:
@@ -261,7 +264,7 @@ class Layer:
             raise self.diverged("p", iteration) from None
 
     def update_weights(self, iteration: int) -> None:
-        """W-update, and the mean that the b-update takes off the residual."""
+        """W-update and b-update, and the mean that the latter takes off the residual."""
         h, k = self.hyper, self.passes
         if h.solver == "exact":
             self._exact_weights()
@@ -516,7 +519,7 @@ class Layer:
         """The error for what turned out NaN or Inf in an iteration, counted from 0 in the stage."""
         return RunError(
             f"layer {self.position}, iteration {iteration + 1} of the stage: {what} is NaN or Inf; "
-            "the run diverges, try a larger --rho or a smaller --nu"
+            f"the run diverges; {IF_IT_DIVERGES}"
         )
 
 

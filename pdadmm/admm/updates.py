@@ -199,7 +199,9 @@ def z_last_cross_entropy(
     y
         Labels, (V,), integers.
     tolerance
-        Largest entry of the gradient at which a node is done.
+        Largest entry of the gradient, of all nodes, at which the search ends.
+    iterations
+        After which it ends in any case.
     """
     n = a.shape[0]
     xp = namespace(a)
@@ -390,8 +392,8 @@ def projected_step(
     p, G, norm
         (V, n_in), its gradient, and the gradient's squared norm.
     step
-        ``"exact"`` starts at the unprojected line search's length and halves it until the test
-        passes; ``"doubling"`` tries the authors' ``20 * 2^k``.
+        ``"doubling"`` tries the authors' ``20 * 2^k``; any other starts at the length of the unprojected line
+        search and halves it until the test passes.
     project
         Nearest point of the grid.
 
@@ -403,7 +405,7 @@ def projected_step(
     """
     norm = float(norm)  # the search decides on the host
     if norm == 0.0:
-        return G, G, 0.0
+        return G, G @ W.T, 0.0
     tau = DOUBLING_START
     if step == "exact":
         tau = rho + nu * float(squared_norm(G @ W.T)) / norm

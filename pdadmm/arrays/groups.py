@@ -15,15 +15,16 @@ from collections.abc import Callable, Sequence
 
 from pdadmm.arrays.helpers import Array, Scalar
 
-__all__ = ["groups_of_shard", "rows_of_groups", "rows_of_shard", "total", "tree"]
+__all__ = ["MOST_GROUPS", "groups_of_shard", "rows_of_groups", "rows_of_shard", "total", "tree"]
 
-#: of all nodes, where they are so many
-_GROUPS, _MANY = 8, 2048
+#: of all nodes, where they are `_MANY`; kernels/passes.h has room for as many
+MOST_GROUPS = 8
+_MANY = 2048
 
 
 def groups_of_shard(nodes: int, shards: int, always: bool = False) -> int:
     """Groups in a shard of so many nodes, a power of two; 0 where they are few, but for `always`."""
-    return max(1, _GROUPS // shards) if always or nodes >= _MANY else 0
+    return max(1, MOST_GROUPS // shards) if always or nodes >= _MANY else 0
 
 
 @functools.lru_cache(1024)

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pdadmm.arrays.groups import rows_of_groups
+from pdadmm.arrays.groups import MOST_GROUPS, rows_of_groups
 from pdadmm.arrays.helpers import Array
 
 __all__ = ["Products"]
@@ -27,7 +27,7 @@ _SMALL, _WORK = 1 << 23, 1 << 24
 #: rows or columns of a tile are a multiple of it: what BLAS itself takes at a time divides it
 _STEP = 64
 #: groups of rows into which a sum over at least so many of them is cut
-_GROUPS, _MANY = 8, 2048
+_GROUPS, _MANY = MOST_GROUPS, 2048
 #: entries of a sum of which every group has one of its own; a larger one is formed by so many columns
 _LARGEST, _COLUMNS = 1 << 20, 512
 

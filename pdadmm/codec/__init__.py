@@ -5,9 +5,10 @@ Every codec keeps these promises:
 * the sender's decoded copy equals the receiver's bit for bit, since the scale used for encoding is
   the rounded one that travels;
 * codes saturate and never wrap;
-* a zero block decodes exactly, and so does a constant one whose value float16 holds;
+* a zero block decodes exactly, and so does a constant one whose value float16 holds; with ``grid``, what is
+  on the grid does;
 * any number of columns works, multiples of the block and of 8/bits or not: rows are packed one by one;
-* NaN and Inf are refused with `NonFiniteError`;
+* NaN and Inf are refused with `NonFiniteError`, at once on the host, and from a GPU when somebody asks;
 * the size in bytes is known from the shape, so that buffers and requests are made once.
 
 What travels, and where it is from:

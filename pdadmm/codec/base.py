@@ -9,7 +9,7 @@ import numpy as np
 from pdadmm.arrays import Array
 from pdadmm.errors import InputError
 
-__all__ = ["Codec", "NonFiniteError", "Projecting", "check_bits", "refuse_nonfinite"]
+__all__ = ["Codec", "NonFiniteError", "Projecting", "check_bits", "refuse_nonfinite", "require_size"]
 
 
 class NonFiniteError(ValueError):
@@ -31,7 +31,10 @@ class Codec(Protocol):
 
     @property
     def lossless(self) -> bool:
-        """Whether the decoded copy equals the encoded values, so that the sender needs none of its own."""
+        """Whether the decoded copy equals what is sent, so that the sender needs none of its own.
+
+        What is sent has been projected first where the codec has a `span`.
+        """
         ...
 
     @property
@@ -86,6 +89,15 @@ def refuse_nonfinite(x: Array) -> None:
     # on a GPU the answer would wait for the device: the norms of the next iteration's gradients tell
     if isinstance(x, np.ndarray) and not np.isfinite(x).all():
         raise NonFiniteError
+
+
+def require_size(message: Array, codec: Codec, rows: int, cols: int) -> None:
+    """Refuse a buffer that is not of the size of a message, with ValueError."""
+    if message.nbytes != codec.nbytes(rows, cols):
+        raise ValueError(
+            f"a message of {message.nbytes} bytes for a {rows} x {cols} matrix, which takes "
+            f"{codec.nbytes(rows, cols)} with codec {codec.name}"
+        )
 
 
 def check_bits(name: str, bits: int, known: tuple[int, ...]) -> None:

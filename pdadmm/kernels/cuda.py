@@ -20,6 +20,7 @@ from pdadmm.arrays import DeviceArray as Array
 from pdadmm.arrays import Scalar
 from pdadmm.arrays.sources import find_source
 from pdadmm.codec import Codec, NonFiniteError
+from pdadmm.codec.base import require_size
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -115,7 +116,7 @@ class CudaLibrary:
 
         self._cupy = cupy
         self._device = cupy.cuda.Device().id
-        self._functions: dict[str, Callable[..., None]] = {}
+        self._functions: dict[tuple[str, str], Callable[..., None]] = {}
         self._room: dict[str, Array] = {}
         self._bad = cupy.zeros(1, np.int32)
         self.calls = 0
@@ -134,9 +135,9 @@ class CudaLibrary:
     # ---- starting kernels ---------------------------------------------------------------------------
 
     def _start(self, file: str, kernel: str, grid: tuple[int, ...], *arguments: object) -> None:
-        function = self._functions.get(kernel)
+        function = self._functions.get((file, kernel))
         if function is None:
-            function = self._functions[kernel] = _module(file, self._device).get_function(kernel)
+            function = self._functions[file, kernel] = _module(file, self._device).get_function(kernel)
         function(grid, (BLOCK,), arguments)
         self.calls += 1
 
@@ -212,6 +213,8 @@ class CudaKernels(CudaLibrary):
         if each and (length.shape != M.shape[1:] or length.dtype != np.float64):
             raise ValueError(f"a length a column is float64, not {length.shape} of {length.dtype}")
         rows, cols = M.shape
+        if not M.size:
+            return self._cupy.zeros(cols, np.float64)
         chunks = min(-(-rows // (4 * _WARPS)), _MOST_CHUNKS)
         partial = self._scratch("columns", chunks * cols, np.float64)
         sums = self._cupy.empty(cols, np.float64)
@@ -234,6 +237,7 @@ class CudaKernels(CudaLibrary):
             return
         check(x, hat)
         rows, cols = x.shape
+        require_size(out, codec, rows, cols)
         ending, grid = self._codec(codec)
         self._start(
             "quantize.cu", f"encode_{ending}", (row_blocks(rows),),
@@ -246,6 +250,7 @@ class CudaKernels(CudaLibrary):
             return
         check(hat)
         rows, cols = hat.shape
+        require_size(message, codec, rows, cols)
         ending, grid = self._codec(codec)
         self._start(
             "quantize.cu", f"decode_{ending}", (row_blocks(rows),),

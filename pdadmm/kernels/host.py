@@ -14,7 +14,9 @@ from collections.abc import Callable
 import numpy as np
 
 from pdadmm.arrays import Array, sources
+from pdadmm.arrays.groups import MOST_GROUPS
 from pdadmm.codec import Codec, NonFiniteError
+from pdadmm.codec.base import require_size
 
 __all__ = ["CODING", "Coding", "HostKernels", "HostLibrary", "doubles", "same_shape"]
 
@@ -112,11 +114,19 @@ class HostKernels(HostLibrary):
     threads
         Of a kernel.
     groups
-        Of the rows, by which sums over them are formed (:mod:`pdadmm.arrays.groups`); 0: none.
+        Of the rows, by which sums over them are formed (:mod:`pdadmm.arrays.groups`): a power of two of at
+        most `MOST_GROUPS`; 0: none.
+
+    Raises
+    ------
+    ValueError
+        When there are other numbers of groups.
     """
 
     def __init__(self, threads: int = 1, groups: int = 0) -> None:
         super().__init__(threads)
+        if groups and (groups > MOST_GROUPS or groups & (groups - 1)):
+            raise ValueError(f"{groups} groups; the kernels take a power of two of at most {MOST_GROUPS}")
         self.groups = groups
         integer, real = ctypes.c_int, ctypes.c_double
         self._squared_norm = self._function("squared_norm", real)
@@ -149,13 +159,6 @@ class HostKernels(HostLibrary):
             coding = _KINDS[codec.name], codec.bits, low, step
         self._codecs[id(codec)] = (codec, coding)  # holds the codec, so that its id stays its own
         return coding
-
-    def _require_size(self, message: Array, codec: Codec, rows: int, cols: int) -> None:
-        if message.nbytes != codec.nbytes(rows, cols):
-            raise ValueError(
-                f"a message of {message.nbytes} bytes for a {rows} x {cols} matrix, which takes "
-                f"{codec.nbytes(rows, cols)} with codec {codec.name}"
-            )
 
     # ---- sums and steps -----------------------------------------------------------------------------
 
@@ -190,7 +193,7 @@ class HostKernels(HostLibrary):
             return
         rows, cols = x.shape
         same_shape(x, hat)
-        self._require_size(out, codec, rows, cols)
+        require_size(out, codec, rows, cols)
         at = self._address
         if self._encode(_ENCODE(rows, cols, at(x), at(hat), at(out), key, *coding)):
             raise NonFiniteError
@@ -201,7 +204,7 @@ class HostKernels(HostLibrary):
             codec.decode(message, hat)
             return
         rows, cols = hat.shape
-        self._require_size(message, codec, rows, cols)
+        require_size(message, codec, rows, cols)
         self._decode(_DECODE(rows, cols, self._address(message), self._address(hat), *coding))
 
 

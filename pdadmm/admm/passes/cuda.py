@@ -13,6 +13,7 @@ from pdadmm.admm.passes.protocol import Coupled, HiddenSums, Workspace
 from pdadmm.admm.passes.reference import ReferencePasses
 from pdadmm.arrays import DeviceArray as Array
 from pdadmm.arrays import Scalar
+from pdadmm.codec.base import require_size
 from pdadmm.kernels.cuda import (
     BLOCK,
     MOST_BLOCKS,
@@ -81,6 +82,8 @@ class CudaPasses(CudaKernels):
             return self._reference.p_gradient(G, end, message, nu, rho)
         check(G, end.own, end.own_hat, end.other_hat, end.u)
         rows, cols = G.shape
+        if message is not None:
+            require_size(message, end.codec, rows, cols)
         ending, grid = self._codec(end.codec)
         return self._with_sums(
             f"p_gradient_{ending}", row_blocks(rows), 1,
@@ -94,6 +97,7 @@ class CudaPasses(CudaKernels):
             return
         check(end.own, G, end.own_hat)
         rows, cols = G.shape
+        require_size(out, end.codec, rows, cols)
         ending, grid = self._codec(end.codec)
         self._start(
             "updates.cu", f"p_step_{ending}", (row_blocks(rows),),
@@ -109,6 +113,7 @@ class CudaPasses(CudaKernels):
         check(end.own, G, end.own_hat)
         check(M, H)
         rows, cols = G.shape
+        require_size(out, end.codec, rows, cols)
         ending, grid = self._codec(end.codec)
         return self._with_sums(
             f"p_line_search_{ending}", row_blocks(rows), 1,
@@ -184,6 +189,8 @@ class CudaPasses(CudaKernels):
         q, p_hat, q_hat, u = end.own, end.other_hat, end.own_hat, end.u
         check(M, z, q, p_hat, q_hat, u)
         rows, cols = M.shape
+        for given in [out] if message is None else [message, out]:
+            require_size(given, end.codec, rows, cols)
         ending, grid = self._codec(end.codec)
         blocks = row_blocks(rows)
         partial = self._scratch("partial", MOST_BLOCKS * 6, np.float64)

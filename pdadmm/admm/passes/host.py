@@ -15,6 +15,7 @@ from pdadmm.admm.passes.protocol import Coupled, HiddenSums, Workspace
 from pdadmm.admm.passes.reference import ReferencePasses
 from pdadmm.arrays import Array
 from pdadmm.codec import NonFiniteError
+from pdadmm.codec.base import require_size
 from pdadmm.kernels.host import CODING, HostKernels, doubles, same_shape
 
 __all__ = ["HostPasses"]
@@ -117,7 +118,7 @@ class HostPasses(HostKernels):
         same_shape(G, p, p_hat, q_hat, u)
         at = self._address
         if message is not None:
-            self._require_size(message, end.codec, rows, cols)
+            require_size(message, end.codec, rows, cols)
         return self._p_gradient(
             _P_GRADIENT(
                 rows, cols, at(G), at(p), at(p_hat), at(q_hat), at(u),
@@ -133,7 +134,7 @@ class HostPasses(HostKernels):
         rows, cols = G.shape
         p, p_hat = end.own, end.own_hat
         same_shape(G, p, p_hat)
-        self._require_size(out, end.codec, rows, cols)
+        require_size(out, end.codec, rows, cols)
         at = self._address
         if self._p_step(_P_STEP(rows, cols, at(p), at(G), at(p_hat), at(out), length, key, *coding)):
             raise NonFiniteError
@@ -150,7 +151,7 @@ class HostPasses(HostKernels):
         same_shape(M, H)
         if len(M) != rows:
             raise ValueError(f"{len(M)} rows of M for {rows} nodes")
-        self._require_size(out, end.codec, rows, cols)
+        require_size(out, end.codec, rows, cols)
         at = self._address
         decrease = self._p_line_search(
             _P_LINE_SEARCH(
@@ -236,8 +237,8 @@ class HostPasses(HostKernels):
         q, p_hat, q_hat, u = end.own, end.other_hat, end.own_hat, end.u
         same_shape(M, z, q, p_hat, q_hat, u)
         if message is not None:
-            self._require_size(message, end.codec, rows, cols)
-        self._require_size(out, end.codec, rows, cols)
+            require_size(message, end.codec, rows, cols)
+        require_size(out, end.codec, rows, cols)
         at = self._address
         if self._hidden(
             _HIDDEN(
