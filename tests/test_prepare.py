@@ -317,10 +317,13 @@ def test_separate_worlds_under_srun_are_noticed(tmp_path: Path) -> None:
     env = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
     done = prepare("synthetic", cwd=tmp_path, env=env)
     assert done.returncode == 2
-    assert "separate MPI worlds" in done.stderr
+    assert "srun started 4 tasks, but each sees an MPI world of one rank" in done.stderr
     silent = prepare("synthetic", cwd=tmp_path, env={**env, "SLURM_PROCID": "1"})
     assert (silent.returncode, silent.stderr) == (2, "")
     assert everything(tmp_path) == []
+    # within a step of srun somebody may well start mpirun, as pdadmm.run allows, too
+    within = prepare("synthetic", "--out", "f.h5", cwd=tmp_path, ranks=1, env=env)
+    assert (within.returncode, within.stderr) == (0, "")
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from pdadmm.comm.where import Where
 from pdadmm.comm.witness import FORWARDING
 from pdadmm.errors import InputError
 
-__all__ = ["leave", "start_mpi"]
+__all__ = ["leave", "separate_worlds", "start_mpi"]
 
 #: bytes of /dev/shm that MPICH takes a rank, once UCX takes none; measured, and a bit
 _BYTES_A_RANK = 1.2e6
@@ -41,6 +41,24 @@ def start_mpi(where: Where, seconds: float) -> ModuleType:
     if MPI.COMM_WORLD.size > 1:
         _forget_names()
     return MPI
+
+
+def separate_worlds(size: int) -> str:
+    """What to say where srun, without a matching --mpi, started a world of one rank for each task; else "".
+
+    Parameters
+    ----------
+    size
+        Ranks of this world.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1") or 1)
+    of_launcher = any(name in os.environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
+    if size > 1 or tasks <= 1 or of_launcher:
+        return ""
+    return (
+        f"srun started {tasks} tasks, but each sees an MPI world of one rank; give srun the --mpi that "
+        "matches the MPI library (srun --mpi=list), or use mpirun"
+    )
 
 
 def _require_shared_memory(room: int | None) -> None:

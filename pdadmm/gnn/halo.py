@@ -154,9 +154,10 @@ class _Message:
     views: tuple[Array, ...]  #: of the groups in the buffer
 
 
-def _owners(total: int, ranks: int) -> dict[int, int]:
-    """Rank of every part."""
-    return {part: rank for rank in range(ranks) for part in parts_of_rank(total, ranks, rank)}
+def _owners(total: int, ranks: int) -> dict[int, tuple[int, range]]:
+    """Rank of every part, and all parts of that rank."""
+    owned = ((rank, parts_of_rank(total, ranks, rank)) for rank in range(ranks))
+    return {part: (rank, parts) for rank, parts in owned for part in parts}
 
 
 def _messages(parts: Mapping[int, Part]) -> Iterator[tuple[tuple[int, int], bool, np.ndarray]]:
@@ -169,12 +170,14 @@ def _messages(parts: Mapping[int, Part]) -> Iterator[tuple[tuple[int, int], bool
 
 
 def _channel(
-    slot: Slot, ends: tuple[int, int], sends: bool, total: int, owner: Mapping[int, int], nbytes: int
+    slot: Slot, ends: tuple[int, int], sends: bool, owners: Mapping[int, tuple[int, range]], nbytes: int
 ) -> Channel:
+    """Of a message; its tag tells it from the others between two ranks, and so stays as small as may be."""
     sender, receiver = ends
     other = receiver if sends else sender
-    tag = (slot.index * total + sender) * total + receiver
-    return Channel(channel_name(slot.name, *ends), owner[other], tag, nbytes, sends, f"part {other}")
+    (_, senders), (_, receivers) = owners[sender], owners[receiver]
+    tag = (slot.index * len(senders) + sender - senders.start) * len(receivers) + receiver - receivers.start
+    return Channel(channel_name(slot.name, *ends), owners[other][0], tag, nbytes, sends, f"part {other}")
 
 
 def rounds_of(parts: Mapping[int, Part], total: int, slots: Sequence[Slot], ranks: int, rank: int) -> Rounds:
@@ -187,10 +190,10 @@ def rounds_of(parts: Mapping[int, Part], total: int, slots: Sequence[Slot], rank
     total
         Parts of the graph.
     """
-    owner = _owners(total, ranks)
+    owners = _owners(total, ranks)
     rounds = []
     for slot in slots:
-        channels = (_channel(slot, ends, sends, total, owner, 1) for ends, sends, _ in _messages(parts))
+        channels = (_channel(slot, ends, sends, owners, 1) for ends, sends, _ in _messages(parts))
         rounds.append(Round(slot.name, tuple(c for c in channels if c.peer != rank)))
     return Rounds(tuple(rounds))
 
@@ -252,7 +255,7 @@ class Exchange:
         self._hats: dict[tuple[str, int, int, bool], Array] = {}
         self._backend = backend
         self._epoch = 0
-        owner = _owners(total, ranks)
+        owners = _owners(total, ranks)
         self._sends: dict[tuple[str, int], list[tuple[Outgoing, _Message]]] = {}
         self._receives: dict[tuple[str, int], list[tuple[Incoming, _Message]]] = {}
         layouts: dict[tuple[str, int, int, bool], Layout] = {}
@@ -267,7 +270,7 @@ class Exchange:
                     hat = (hats or {}).get(key)
                     kept = np.zeros((len(rows), slot.cols), np.float32) if hat is None else hat.copy()
                     self._hats[slot.name, ends[0], ends[1], sends] = backend.asarray(kept)
-                channel = _channel(slot, ends, sends, total, owner, layout.nbytes)
+                channel = _channel(slot, ends, sends, owners, layout.nbytes)
                 if channel.peer != rank:
                     channels.append(channel)
                 elif sends:

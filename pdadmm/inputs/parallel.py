@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from pdadmm.comm.start import leave, start_mpi
+from pdadmm.comm.start import leave, separate_worlds, start_mpi
 from pdadmm.comm.waiter import Waiter, end_all
 from pdadmm.comm.where import Where
 from pdadmm.errors import InputError
@@ -141,7 +141,7 @@ def _wait_for_rank_0(number: int, frame: FrameType | None) -> None:
     signal.alarm(_TIDYING)
 
 
-def run_shared(program: str, run: Callable[[Share], int], srun_tasks: int) -> int:
+def run_shared(program: str, run: Callable[[Share], int]) -> int:
     """Start MPI; on rank 0 call `run` with a function that shares an augmentation; serve elsewhere.
 
     Parameters
@@ -150,8 +150,6 @@ def run_shared(program: str, run: Callable[[Share], int], srun_tasks: int) -> in
         What messages call it.
     run : callable
         Takes the sharing function, does everything else and returns the exit code.
-    srun_tasks : int
-        How many tasks srun started, to notice that each became a world of its own.
 
     Returns
     -------
@@ -161,12 +159,12 @@ def run_shared(program: str, run: Callable[[Share], int], srun_tasks: int) -> in
     where = Where()
     where.watch()
     try:
-        return _run_under_mpi(program, run, srun_tasks, where)
+        return _run_under_mpi(program, run, where)
     finally:
         where.close()
 
 
-def _run_under_mpi(program: str, run: Callable[[Share], int], srun_tasks: int, where: Where) -> int:
+def _run_under_mpi(program: str, run: Callable[[Share], int], where: Where) -> int:
     try:
         MPI = start_mpi(where, 0.0)
     except InputError as error:
@@ -176,14 +174,9 @@ def _run_under_mpi(program: str, run: Callable[[Share], int], srun_tasks: int, w
         own = next((number for number in numbers if number is not None), "0")
         return run(lambda work: work.pieces()) if own == "0" else 0
     comm = MPI.COMM_WORLD
-    if comm.size == 1 and srun_tasks > 1:
+    if said := separate_worlds(comm.size):
         if os.environ.get("SLURM_PROCID", "0") == "0":
-            print(
-                f"{program}: srun started {srun_tasks} separate MPI worlds of one rank; give srun the "
-                "--mpi that matches the MPI library (srun --mpi=list), or use mpirun",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{program}: {said}", file=sys.stderr, flush=True)
         return 2
     try:
         where.set_rank(comm.rank)

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pdadmm.comm.start import leave, start_mpi
+from pdadmm.comm.start import leave, separate_worlds, start_mpi
 from pdadmm.comm.waiter import PATIENT, Waiter, end_all
 from pdadmm.comm.where import Where
 from pdadmm.errors import InputError, RunError, denied, one_line
@@ -158,11 +158,7 @@ def parse(waiter: Waiter, parser: Parser, arguments: list[str]) -> argparse.Name
 
 def _require_one_world(size: int) -> None:
     """srun without a matching --mpi starts separate worlds of one rank: refuse to train N times."""
-    steps = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1") or 1)
-    if size == 1 and steps > 1 and "PMI_SIZE" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
+    if said := separate_worlds(size):
         if os.environ.get("SLURM_PROCID", "0") != "0":
             raise SystemExit(2)
-        raise InputError(
-            f"srun started {steps} tasks, but each sees an MPI world of one rank; "
-            "give srun the --mpi that matches the MPI library (srun --mpi=list), or use mpirun"
-        )
+        raise InputError(said)

@@ -251,4 +251,4 @@ def on_first_rank(program: str, run: Callable[[Share], int]) -> int:
 
     from pdadmm.inputs.parallel import run_shared
 
-    return run_shared(program, run, srun_tasks)
+    return run_shared(program, run)
