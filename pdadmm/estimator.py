@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, RunError
 from pdadmm.model import Model
 
 try:
@@ -219,6 +219,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
             fitted = fit(task)
         except InputError as error:
             raise ValueError(_of_parameters(str(error))) from None
+        except RunError as error:
+            raise RunError(_of_parameters(str(error)), error.everywhere) from None
         self.classes_ = classes
         attributes = {
             "activation": self.activation, "input_norm": self.input_norm, "hop_decay": 1.0,
@@ -266,7 +268,14 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(self.start, Model):
             attributes = {**self.start.attributes, "activation": self.start.activation}
             return Start.of_arrays(self.start.weights, self.start.biases, attributes)
-        return None if self.start is None else Start.of_file(self.start)
+        if self.start is None:
+            return None
+        if not isinstance(self.start, str | os.PathLike):
+            raise ValueError(
+                f"start is a {type(self.start).__name__}; give a pdadmm.Model, as a fitted estimator's "
+                "model_, or the path of a model.h5"
+            )
+        return Start.of_file(self.start)
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probabilities (rows, classes), in the order of `classes_`."""

@@ -135,10 +135,11 @@ class Model:
         Raises
         ------
         ValueError
-            When X has not n_0 columns.
+            When X has not n_0 columns, or holds NaN, Inf or more than float32 can.
         InputError
             When the model scales its inputs, and not in a way that X allows.
         """
+        X = np.asarray(X)
         if X.ndim != 2 or X.shape[1] != self.weights[0].shape[1]:
             raise ValueError(
                 f"features of shape {X.shape} do not fit a model of {self.weights[0].shape[1]} inputs"
@@ -157,7 +158,10 @@ class Model:
         return out
 
     def _scaled(self, X: np.ndarray) -> np.ndarray:
-        X = np.asarray(X, np.float32)
+        with np.errstate(over="ignore"):
+            X = np.asarray(X, np.float32)
+        if not np.isfinite(X).all():
+            raise ValueError("the features hold NaN or Inf, or more than float32 can; replace them")
         return normalise_inputs(X, self.attributes["features_per_hop"], *self._scaling) if self._scales else X
 
     @property

@@ -181,12 +181,13 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
     best = rows[0][0]
     given = data_arguments(options)
     print(
-        f"means of {options.seeds} run{'s' if options.seeds > 1 else ''} of {options.layers} layers; "
-        "differences from the best with their standard errors. The best:\n"
+        f"means of {options.seeds} run{'s' if options.seeds > 1 else ''} of {options.layers} layers, "
+        f"{options.iterations} iterations a stage; differences from the best with their standard errors. "
+        "The best, to be trained for longer:\n"
         f"python -m pdadmm.prepare {shlex.join([options.name, '--operators', best.operators, *given])} "
         f"--feature-norm {best.feature_norm} --out tuned.h5\n"
         f"python -m pdadmm.run tuned.h5 --layers {options.layers} --hidden {options.hidden} "
-        f"{shlex.join(best.arguments())}",
+        f"{shlex.join(best.arguments())}{f' --seed {options.seed}' if options.seed else ''}",
         flush=True,
     )
 

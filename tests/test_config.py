@@ -10,6 +10,8 @@ from support import words
 
 from pdadmm.admm.options import OPTIONS, Config, Messages, Network, Training, parse
 from pdadmm.errors import InputError
+from pdadmm.gnn.options import SCHEMES
+from pdadmm.gnn.options import parse as graph_network
 from pdadmm.runtime.options import Options, fill, option, positional, to_toml
 from pdadmm.runtime.sections import Output, Run
 
@@ -102,7 +104,10 @@ def test_bits_follow_the_codec(codec: str, bits: int) -> None:
         ("[training]\nsteps = 3\n", "'steps'"),
         ("[train]\nnu = 1\n", "[train]"),
         ("training = 3\n", "[training]"),
-        ("nu = 3\n", "[nu]"),
+        ("nu = 3\n", "unknown key 'nu' above its tables; there is 'nu' in [training]"),
+        ("[network]\nz-centre = 'linear'\n", "'z-centre' in [network]; there is 'z_centre' in [training]"),
+        ("[network]\nlayers = 2.0\n", "must be an integer, not 2.0"),
+        ("graph = ''\n", "is a configuration of python -m pdadmm.gnn.run; give one of python -m pdadmm.run"),
         ("features = 3\n", "features"),
         ("[training\n", "not valid TOML"),
         ("[training]\nnu = 1\nnu = 2\n", "not valid TOML"),
@@ -296,6 +301,30 @@ def _empty(folder: Path) -> Path:
     file = folder / "empty.toml"
     file.write_text("")
     return file
+
+
+@pytest.mark.parametrize(("first", "second"), [("lean", "float32"), ("float32", "adaqp"), ("adaqp", "lean")])
+def test_a_scheme_on_the_command_line_is_whole(first: str, second: str, tmp_path: Path) -> None:
+    """What the file's scheme stood for goes with it; what its user chose stays."""
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(graph_network(["--messages", first])))
+    found = graph_network(["--config", str(file), "--messages", second])
+    assert found == graph_network(["--messages", second])
+    assert graph_network(["--config", str(file)]) == graph_network(["--messages", first])
+    file.write_text(
+        to_toml(graph_network(["--messages", first, "--backward", "affine", "--forward", "delta"]))
+    )
+    found = graph_network(["--config", str(file), "--messages", second])
+    assert found.messages.forward == "delta" and found.network.order == SCHEMES[second].order
+
+
+def test_bits_of_a_graph_network_may_be_a_number_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[messages]\nbits = 8\n")
+    assert graph_network(["--config", str(file)]).messages.bits == "8"
+    file.write_text("[messages]\nbits = 3\n")
+    with pytest.raises(InputError, match="bits"):
+        graph_network(["--config", str(file)])
 
 
 def test_default_stages_of_a_file_are_not_those_of_other_layers(tmp_path: Path) -> None:

@@ -319,6 +319,29 @@ except ValueError as error:
     assert "rank 1 cannot train" in lines[0] and "NaN" in lines[0] and "rank 1" not in lines[1]
 
 
+@pytest.mark.parametrize("step", ["exact", "row", "doubling"])
+@pytest.mark.parametrize("kernels", ["fused", "reference"])
+def test_tiny_features_without_a_penalty_are_trained_on(step: str, kernels: str) -> None:
+    """The image of a gradient vanishes in single precision, and nothing else bounds a step."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((200, 20)) * 1e-7, np.arange(200) % 2
+    found = ADMMClassifier(layers=3, mu=0.0, iterations=5, step=step, kernels=kernels).fit(X, y)
+    assert all(np.isfinite(W).all() for W in found.model_.weights)
+
+
+def test_what_cannot_be_started_from_is_told() -> None:
+    X, y = np.eye(4), np.arange(4) % 2
+    with pytest.raises(ValueError, match=r"start is a ADMMClassifier; give a pdadmm.Model, as a fitted"):
+        ADMMClassifier(layers=2, start=ADMMClassifier()).fit(X, y)
+
+
+def test_a_run_that_diverges_says_what_to_do_in_the_names_of_parameters() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((60, 8)) * 1e5, np.arange(60) % 3
+    with pytest.raises(RunError, match="scale the features to about 1, or try a larger rho, a smaller nu or"):
+        ADMMClassifier(layers=4, hidden=16, iterations=50).fit(X, y)
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_the_example_of_the_readme(ranks: int, mpirun: MPIRun, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)

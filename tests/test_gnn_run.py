@@ -31,6 +31,9 @@ from support import (
     words,
 )
 
+from pdadmm import Model
+from pdadmm.errors import InputError
+
 MPIRun = Callable[..., Finished]
 SMALL = "--hidden 16 --epochs 24 --eval-every 8 --reassign 9 --quiet"
 PREPARE = "--synthetic-nodes 400 --synthetic-features 40 --synthetic-train-per-class 8"
@@ -223,6 +226,10 @@ def test_predictions_are_those_of_the_run_on_any_ranks(mpirun: MPIRun, graph: Pa
         with h5py.File(out) as file:
             found.append((file["classes"][...], file["scores"][...]))
     np.testing.assert_array_equal(found[0][1], found[1][1])
+    succeed(python("-m", "pdadmm.gnn.predict", run / "model.h5", graph, "--out", tmp_path / "file.h5"))
+    assert (tmp_path / "file.h5").read_bytes() == (tmp_path / "p1.h5").read_bytes()
+    with pytest.raises(InputError, match=r"the model of a graph network, which pdadmm\.GraphModel reads"):
+        Model.load(run / "model.h5")
     with h5py.File(graph) as file:
         y, split, ids = file["y"][...], file["split"][...], file["node_id"][...]
     test = split == 3

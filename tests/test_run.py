@@ -29,6 +29,7 @@ from support import (
 
 import pdadmm
 from pdadmm.datasets import load
+from pdadmm.errors import InputError
 from pdadmm.inputs.write import in_memory
 
 if sys.version_info >= (3, 11):
@@ -129,6 +130,20 @@ def test_model_reproduces_the_test_accuracy(default_run: tuple[Path, Finished]) 
         x = np.maximum(x, 0) if i < 15 else x
     assert (x.argmax(axis=1) == found).mean() > 0.998
     np.testing.assert_allclose(model.forward(features.x("test")), x, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_of_no_numbers_and_models_of_the_other_system_are_refused(
+    default_run: tuple[Path, Finished], tmp_path: Path
+) -> None:
+    model = pdadmm.Model.load(default_run[0] / "model.h5")
+    X = np.zeros((2, model.weights[0].shape[1]))
+    for value in (np.nan, np.inf, 1e300):
+        X[1, 3] = value
+        with pytest.raises(ValueError, match="the features hold NaN or Inf, or more than float32 can"):
+            model.predict(X)
+    assert model.predict(X[:1].tolist()).shape == (1,)
+    with pytest.raises(InputError, match=r"not the model of a graph network; pdadmm\.Model reads it"):
+        pdadmm.GraphModel.load(default_run[0] / "model.h5")
 
 
 def test_a_row_is_predicted_alike_wherever_it_stands(default_run: tuple[Path, Finished]) -> None:

@@ -20,10 +20,11 @@ from pdadmm.admm.report import describe_run, final_table, in_profile, show, summ
 from pdadmm.admm.start import Start
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.waiter import Waiter
-from pdadmm.errors import InputError, one_line
+from pdadmm.errors import InputError
 from pdadmm.files import Record, write_json
 from pdadmm.runtime.checkpoint import Checkpoint, newest
-from pdadmm.runtime.control import STOPPED_EARLY, Control
+from pdadmm.runtime.console import warn
+from pdadmm.runtime.control import Control, stop_early
 from pdadmm.runtime.devices import Choice, choose, describe
 from pdadmm.runtime.folder import RunFolder, begin_files, run_folder
 from pdadmm.runtime.launch import agree
@@ -55,11 +56,11 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     if config.run.backend == "numpy":
         require_memory(config, sizes, waiter)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(run_folder(waiter, config.output, sizes.dataset, _warn))
+        folder = stack.enter_context(run_folder(waiter, config.output, sizes.dataset, warn))
         threads = set_threads(config.run, waiter.comm, largest_product(config, sizes))
         crowded = too_many(config.run, waiter.comm)
         if crowded and waiter.comm.rank == 0:
-            _warn(crowded)
+            warn(crowded)
         features = partial(open_features, config.features)
         control = _control(config, waiter, started)
         progress = _progress(config, waiter)
@@ -83,7 +84,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         summary = _write_results(folder.path, run, trainer, space) if finished else None
         _write_profile(folder.path, run, trainer, baseline)
         if summary is None:
-            _stop_early(folder.path, trainer)
+            stop_early(waiter, f"iteration {trainer.iteration}", folder.path)
         elif waiter.comm.rank == 0 and not config.output.quiet:
             final_table(summary, folder.path)
 
@@ -223,7 +224,7 @@ def _checkpoint(folder: Path, trainer: Trainer) -> Checkpoint | None:
     """What --resume goes on from."""
     if not trainer.config.output.resume:
         return None
-    return newest(folder, trainer.waiter, _warn, trainer.fits)
+    return newest(folder, trainer.waiter, warn, trainer.fits)
 
 
 def _announce(trainer: Trainer, threads: int) -> None:
@@ -263,7 +264,7 @@ def _begin_files(
     def reserve() -> ModelSpace:
         return stack.enter_context(reserved(folder.path / "model.h5", trainer.widths, attributes))
 
-    return begin_files(folder, trainer.config, metrics, resumed, "features", _warn, reserve)
+    return begin_files(folder, trainer.config, metrics, resumed, "features", warn, reserve)
 
 
 def _measure_links(trainer: Trainer) -> Record | None:
@@ -283,10 +284,6 @@ def _measure_links(trainer: Trainer) -> Record | None:
     )
 
 
-def _warn(line: str) -> None:
-    print(f"pdadmm: warning: {one_line(line)}", file=sys.stderr, flush=True)
-
-
 # ---- what it leaves ---------------------------------------------------------------------------------
 
 
@@ -294,16 +291,6 @@ def _write_profile(folder: Path, run: Record, trainer: Trainer, baseline: Record
     """Write profile.json, and trace.json when asked for; collective."""
     seconds = {"evaluation": trainer.seconds_evaluation, "checkpoint": trainer.seconds_checkpoints}
     write_profile(folder, in_profile(run), trainer.accounts, trainer.waiter, seconds, baseline)
-
-
-def _stop_early(folder: Path, trainer: Trainer) -> None:
-    if trainer.waiter.comm.rank == 0:
-        print(
-            f"pdadmm: stopped after iteration {trainer.iteration} with a checkpoint; "
-            f"go on with --resume --out {one_line(folder)}",
-            file=sys.stderr,
-        )
-    raise SystemExit(STOPPED_EARLY)
 
 
 def _write_results(folder: Path, run: Record, trainer: Trainer, space: ModelSpace | None) -> Record:

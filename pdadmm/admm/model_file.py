@@ -109,6 +109,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[PlainFile, _Layers, 
 
 def _attributes(file: PlainFile) -> Record:
     """What a model says of itself, each value of its type and in its range."""
+    if file.attribute("schema") == "pdadmm-gnn-model":
+        raise InputError(f"{file.where}: the model of a graph network, which pdadmm.GraphModel reads")
     if file.attribute("schema") != SCHEMA:
         raise file.wrong("not a model of pdadmm")
     version = file.attribute("schema_version")
@@ -217,6 +219,7 @@ def _create(path: Path, temporary: Path, shapes: list[tuple[int, int]], attribut
     import h5py
 
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_obj_track_times(False)  # the same network is the same file
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
 

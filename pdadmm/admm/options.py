@@ -174,6 +174,7 @@ OPTIONS = Options(
     Config,
     "python -m pdadmm.run",
     "Train a deep graph-augmented MLP by ADMM, layers spread over MPI ranks.",
+    {"graph": "python -m pdadmm.gnn.run"},
 )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from pdadmm.admm.activations import make_activation
 from pdadmm.admm.evaluate import Split, evaluate
 from pdadmm.admm.growth import identity_layer, random_layer, stage_positions
-from pdadmm.admm.layer import Hyper, Layer, Terms
+from pdadmm.admm.layer import IF_IT_DIVERGES, Hyper, Layer, Terms
 from pdadmm.admm.monitor import Monitor
 from pdadmm.admm.options import Config, Training
 from pdadmm.admm.passes import Passes, select_passes
@@ -497,7 +497,7 @@ class Trainer:
         if not record["objective"] < bound:
             raise RunError(
                 f"the objective is {record['objective']:.3g}, above the bound of {bound:.3g}; the run "
-                "diverges, try a larger --rho, a smaller --nu or more --bits",
+                f"diverges; {IF_IT_DIVERGES}",
                 everywhere=True,
             )
         self.seconds_evaluation += time.perf_counter() - start

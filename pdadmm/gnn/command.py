@@ -19,7 +19,8 @@ from pdadmm.gnn.report import final_table, in_profile, show, summarise
 from pdadmm.gnn.trainer import Facts, Trainer
 from pdadmm.inputs.graph_file import GraphFile, GraphSource
 from pdadmm.runtime.checkpoint import Checkpoint, newest
-from pdadmm.runtime.control import STOPPED_EARLY, Control
+from pdadmm.runtime.console import warn
+from pdadmm.runtime.control import Control, stop_early
 from pdadmm.runtime.devices import Choice, choose, describe
 from pdadmm.runtime.folder import RunFolder, begin_files, run_folder
 from pdadmm.runtime.launch import agree
@@ -46,11 +47,11 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     config, facts = _configure(waiter, arguments)
     choice = _choose(config, waiter)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(run_folder(waiter, config.output, facts.dataset, _warn))
+        folder = stack.enter_context(run_folder(waiter, config.output, facts.dataset, warn))
         threads = set_threads(config.run, waiter.comm)
         crowded = too_many(config.run, waiter.comm)
         if crowded and waiter.comm.rank == 0:
-            _warn(crowded)
+            warn(crowded)
         metrics = Metrics(folder.path / "metrics.jsonl")
         progress = _progress(config, waiter)
         record = partial(_record, metrics, progress, config, waiter)
@@ -60,7 +61,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         )
         with waiter.patient():
             trainer = agree(waiter, lambda: _trainer(config, facts, waiter, threads, choice, control, record))
-        resumed = newest(folder.path, waiter, _warn, trainer.fits) if o.resume else None
+        resumed = newest(folder.path, waiter, warn, trainer.fits) if o.resume else None
         room = agree(waiter, lambda: _begin_files(stack, folder, trainer, metrics, resumed))
         _announce(trainer, threads)
         baseline = _measure_links(trainer)
@@ -70,9 +71,9 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         summary = _write_results(folder.path, trainer, room, threads) if finished else None
         _write_profile(folder.path, trainer, threads, baseline)
         if not finished:
-            _stop_early(folder.path, trainer)
+            stop_early(waiter, f"epoch {trainer.epoch}", folder.path)
         elif summary is not None and not config.output.quiet:
-            final_table(summary, folder.path)
+            final_table(summary, folder.path, facts.multilabel)
 
 
 # ---- getting ready ----------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def _begin_files(
         path = folder.path / "model.h5"
         return stack.enter_context(reserved(path, trainer.shape, _attributes(trainer, 0.0)))
 
-    return begin_files(folder, trainer.config, metrics, resumed, "graph", _warn, room)
+    return begin_files(folder, trainer.config, metrics, resumed, "graph", warn, room)
 
 
 def _attributes(trainer: Trainer, test_accuracy: float) -> Record:
@@ -206,10 +207,6 @@ def _measure_links(trainer: Trainer) -> Record | None:
     return measure_neighbours(trainer.waiter, choice=trainer.choice, run=trainer.config.run)
 
 
-def _warn(line: str) -> None:
-    print(f"pdadmm: warning: {line}", file=sys.stderr, flush=True)
-
-
 # ---- what it leaves ---------------------------------------------------------------------------------
 
 
@@ -217,16 +214,6 @@ def _write_profile(folder: Path, trainer: Trainer, threads: int, baseline: Recor
     """Write profile.json, and trace.json when asked for; collective."""
     seconds = {"evaluation": trainer.seconds_evaluation, "checkpoint": trainer.seconds_checkpoints}
     write_profile(folder, in_profile(trainer, threads), trainer.accounts, trainer.waiter, seconds, baseline)
-
-
-def _stop_early(folder: Path, trainer: Trainer) -> None:
-    if trainer.waiter.comm.rank == 0:
-        print(
-            f"pdadmm: stopped after epoch {trainer.epoch} with a checkpoint; "
-            f"go on with --resume --out {folder}",
-            file=sys.stderr,
-        )
-    raise SystemExit(STOPPED_EARLY)
 
 
 def _write_results(folder: Path, trainer: Trainer, room: ModelRoom | None, threads: int) -> Record | None:

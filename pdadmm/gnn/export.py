@@ -25,7 +25,7 @@ from pdadmm.errors import InputError, one_line
 from pdadmm.files import naming, replacing
 from pdadmm.files.tensors import write_tensors
 from pdadmm.gnn.layer import Shape
-from pdadmm.gnn.model_file import read_model
+from pdadmm.gnn.model_file import model_of, read_model
 from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.preparing import answer
@@ -75,7 +75,7 @@ def _export(arguments: Sequence[str] | None) -> None:
     safe = target.suffix == ".safetensors"
     if not safe and importlib.util.find_spec("torch") is None:
         raise InputError("exporting needs PyTorch; pip install torch, or name a .safetensors file with --out")
-    shape, weights, _ = read_model(Path(options.run) / "model.h5")
+    shape, weights, _ = read_model(model_of(options.run))
     if os.path.lexists(target):
         raise InputError(f"{target}: exists, so it stays; remove it, or name another one with --out")
     arrays = state_dict(shape, weights)

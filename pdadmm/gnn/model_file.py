@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pdadmm.errors import InputError
 from pdadmm.files import Record, naming, reserve, write_at
 from pdadmm.files.names import safe_name
 from pdadmm.gnn.layer import Shape
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from pdadmm.files.hdf5 import Attributes, PlainFile
 
-__all__ = ["ModelRoom", "read_model", "reserved"]
+__all__ = ["ModelRoom", "model_of", "read_model", "reserved"]
 
 SCHEMA, SCHEMA_VERSION = "pdadmm-gnn-model", 1
 #: for summary.json and profile.json, which are written when the model has left this room
@@ -115,6 +116,12 @@ def _content(shape: Shape, weights: Weights, attributes: Record) -> bytes:
     return buffer.getvalue()
 
 
+def model_of(run: str) -> Path:
+    """The model.h5 of a run, of which its folder is given, or the file itself."""
+    path = Path(run)
+    return path if path.is_file() else path / "model.h5"
+
+
 def read_model(path: str | os.PathLike[str]) -> tuple[Shape, dict[int, dict[str, np.ndarray]], Record]:
     """Shape, float32 parameters by layer and name, and attributes of a file.
 
@@ -160,6 +167,8 @@ def _of_all_layers(file: PlainFile, name: str, layers: int) -> dict[int, h5py.Da
 
 def _attributes(file: PlainFile) -> Record:
     """What a model says of itself, each value of its type and in its range."""
+    if file.attribute("schema") == "pdadmm-model":
+        raise InputError(f"{file.where}: not the model of a graph network; pdadmm.Model reads it")
     if file.attribute("schema") != SCHEMA:
         raise file.wrong("not the model of a graph network")
     version = file.attribute("schema_version")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pdadmm.codec.rows import FLOAT32
 from pdadmm.errors import InputError
+from pdadmm.files import Record
 from pdadmm.gnn.part import MODELS
 from pdadmm.runtime import sections
 from pdadmm.runtime.options import COUNT, POSITIVE, Options, Range, check_ranges, fill, option, positional
@@ -165,7 +166,24 @@ OPTIONS = Options(
     Config,
     "python -m pdadmm.gnn.run",
     "Train a graph network on the whole of a graph that is cut into parts, spread over MPI ranks.",
+    {"features": "python -m pdadmm.run"},
 )
+
+
+def _forget_what_a_scheme_stands_for(values: Record, arguments: Sequence[str]) -> None:
+    """Leave out what a file's scheme of messages brought, where the command line has another scheme."""
+    messages, network = (values.get(section, {}) for section in ("messages", "network"))
+    of_file = OPTIONS.in_file(arguments).get("messages", {}).get("messages")
+    if of_file is None:
+        return
+    scheme = SCHEMES[of_file]
+    for section, name, value in (
+        (messages, "forward", scheme.codec),
+        (messages, "backward", scheme.codec),
+        (network, "order", scheme.order),
+    ):
+        if section.get(name) == value and not OPTIONS.gives(arguments, name):
+            del section[name]
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -177,7 +195,10 @@ def parse(arguments: Sequence[str]) -> Config:
         When an option is unknown or a value is out of its range.
     """
     config = Config()
-    fill(config, OPTIONS.read(arguments))
+    values = OPTIONS.read(arguments)
+    if OPTIONS.gives(arguments, "messages"):
+        _forget_what_a_scheme_stands_for(values, arguments)
+    fill(config, values)
     n, m = config.network, config.messages
     n.order = n.order or config.scheme.order
     m.forward, m.backward = m.forward or config.scheme.codec, m.backward or config.scheme.codec

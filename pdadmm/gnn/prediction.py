@@ -20,7 +20,7 @@ from pdadmm.gnn.command import open_graph
 from pdadmm.gnn.halo import Exchange, uniform_widths
 from pdadmm.gnn.layer import Inputs, Network, Shape, slots_of
 from pdadmm.gnn.measure import Targets, measure
-from pdadmm.gnn.model_file import read_model
+from pdadmm.gnn.model_file import model_of, read_model
 from pdadmm.gnn.part import Part, parts_of_rank
 from pdadmm.gnn.passes.protocol import Drop, Passes
 from pdadmm.gnn.passes.select import make_passes
@@ -54,7 +54,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
     parser.add_argument("--out", metavar="FILE.h5", default="predictions.h5", help="what to write")
     parser.add_argument("--threads", type=int, default=0, help="threads of a rank")
     options = parse(waiter, parser, arguments)
-    shape, weights, facts = agree(waiter, lambda: read_model(Path(options.run) / "model.h5"))
+    shape, weights, facts = agree(waiter, lambda: read_model(model_of(options.run)))
     run = Run(threads=options.threads, backend="numpy", transport="mpi")
     agree(waiter, lambda: check_section(run))
     threads = set_threads(run, waiter.comm)
@@ -91,7 +91,8 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
     agree(waiter, write)
     if waiter.comm.rank == 0:
         said = ", ".join(f"{name} {value:.4f}" for name, value in accuracies.items())
-        print(f"{options.out}: {total} nodes; accuracy {said}", file=sys.stdout, flush=True)
+        score = "micro-F1" if labels else "accuracy"
+        print(f"{options.out}: {total} nodes; {score} {said}", file=sys.stdout, flush=True)
 
 
 def _require_fit(source: GraphSource, shape: Shape, facts: Record, ranks: int, path: str) -> None:

@@ -99,14 +99,14 @@ def in_profile(trainer: Trainer, threads: int) -> Record:
     }
 
 
-def final_table(summary: Record, folder: Path) -> None:
-    """Print the results of a run."""
+def final_table(summary: Record, folder: Path, several: bool) -> None:
+    """Print the results of a run; `several`: labels a node."""
     sent, plain = summary["bytes_per_epoch"], summary["float32_bytes_per_epoch"]
     s = summary
     title = f"{s['dataset']}: {s['model']}, {s['layers']} layers, {s['parts']} parts on {s['ranks']} ranks"
     bits = f"{s['mean_bits_forward']:.2f} forward, {s['mean_bits_backward']:.2f} back"
     rows = [
-        ("accuracy: train", f"{s['train_accuracy']:.3f}"),
+        (f"{'micro-F1' if several else 'accuracy'}: train", f"{s['train_accuracy']:.3f}"),
         ("validation", f"{s['val_accuracy']:.3f}"),
         ("test", f"{s['test_accuracy']:.3f}"),
         ("test at best validation", f"{s['test_accuracy_at_best_val']:.3f}"),

@@ -545,8 +545,8 @@ class Trainer:
         bound = DIVERGED * (np.log(self.facts.classes) if not self.facts.multilabel else self.facts.classes)
         if not record["loss"] < bound:
             raise RunError(
-                f"the loss is {record['loss']:.3g} after epoch {self.epoch}; the run diverges; try a "
-                "smaller --lr or more --bits",
+                f"the loss is {record['loss']:.3g} after epoch {self.epoch}; the run diverges; scale "
+                "the features to about 1, or try a smaller --lr or more --bits",
                 everywhere=True,
             )
         if self._progress is not None:

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pdadmm.errors import one_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["plain_console", "print_results"]
+__all__ = ["plain_console", "print_results", "warn"]
 
 
 def plain_console(width: int) -> Console:
@@ -24,6 +26,11 @@ def plain_console(width: int) -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else width, markup=False, emoji=False)
+
+
+def warn(line: str) -> None:
+    """Say on stderr what a run does not mind, but its user may."""
+    print(f"pdadmm: warning: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def print_results(title: str, rows: Iterable[tuple[str, str]]) -> None:

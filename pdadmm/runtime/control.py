@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from pdadmm.comm.waiter import ALL_RANKS, Waiter
+from pdadmm.errors import one_line
 from pdadmm.process import launched
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Request
 
-__all__ = ["CONTINUE", "SAVE", "STOP", "STOPPED_EARLY", "Control"]
+__all__ = ["CONTINUE", "SAVE", "STOP", "STOPPED_EARLY", "Control", "stop_early"]
 
 CONTINUE, SAVE, STOP = 0, 1, 2
 
@@ -142,3 +145,13 @@ class Control:
         self._iteration_at = None
         if self._asked == SAVE:
             self._asked = CONTINUE
+
+
+def stop_early(waiter: Waiter, done: str, folder: Path) -> NoReturn:
+    """End a run that has saved itself: say after what (epoch 30), and how to go on."""
+    if waiter.comm.rank == 0:
+        print(
+            f"pdadmm: stopped after {done} with a checkpoint; go on with --resume --out {one_line(folder)}",
+            file=sys.stderr,
+        )
+    raise SystemExit(STOPPED_EARLY)

@@ -151,10 +151,19 @@ class Options:
         A dataclass of sections and positional arguments.
     prog, description
         The command in words, for its help and its messages.
+    others
+        Commands by a key that stands in their files alone.
     """
 
-    def __init__(self, tree: type[DataclassInstance], prog: str, description: str) -> None:
+    def __init__(
+        self,
+        tree: type[DataclassInstance],
+        prog: str,
+        description: str,
+        others: Mapping[str, str] | None = None,
+    ) -> None:
         self._prog, self._description = prog, description
+        self._others = others or {}
         hints = typing.get_type_hints(tree)
         self._positionals = {f.name: f for f in dataclasses.fields(tree) if hints[f.name] is str}
         self._sections: dict[str, type[DataclassInstance]] = {
@@ -206,12 +215,14 @@ class Options:
             if section in self._positionals:
                 values[section] = _found(str(_coerced(table, str, f"{section} in {path}")), Path(path).parent)
                 continue
+            if section in self._others:
+                other = self._others[section]
+                raise InputError(f"{path} is a configuration of {other}; give one of {self._prog}")
             if section not in self._sections or not isinstance(table, dict):
-                sections = ", ".join(self._sections)
-                raise InputError(f"{path} has an unknown table [{section}]; there are {sections}")
+                raise InputError(f"{path} has an unknown {self._unknown(section, table)}")
             for key, value in table.items():
                 if (section, key) not in self._options:
-                    raise InputError(f"{path} has an unknown option '{key}' in [{section}]")
+                    raise InputError(f"{path} has an unknown option '{key}' in [{section}]{self._hint(key)}")
                 known, where = self._options[section, key], f"{key} in [{section}] of {path}"
                 checked = known.checked(value, where)
                 if known.path:
@@ -222,6 +233,20 @@ class Options:
                     line = f"pdadmm: warning: {where} is ignored; it is an option of the command line alone"
                     print(line, file=sys.stderr, flush=True)
         return values
+
+    def _unknown(self, name: str, value: object) -> str:
+        """What stands above the tables of a file, or is a table, but of no name that is known."""
+        if isinstance(value, dict):
+            return f"table [{name}]; there are {', '.join(self._sections)}"
+        if name in self._sections:
+            return f"key '{name}', which is a table: [{name}]"
+        return f"key '{name}' above its tables{self._hint(name)}"
+
+    def _hint(self, name: str) -> str:
+        """Where an option is that stands in a wrong place, or is written otherwise."""
+        right = name.replace("-", "_")
+        places = [section for section, known in self._options if known == right]
+        return f"; there is '{right}' in [{places[0]}]" if places else ""
 
     def named(self, options: Mapping[str, object]) -> Record:
         """Values of options by name, in the shape of the tree; NumPy's numbers are numbers.
@@ -257,7 +282,7 @@ class Options:
         InputError
         """
         given = vars(self.parser().parse_args(arguments))
-        values = self.load(given["config"]) if "config" in given else self._of_run_before(given)
+        values = self._of_file(given)
         values.update({name: given[name] for name in self._positionals if name in given})
         for section, name in self._options:
             if name in given:
@@ -267,6 +292,13 @@ class Options:
     def gives(self, arguments: Sequence[str], name: str) -> bool:
         """Whether a command line itself has an option."""
         return name in vars(self.parser().parse_args(arguments))
+
+    def in_file(self, arguments: Sequence[str]) -> Record:
+        """Values of the file that a command line names, in the shape of the tree; see :meth:`read`."""
+        return self._of_file(vars(self.parser().parse_args(arguments)))
+
+    def _of_file(self, given: Record) -> Record:
+        return self.load(given["config"]) if "config" in given else self._of_run_before(given)
 
     def _of_run_before(self, given: Record) -> Record:
         before = Path(given.get("out", "")) / "config.toml"
@@ -360,6 +392,8 @@ class _Option:
 
     def checked(self, value: object, where: str) -> object:
         """A TOML value as one of the option."""
+        if self.kind is str and self.choices and type(value) is int and str(value) in self.choices:
+            value = str(value)  # 8 for "8"
         value = _coerced(value, self.kind, where)
         if self.choices and value not in self.choices:
             names = ", ".join(map(str, self.choices))
@@ -429,7 +463,8 @@ def _coerced(value: object, kind: type, where: str) -> object:
             raise InputError(f"{where} is {_shown(value)}, which is too large") from None
     whole = isinstance(value, list) and all(type(v) is int for v in value)
     if type(value) is not kind or (kind is list and not whole):
-        raise InputError(f"{where} must be {_KINDS[kind]}, not {_shown(value)}")
+        shown = repr(value) if isinstance(value, float) else _shown(value)
+        raise InputError(f"{where} must be {_KINDS[kind]}, not {shown}")
     if isinstance(value, str):
         try:
             _text(value)
