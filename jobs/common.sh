@@ -109,8 +109,8 @@ launch() {
   while true; do
     code=0
     wait "$CHILD" || code=$?
-    # a trapped signal ends wait, not the child
-    kill -0 "$CHILD" 2>/dev/null || break
+    # a trapped signal ends wait, not the child; one that has ended meanwhile is asked for its own code
+    kill -0 "$CHILD" 2>/dev/null || { code=0; wait "$CHILD" || code=$?; break; }
   done
   CHILD=
   return "$code"
@@ -126,14 +126,26 @@ stop_ranks() {
 }
 trap stop_ranks TERM
 
+# Whether the run in the folder $1 has finished writing a checkpoint.
+has_checkpoint() {
+  local index folder
+  for index in "$1"/checkpoints/iteration-*/index.json; do
+    folder=$(basename "$(dirname "$index")")
+    # others than of digits alone are left over from a crash
+    case ${folder#iteration-} in *[!0-9]*) ;; *) [ ! -e "$index" ] || return 0 ;; esac
+  done
+  return 1
+}
+
 # How a run in the folder $1 starts, as START: it goes on where there is a checkpoint, and what SLURM requeued
-# before the first one starts afresh. Anything else that is in the folder is refused by the run itself.
+# before the first one starts afresh. A finished run, and anything else in the folder, is refused by the run.
 # shellcheck disable=SC2034
 choose_start() {
   START=()
-  if compgen -G "$1/checkpoints/iteration-*/index.json" >/dev/null; then
+  if [ -e "$1/summary.json" ]; then return 0; fi
+  if has_checkpoint "$1"; then
     START=(--resume)
-  elif [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ ! -e "$1/summary.json" ]; then
+  elif [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
     START=(--overwrite)
   fi
 }

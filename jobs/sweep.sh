@@ -25,7 +25,7 @@ TASK=${SLURM_ARRAY_TASK_ID:-0}
 
 here=$(dirname "$0")
 # SLURM runs a copy of this script: ask it for the original
-[ -f "$here/common.sh" ] || here=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s/^ *Command=\([^ ]*\).*/\1/p;q}')")
+[ -f "$here/common.sh" ] || here=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s/^ *Command=\(.*\/[a-z_]*\.sh\).*/\1/p;q}')")
 # shellcheck source=jobs/common.sh
 . "$here/common.sh" || exit
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,77 @@ def test_job_scripts_pass_shellcheck() -> None:
         cwd=JOBS.parent,
     )
     assert found.returncode == 0, found.stdout
+
+
+def common(script: str, *arguments: str, **env: str) -> str:
+    """What a script prints that has sourced common.sh."""
+    code = f". {shlex.quote(str(JOBS / 'common.sh'))}\n{script}"
+    env = {**os.environ, "LAUNCH": "mpirun", "PYTHON": sys.executable, **env}
+    done = subprocess.run(
+        ["bash", "-c", code, "test", *arguments], capture_output=True, text=True, timeout=60, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("restarts", ["0", "1"])
+def test_what_a_job_finds_in_its_folder_decides_how_it_starts(restarts: str, tmp_path: Path) -> None:
+    folder = tmp_path / "lr [0.1]*"  # a name, not a pattern
+    afresh = "--overwrite" if restarts == "1" else ""
+
+    def start() -> str:
+        script = 'choose_start "$1"; echo "${START[*]-}"'
+        return common(script, str(folder), SLURM_RESTART_COUNT=restarts)
+
+    assert start() == afresh
+    left_over = folder / "checkpoints" / "iteration-00000004.tmp"
+    left_over.mkdir(parents=True)
+    (left_over / "index.json").touch()
+    assert start() == afresh, "the rename of the first checkpoint never came"
+    left_over.rename(left_over.with_suffix(""))
+    assert start() == "--resume"
+    (folder / "summary.json").touch()
+    assert start() == "", "a finished run is not taken up unasked"
+
+
+@pytest.mark.parametrize("seconds", ["0", "0.6"])
+def test_the_exit_code_is_that_of_the_ranks_however_long_telling_them_takes(seconds: str) -> None:
+    script = """
+        LAUNCHER=(); COMMAND=()
+        stop_ranks() { kill -TERM "$CHILD"; sleep "$1"; }
+        trap 'stop_ranks "$SECONDS_OF_SCANCEL"' USR1
+        (sleep 0.5; kill -USR1 $$) &
+        code=0
+        launch bash -c 'trap "exit 75" TERM; while true; do sleep 0.05; done' || code=$?
+        echo "$code"
+    """
+    assert common(script, SECONDS_OF_SCANCEL=seconds) == "75"
+
+
+def test_a_script_that_slurm_has_copied_finds_the_others_in_a_path_with_spaces(tmp_path: Path) -> None:
+    checkout = tmp_path / "my project"
+    shutil.copytree(JOBS, checkout / "jobs")
+    (tmp_path / "spool").mkdir()
+    shutil.copy(JOBS / "train_cpu.sh", tmp_path / "spool" / "slurm_script")
+    told = f"   Command={checkout}/jobs/train_cpu.sh data/cora.h5 --layers 4\n   WorkDir=/"
+    tool = tmp_path / "tools" / "scontrol"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\necho {shlex.quote(told)}\n")
+    tool.chmod(0o755)
+    path = f"{tool.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(tmp_path / "spool" / "slurm_script"), "--version"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={
+            **os.environ, "PATH": path, "PYTHON": sys.executable, "LAUNCH": "mpirun", "RANKS": "1",
+            "SLURM_JOB_ID": "7",
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"pdadmm {pdadmm.__version__}" in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("script", [s.name for s in SCRIPTS if s.name != "common.sh"])
