@@ -138,14 +138,17 @@ has_checkpoint() {
 }
 
 # How a run in the folder $1 starts, as START: it goes on where there is a checkpoint, and what SLURM requeued
-# before the first one starts afresh. A finished run, and anything else in the folder, is refused by the run.
+# before the first one starts afresh. A finished run is gone on with only by the job that was requeued, which
+# may not have written all; that run, and anything else in the folder, is otherwise refused by the run itself.
 # shellcheck disable=SC2034
 choose_start() {
   START=()
-  if [ -e "$1/summary.json" ]; then return 0; fi
+  local restarts=${SLURM_RESTART_COUNT:-0} finished=
+  if [ -e "$1/summary.json" ]; then finished=yes; fi
+  if [ -n "$finished" ] && [ "$restarts" -eq 0 ]; then return 0; fi
   if has_checkpoint "$1"; then
     START=(--resume)
-  elif [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
+  elif [ "$restarts" -gt 0 ] && [ -z "$finished" ]; then
     START=(--overwrite)
   fi
 }

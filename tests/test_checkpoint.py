@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -173,6 +174,41 @@ def test_damaged_checkpoint_does_not_crowd_out_good_ones(tmp_path: Path) -> None
     assert kept == ["iteration-00000010", "iteration-00000012"]
 
 
+def test_what_may_pass_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for iteration in (1, 2):
+        write(tmp_path, iteration, {}, arrays_of(iteration), WAITER)
+
+    def stale(path: Path) -> str:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_sha256", stale)
+        with pytest.raises(
+            InputError, match=r"rank-0000\.bin: Stale file handle; resume when it can be read, or"
+        ):
+            newest(tmp_path, WAITER, no_warning)
+    assert_same(newest(tmp_path, WAITER, no_warning), arrays_of(2))
+
+
+def test_files_that_rank_0_does_not_see_are_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another rank may have written them into a folder of its own node."""
+    write(tmp_path, 1, {}, arrays_of(1), WAITER)
+    monkeypatch.setattr(checkpoint, "_CACHED", 0.1)
+    ours = checkpoint._write_rank
+
+    def elsewhere(path: Path, arrays: Arrays) -> Any:
+        entry = ours(path, arrays)
+        path.unlink()
+        return entry
+
+    monkeypatch.setattr(checkpoint, "_write_rank", elsewhere)
+    with pytest.raises(RunError, match="rank 0 does not see it; give --out a folder that all nodes share"):
+        write(tmp_path, 2, {}, arrays_of(2), WAITER)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration-00000001"]
+
+
 def test_all_damaged_is_bad_input(tmp_path: Path) -> None:
     write(tmp_path, 1, {}, arrays_of(1), WAITER)
     damage(tmp_path / "checkpoints" / "iteration-00000001", random.Random(2), "truncate")
@@ -322,6 +358,15 @@ def test_resume_with_other_options_is_refused(
     assert len(found.err.splitlines()) == 1
     succeed(python("-m", "pdadmm.run", "--out", folder, "--resume", "--quiet"))  # nothing was touched
     assert_same_run(saved, folder)
+
+
+def test_a_schedule_that_looks_at_evaluations_keeps_them(small: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "o"
+    given = words("--layers 2 --iterations 8 --schedule authors --eval-every 2 --checkpoint-every 3 --quiet")
+    succeed(python("-m", "pdadmm.run", small, *given, "--out", folder))
+    found = python("-m", "pdadmm.run", "--out", folder, "--resume", "--eval-every", "1")
+    assert found.code == 2 and "the checkpoint was made with eval_every = 2, not 1" in found.err
+    succeed(python("-m", "pdadmm.run", "--out", folder, "--resume", "--quiet"))
 
 
 @pytest.mark.parametrize(

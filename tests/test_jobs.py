@@ -149,26 +149,6 @@ def common(script: str, *arguments: str, **env: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("restarts", ["0", "1"])
-def test_what_a_job_finds_in_its_folder_decides_how_it_starts(restarts: str, tmp_path: Path) -> None:
-    folder = tmp_path / "lr [0.1]*"  # a name, not a pattern
-    afresh = "--overwrite" if restarts == "1" else ""
-
-    def start() -> str:
-        script = 'choose_start "$1"; echo "${START[*]-}"'
-        return common(script, str(folder), SLURM_RESTART_COUNT=restarts)
-
-    assert start() == afresh
-    left_over = folder / "checkpoints" / "iteration-00000004.tmp"
-    left_over.mkdir(parents=True)
-    (left_over / "index.json").touch()
-    assert start() == afresh, "the rename of the first checkpoint never came"
-    left_over.rename(left_over.with_suffix(""))
-    assert start() == "--resume"
-    (folder / "summary.json").touch()
-    assert start() == "", "a finished run is not taken up unasked"
-
-
 @pytest.mark.parametrize("seconds", ["0", "0.6"])
 def test_the_exit_code_is_that_of_the_ranks_however_long_telling_them_takes(seconds: str) -> None:
     script = """

@@ -337,6 +337,30 @@ def test_a_hang_before_the_first_iteration_is_one_line(
     assert re.search(reason, found.err), found.err
 
 
+@pytest.mark.parametrize("where", ["clocks", "links"])
+def test_a_rank_that_hangs_before_the_first_iteration_ends_the_run_in_time(
+    mpirun: MPIRun, small: Path, tmp_path: Path, where: str
+) -> None:
+    given = [small, *OPTIONS, "--timeout", "0.1", "--measure-links", "--out", tmp_path / "o"]
+    found = mpirun(2, HANGING, where, "1", *given, env={"HANG": str(tmp_path / "hang")})
+    assert found.code != 0 and (tmp_path / "hang").exists()
+    (line,) = lines_of(found)
+    assert re.search(
+        rf"no answer within 2 s while the {where} .*; rank 1 \(process \d+\) is stopped", line
+    )
+
+
+@pytest.mark.parametrize("system", ["run", "gnn"])
+@pytest.mark.parametrize("slow", ["model.h5", "summary.json", "profile.json"])
+def test_ranks_wait_for_the_one_that_writes_the_results(
+    mpirun: MPIRun, small: Path, tmp_path: Path, system: str, slow: str
+) -> None:
+    given = [small, *OPTIONS, "--iterations", "5"] if system == "run" else ["--epochs", "3", "--quiet"]
+    given += ["--timeout", "0.5", "--out", tmp_path / "o"]
+    succeed(mpirun(2, PROGRAMS / "slow_disk.py", system, *given, env={"SLOW": slow}))
+    assert (tmp_path / "o" / "model.h5").exists() and (tmp_path / "o" / "profile.json").exists()
+
+
 def test_of_many_ranks_that_wait_for_a_hung_one_one_speaks(
     mpirun: MPIRun, small: Path, tmp_path: Path
 ) -> None:

@@ -571,6 +571,21 @@ def test_a_failed_write_names_the_file_and_leaves_what_was_there(tmp_path: Path)
     assert contents(tmp_path) == {"a.json": b"{}", "b": b"0123456789"}
 
 
+def test_a_resume_that_is_refused_late_keeps_the_results(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    shutil.copy(small, tmp_path / "a" / "f.h5")
+    given = ["f.h5", *SHAPE, "--iterations", "6", "--checkpoint-every", "2", "--out", "o"]
+    succeed(train(*given, cwd=tmp_path / "a"))
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff"))
+    (tmp_path / "a").rename(strange)
+    before = {path.name: path.read_bytes() for path in (strange / "o").iterdir() if path.is_file()}
+    found = train("f.h5", "--out", "o", "--resume", cwd=strange)
+    assert found.code == 2 and "is not UTF-8" in found.err
+    after = {path.name: path.read_bytes() for path in (strange / "o").iterdir() if path.is_file()}
+    assert after.keys() == before.keys() and "model.h5" in after
+    assert [name for name in before if before[name] != after[name]] in ([], ["run.lock"])
+
+
 # ---- checkpoints elsewhere --------------------------------------------------------------------------
 
 
@@ -628,15 +643,21 @@ def test_files_and_folders_called_old_are_left_alone(run: Path, tmp_path: Path) 
         (["checkpoints/iteration-00000004/index.json"], 0, "--resume"),
         (["checkpoints/iteration-00000004/index.json", "summary.json"], 1, "--resume"),
         (["summary.json"], 1, ""),
+        # the rename of the first checkpoint never came
+        (["checkpoints/iteration-00000004.tmp/index.json"], 1, "--overwrite"),
+        (["checkpoints/iteration-00000004.damaged/index.json"], 1, "--overwrite"),
+        # a finished run is not taken up unasked
+        (["checkpoints/iteration-00000004/index.json", "summary.json"], 0, ""),
     ],
 )
 def test_how_a_job_starts(tmp_path: Path, files: list[str], restarts: int, options: str) -> None:
+    folder = tmp_path / "lr [0.1]*"  # a name, not a pattern
     for name in files:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
     script = '. "$1"; SLURM_RESTART_COUNT=$3; choose_start "$2"; echo "${START[@]}"'
     common = Path(__file__).parents[1] / "jobs" / "common.sh"
-    command = ["bash", "-c", script, "bash", str(common), str(tmp_path), str(restarts)]
+    command = ["bash", "-c", script, "bash", str(common), str(folder), str(restarts)]
     env = {**os.environ, "LAUNCH": "mpirun", "SLURM_RESTART_COUNT": "0"}
     found = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     assert found.stdout == f"{options}\n"

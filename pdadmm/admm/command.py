@@ -74,15 +74,17 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
                 ),
             )
         resumed = _checkpoint(folder.path, trainer)
-        space = agree(waiter, lambda: _begin_files(stack, folder, trainer, sizes, metrics, resumed))
+        with waiter.patient():
+            space = agree(waiter, lambda: _begin_files(stack, folder, trainer, sizes, metrics, resumed))
         _announce(trainer, threads)
         baseline = _measure_links(trainer)
         with progress:
             finished = trainer.run(folder.path, resumed, metrics.mark)
         trainer.close()
-        run = describe_run(trainer, sizes, threads)
-        summary = _write_results(folder.path, run, trainer, space) if finished else None
-        _write_profile(folder.path, run, trainer, baseline)
+        with waiter.patient():
+            run = describe_run(trainer, sizes, threads)
+            summary = _write_results(folder.path, run, trainer, space) if finished else None
+            _write_profile(folder.path, run, trainer, baseline)
         if summary is None:
             stop_early(waiter, f"iteration {trainer.iteration}", folder.path)
         elif waiter.comm.rank == 0 and not config.output.quiet:

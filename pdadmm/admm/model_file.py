@@ -15,7 +15,7 @@ import numpy as np
 
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.errors import InputError
-from pdadmm.files import Record, naming, reserve, scratch, write_at
+from pdadmm.files import Record, naming, reserve, scratch, take_place, write_at
 from pdadmm.files.names import safe_name
 from pdadmm.inputs.scaling import INPUT_NORMS
 
@@ -328,4 +328,4 @@ def _complete(
             write_at(file.fileno(), np.array(test_accuracy, "<f8").data.cast("B"), space.accuracy)
             file.truncate(space.size)
             os.fsync(file.fileno())
-        os.replace(space.temporary, space.path)
+        take_place(space.temporary, space.path)

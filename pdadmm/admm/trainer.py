@@ -260,7 +260,7 @@ class Trainer:
         if resumed is not None:
             first, done = self._restore(resumed)
         # collective, so not in the constructor, where one rank may find its data unusable
-        self.accounts = Accounts(self.clock, read_offset(self.waiter.comm))
+        self.accounts = Accounts(self.clock, read_offset(self.waiter))
         r = self.config.run
         on_host = not self.backend.on_device
         if on_host and r.overlap and self.waiter.comm.size > 1 and ProgressThread.available():
@@ -286,6 +286,8 @@ class Trainer:
             if position in saved:
                 copy_into(self.layers[position].W, saved[position]["W"])
                 copy_into(self.layers[position].b, saved[position]["b"])
+        if resumed is not None:
+            self._all_have_read()
         train = self.splits["train"]
         first = self.layers.get(1)
         if first is not None and self.in_row_space:
@@ -310,6 +312,7 @@ class Trainer:
                 own, below, above = (self._rows_of(saved.get(around[i])) for i in (1, 0, 2))
                 assert own is not None
                 layer.restore(own, below, above)
+            self._all_have_read()
         self.clock.begin_stage(plan.depth)
         self.reduction_bytes = 0
         self.control.expect(sum(a.nbytes for layer in stage.layers for a in layer.state().values()))
@@ -458,7 +461,14 @@ class Trainer:
         training = asdict(c.training)
         # checkpoints of before this option have none
         training.update({"start": os.path.abspath(start)} if (start := training.pop("start")) else {})
+        if c.training.schedule != "constant":  # it looks at what is evaluated
+            training["eval_every"] = c.output.eval_every
         return {**data, **asdict(c.network), **training, **asdict(c.messages)}
+
+    def _all_have_read(self) -> None:
+        """Wait for the ranks that read their part of a checkpoint for longer than this one."""
+        with self.waiter.patient():
+            self.waiter.barrier()
 
     # ---- measuring ----------------------------------------------------------------------------------
 

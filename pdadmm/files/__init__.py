@@ -20,6 +20,8 @@ __all__ = [
     "replacing",
     "reserve",
     "scratch",
+    "sync_folder",
+    "take_place",
     "write_at",
     "write_json",
     "write_text",
@@ -61,7 +63,25 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with scratch(path) as temporary, naming(path, temporary):
         yield temporary
-        os.replace(temporary, path)
+        take_place(temporary, path)
+
+
+def take_place(temporary: Path, path: Path) -> None:
+    """Give a file that is written and synced its name, which is on the disk when this returns."""
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk; some file systems do so by themselves, and cannot be told."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -62,14 +62,16 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         with waiter.patient():
             trainer = agree(waiter, lambda: _trainer(config, facts, waiter, threads, choice, control, record))
         resumed = newest(folder.path, waiter, warn, trainer.fits) if o.resume else None
-        room = agree(waiter, lambda: _begin_files(stack, folder, trainer, metrics, resumed))
+        with waiter.patient():
+            room = agree(waiter, lambda: _begin_files(stack, folder, trainer, metrics, resumed))
         _announce(trainer, threads)
         baseline = _measure_links(trainer)
         with progress:
             finished = trainer.run(folder.path, resumed, metrics.mark)
         trainer.close()
-        summary = _write_results(folder.path, trainer, room, threads) if finished else None
-        _write_profile(folder.path, trainer, threads, baseline)
+        with waiter.patient():
+            summary = _write_results(folder.path, trainer, room, threads) if finished else None
+            _write_profile(folder.path, trainer, threads, baseline)
         if not finished:
             stop_early(waiter, f"epoch {trainer.epoch}", folder.path)
         elif summary is not None and not config.output.quiet:
@@ -82,6 +84,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
 def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
     """Options and facts of the graph, read on rank 0, on all ranks."""
 
+    @waiter.limit("reading the options and the graph")
     def check() -> tuple[Config, Facts] | None:
         if waiter.comm.rank:
             return None
@@ -98,7 +101,8 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
             )
         return config, facts
 
-    config, facts = waiter.broadcast(agree(waiter, check))
+    with waiter.patient():
+        config, facts = waiter.broadcast(agree(waiter, check))
     waiter.timeout = config.run.timeout
     return config, facts
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pdadmm.errors import InputError
-from pdadmm.files import Record, naming, reserve, write_at
+from pdadmm.files import Record, naming, reserve, take_place, write_at
 from pdadmm.files.names import safe_name
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.part import MODELS
@@ -64,7 +64,7 @@ class ModelRoom:
                 write_at(file.fileno(), memoryview(content), 0)
                 file.truncate(len(content))
                 os.fsync(file.fileno())
-            os.replace(self.temporary, self.path)
+            take_place(self.temporary, self.path)
 
 
 @contextmanager

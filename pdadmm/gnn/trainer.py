@@ -236,9 +236,11 @@ class Trainer:
         if r.overlap and comm.size > 1 and not self.backend.on_device and ProgressThread.available():
             self._progress_thread = ProgressThread(comm)
         if resumed is not None:
-            self._restore(resumed)
+            with self.waiter.patient():
+                self._restore(resumed)
+                self.waiter.barrier()
         # collective, so not in the constructor, where one rank may find its data unusable
-        self.accounts = Accounts(self.clock, read_offset(comm))
+        self.accounts = Accounts(self.clock, read_offset(self.waiter))
         forward = [Slot(s.name, len(self.slots) + s.index, s.layer, s.cols) for s in self.slots if not s.back]
         if comm.size > 1:
             stages = [

@@ -18,10 +18,12 @@ position of their layer, so that a run may resume on any number of ranks.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +34,7 @@ import numpy as np
 from pdadmm.arrays import Array
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
-from pdadmm.files import Record, free_name
+from pdadmm.files import Record, free_name, sync_folder
 from pdadmm.files.given import open_regular
 
 if TYPE_CHECKING:
@@ -50,7 +52,11 @@ _PREFIX = "iteration-"
 _TEMPORARY, _DAMAGED = ".tmp", ".damaged"
 _COMPLETE = re.compile(r"iteration-[0-9]{8,}")
 _LEFT_OVER = re.compile(r"iteration-[0-9]{8,}(\.tmp|\.damaged)")
+#: errors by which a file is not there, or is none: others, of a disk or a network, may pass
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)
 _OURS = re.compile(r"rank-[0-9]{4,}\.bin|index\.json")
+#: seconds for which a network file system may show a file of another node as it was before
+_CACHED = 10.0
 #: more than the index of a hundred thousand layers
 _LONGEST_INDEX = 1 << 28
 
@@ -86,6 +92,7 @@ def write(
             try:
                 _remove(temporary)
                 temporary.mkdir(parents=True, exist_ok=True)  # a stranger's file stays in it
+                sync_folder(folder)  # which may not have had checkpoints before
             except OSError as error:
                 problem = _reason(error, temporary)
         _agree(problem, waiter)
@@ -103,6 +110,9 @@ def write(
         problem = next((p for _, p in entries if p), None) if entries else None
         if comm.rank == 0 and problem is None:
             assert entries is not None
+            problem = _unseen(temporary, [e for e, _ in entries if e is not None])
+        if comm.rank == 0 and problem is None:
+            assert entries is not None
             body = {
                 "version": VERSION,
                 "iteration": iteration,
@@ -111,7 +121,7 @@ def write(
             }
             try:
                 _write_synced(temporary / "index.json", _sealed(body))
-                _sync_folder(temporary)
+                sync_folder(temporary)
                 _replace(temporary, final)
             except OSError as error:
                 problem = _reason(error, temporary)
@@ -121,6 +131,21 @@ def write(
             else:
                 _remove(temporary)
         _agree(problem, waiter)
+
+
+def _unseen(folder: Path, files: list[Record]) -> str | None:
+    """What is wrong where rank 0 does not see what another rank has written; None where it sees all."""
+    until = time.monotonic() + _CACHED
+    for rank, entry in enumerate(files):
+        path = folder / entry["name"]
+        while not (path.exists() and path.stat().st_size == entry["bytes"]):
+            if time.monotonic() > until:
+                return (
+                    f"rank {rank} has written {path}, but rank 0 does not see it; give --out a folder that "
+                    "all nodes share"
+                )
+            time.sleep(0.05)
+    return None
 
 
 class Saved(Mapping[str, np.ndarray]):
@@ -211,6 +236,8 @@ class Checkpoint:
                 if path.stat().st_size != entry.bytes or _sha256(path) != entry.sha256:
                     return f"{path} fails its checksum"
             except OSError as error:
+                if error.errno not in _DAMAGE:
+                    raise
                 return f"{path}: {error.strerror}"
         return None
 
@@ -237,7 +264,8 @@ def newest(
     Raises
     ------
     InputError
-        When there is none, or it is of another version or another run.
+        When there is none, it is of another version or another run, or cannot be read for a reason that may
+        pass.
     """
     comm = waiter.comm
     candidates = waiter.broadcast([str(p) for p in _complete(folder)] if comm.rank == 0 else None)
@@ -256,6 +284,8 @@ def newest(
                 found = error
             except OSError as error:
                 found = f"{error.filename or path}: {error.strerror}"
+                if error.errno not in _DAMAGE:
+                    found = InputError(f"{found}; resume when it can be read, or move {path} away")
             except ValueError as error:
                 found = f"{path / 'index.json'} is damaged ({repr(str(error))[1:-1]})"
             problems = waiter.gather(found)
@@ -328,7 +358,7 @@ def _replace(temporary: Path, final: Path) -> None:
     if final.exists():
         _set_aside(final)
     os.rename(temporary, final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
 
 
 def _write_rank(path: Path, arrays: Mapping[int, Mapping[str, Array]]) -> Record:
@@ -385,14 +415,6 @@ def _write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: OSError, path: Path) -> str:

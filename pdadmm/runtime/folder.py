@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pdadmm
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
-from pdadmm.files import free_name, write_text
+from pdadmm.files import free_name, sync_folder, write_text
 from pdadmm.files.given import open_regular
 from pdadmm.runtime.checkpoint import FOLDER, START_AFRESH, any_sealed
 from pdadmm.runtime.launch import agree
@@ -167,15 +167,13 @@ def begin_files(
     try:
         old = folder.move_aside() if resumed is None else None
         room = reserve()
+        write_text(path / "config.toml", header + to_toml(config))
         if resumed is None:
             metrics.begin()
-        else:
+        elif moved := metrics.go_back(resumed.state["metrics"]):
+            warn(f"metrics.jsonl is not what the run had written; it is now {moved}, and a new one begins")
+        if resumed is not None:
             folder.drop_results()
-            if moved := metrics.go_back(resumed.state["metrics"]):
-                warn(
-                    f"metrics.jsonl is not what the run had written; it is now {moved}, and a new one begins"
-                )
-        write_text(path / "config.toml", header + to_toml(config))
     except OSError as error:
         where = error.filename or path
         reason = error.strerror or str(error).partition("\n")[0]  # of HDF5 only the latter
@@ -279,6 +277,7 @@ def _new_folder(dataset: str) -> tuple[Path, list[Path]]:
         except FileExistsError:
             continue
         made.insert(0, folder)
+        sync_folder(folder.parent)
         break
     return folder, made
 
@@ -287,6 +286,8 @@ def _make(folder: Path) -> list[Path]:
     """Make a folder; returns the folders made, deepest first."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(made):
+        sync_folder(path.parent)
     return made
 
 
@@ -329,6 +330,7 @@ class _Claim:
             folder.rename(old)
             self._moved = folder, old
             folder.mkdir()
+            sync_folder(folder.parent)
             self._lock = _Lock(folder, self._warn)
         except OSError as error:
             raise InputError(
@@ -411,6 +413,7 @@ class _Lock:
     def _write(self, text: bytes) -> None:
         os.pwrite(self._descriptor, text, 0)
         os.ftruncate(self._descriptor, len(text))
+        os.fsync(self._descriptor)  # it says whose the other files are
 
     def _in_place(self, mine: os.stat_result) -> bool:
         """Whether the file is still there by its name: the run before may have moved or deleted it."""

@@ -64,18 +64,10 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a crash in compiled code shows where Python was
     try:
-        _require_one_world(comm.size)
-        command(waiter, arguments)
-        waiter.barrier()
-        return 0
-    except SystemExit as stop:  # argparse after --help
-        waiter.barrier()
-        return int(stop.code or 0)
-    except InputError as error:
-        if rank == 0:
-            print(f"pdadmm: {one_line(error)}", file=sys.stderr, flush=True)
-        waiter.barrier()
-        return 2
+        code = _carried_out(command, waiter, arguments)
+        with waiter.patient():  # one of them may be writing yet
+            waiter.barrier()
+        return code
     except BaseException as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
         everywhere = isinstance(error, RunError) and error.everywhere
@@ -91,6 +83,20 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
             _say(where, error)
         end_all(comm, code)
     return 1
+
+
+def _carried_out(command: Callable[[Waiter, list[str]], None], waiter: Waiter, arguments: list[str]) -> int:
+    """Do what a command does; returns the exit code of ends that all ranks have agreed on."""
+    try:
+        _require_one_world(waiter.comm.size)
+        command(waiter, arguments)
+    except SystemExit as stop:  # argparse after --help, a run that stopped early
+        return int(stop.code or 0)
+    except InputError as error:
+        if waiter.comm.rank == 0:
+            print(f"pdadmm: {one_line(error)}", file=sys.stderr, flush=True)
+        return 2
+    return 0
 
 
 def _timeout(arguments: Sequence[str]) -> float:

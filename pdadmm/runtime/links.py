@@ -348,14 +348,15 @@ def measure_neighbours(
     comm = waiter.comm
     pairs = [(rank, rank + 1) for rank in range(comm.size - 1)] if pairs is None else pairs
     mine: dict[str, dict[tuple[int, int], list[dict[str, float]]]] = {}
-    for name in ways:
-        mine[name] = {}
-        with _opened(name, waiter, choice, backend, run or Run(), pairs) as way:
-            for pair in pairs:
-                waiter.barrier()
-                if comm.rank in pair:
-                    mine[name][pair] = measure_pair(comm, pair, sizes, seconds, way)
-            waiter.barrier()  # what a rank does next must not disturb the last pair
+    with waiter.patient(), waiter.limit("the links between the ranks are measured"):
+        for name in ways:
+            mine[name] = {}
+            with _opened(name, waiter, choice, backend, run or Run(), pairs) as way:
+                for pair in pairs:
+                    waiter.barrier()
+                    if comm.rank in pair:
+                        mine[name][pair] = measure_pair(comm, pair, sizes, seconds, way)
+                waiter.barrier()  # what a rank does next must not disturb the last pair
     gathered = waiter.gather((platform.node(), mine))
     if gathered is None:
         return None

@@ -134,7 +134,7 @@ def write_profile(
         Result of :func:`pdadmm.runtime.links.measure_neighbours`, of the way that the run's messages take;
         rank 0's counts.
     """
-    clock, end = accounts.clock, read_offset(waiter.comm)
+    clock, end = accounts.clock, read_offset(waiter)
     mine: Record = {
         "rank": waiter.comm.rank,
         "host": platform.node(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pdadmm.comm.waiter import poll
+from pdadmm.comm.waiter import Waiter, poll
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -39,18 +39,20 @@ class Reading:
     round_trip: int
 
 
-def read_offset(comm: Intracomm) -> Reading:
+def read_offset(waiter: Waiter) -> Reading:
     """Offset of this rank's clock to that of rank 0; collective.
 
     The ranks take turns. Of several round trips the shortest counts, whose two ways are the most
     alike.
     """
+    comm = waiter.comm
     mine = Reading(time.perf_counter_ns(), 0, 0)
-    for rank in range(1, comm.size):
-        if comm.rank == 0:
-            _answer(comm, rank)
-        elif comm.rank == rank:
-            mine = _ask(comm)
+    with waiter.patient(), waiter.limit("the clocks of all ranks are compared with that of rank 0"):
+        for rank in range(1, comm.size):
+            if comm.rank == 0:
+                _answer(comm, rank)
+            elif comm.rank == rank:
+                mine = _ask(comm)
     return mine
 
 

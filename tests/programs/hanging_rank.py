@@ -1,7 +1,8 @@
 """Runs a command with one rank that hangs: hanging_rank.py WHERE RANK OPTIONS...
 
 WHERE: start-run, start-prepare (before MPI starts), stop (the same, stopped by a signal), read, options
-(while it reads the features, where no Python code runs, as in HDF5). $HANG names a file made then.
+(while it reads the features, where no Python code runs, as in HDF5), clocks, links (stopped while they are
+measured). $HANG names a file made then.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ if __name__ == "__main__":
     from pdadmm.admm import command
     from pdadmm.comm import where as place
     from pdadmm.inputs.feature_file import FeatureFile
+    from pdadmm.runtime import links
+    from pdadmm.trace import offsets
 
     def hang(*_: Any) -> None:
         Path(os.environ["HANG"]).touch()
-        if where == "stop":
+        if where in ("stop", "clocks", "links"):
             os.kill(os.getpid(), signal.SIGSTOP)
         elif where.startswith("start"):
             while True:
@@ -44,6 +47,10 @@ if __name__ == "__main__":
                 hang()
 
             place.Where.watch = watch  # type: ignore[method-assign]
+        elif where == "clocks":
+            offsets._ask = hang  # type: ignore[assignment]
+        elif where == "links":
+            links._rounds = hang  # type: ignore[assignment]
         elif where == "read":
             FeatureFile.x = hang  # type: ignore[assignment,method-assign]
         else:

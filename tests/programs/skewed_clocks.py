@@ -9,10 +9,12 @@ import time
 
 from mpi4py import MPI
 
+from pdadmm.comm.waiter import Waiter
 from pdadmm.trace.offsets import Alignment, read_offset
 
 true_clock = time.perf_counter_ns
 comm = MPI.COMM_WORLD
+waiter = Waiter(comm)
 SHIFT, DRIFT = 3_000_000_000 * comm.rank, 2e-4 * comm.rank
 began = true_clock()
 
@@ -23,9 +25,9 @@ def skewed(at: int | None = None) -> int:
 
 
 time.perf_counter_ns = skewed  # type: ignore[assignment]
-start = read_offset(comm)
+start = read_offset(waiter)
 time.sleep(1.5)
-end = read_offset(comm)
+end = read_offset(waiter)
 align = Alignment(start, end)
 # a moment between the readings, by this rank's clock and truly
 middle = (began + true_clock()) // 2
