@@ -345,9 +345,7 @@ def test_a_rank_that_hangs_before_the_first_iteration_ends_the_run_in_time(
     found = mpirun(2, HANGING, where, "1", *given, env={"HANG": str(tmp_path / "hang")})
     assert found.code != 0 and (tmp_path / "hang").exists()
     (line,) = lines_of(found)
-    assert re.search(
-        rf"no answer within 2 s while the {where} .*; rank 1 \(process \d+\) is stopped", line
-    )
+    assert re.search(rf"no answer within 2 s while the {where} .*; rank 1 \(process \d+\) is stopped", line)
 
 
 @pytest.mark.parametrize("system", ["run", "gnn"])
