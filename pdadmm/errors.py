@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 __all__ = ["InputError", "RunError", "denied", "one_line"]
 
 #: characters of a text that are shown
@@ -34,9 +36,24 @@ class RunError(Exception):
         self.everywhere = everywhere
 
 
-def denied(error: PermissionError) -> InputError:
-    """Of a file or folder that this user may not use: which it is, for the commands to say."""
-    return InputError(f"{error.filename or 'a file'}: permission denied; allow it, or name another place")
+#: what to do about errors of the system that are not the program's
+_REMEDIES = {
+    errno.EACCES: "allow it",
+    errno.EPERM: "allow it",
+    errno.EROFS: "mount it for writing",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "raise the limit of files' sizes",
+}
+
+
+def denied(error: OSError) -> InputError | None:
+    """Of a file or folder that this user may not use, or has no room in: the line for it; None for others."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    if remedy is None:
+        return None
+    reason = (error.strerror or "not possible").lower()
+    return InputError(f"{error.filename or 'a file'}: {reason}; {remedy}, or name another place")
 
 
 def one_line(text: object) -> str:

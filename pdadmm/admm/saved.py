@@ -17,7 +17,8 @@ from pdadmm.codec import make_codec
 from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.runtime.checkpoint import START_AFRESH
-from pdadmm.runtime.index import Sha256, Whole
+from pdadmm.runtime.index import Whole
+from pdadmm.runtime.saved import ContentHash, Mark, NotNegative, require_same
 
 if TYPE_CHECKING:
     from pdadmm.arrays import Array
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["OF_NODES", "Going", "RowsOf", "State", "check", "expected", "forms", "pieces", "state_of"]
 
 Positive = Annotated[float, Meta(gt=0, le=1e300)]
-NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
 Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -43,13 +43,6 @@ class Evaluated(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     primal_residual: NotNegative
 
 
-class Mark(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where metrics.jsonl ended."""
-
-    bytes: Whole
-    sha256: Sha256
-
-
 class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What is the same on all ranks."""
 
@@ -63,7 +56,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     last: Evaluated | None
     best: Evaluated | None
     metrics: Mark | None
-    data: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]  #: content hash of the features
+    data: ContentHash  #: content hash of the features
     seconds_iterations: NotNegative
     seconds_evaluation: NotNegative
     seconds_exposed: NotNegative
@@ -107,13 +100,7 @@ def check(checkpoint: Checkpoint, going: Going) -> None:
         When no run can have saved it.
     """
     state = state_of(checkpoint)
-    for name, value in going.fingerprint.items():
-        before = state.fingerprint.get(name)
-        if before != value:
-            raise InputError(
-                f"--resume: the checkpoint was made with {name} = {repr(str(before)[:200])[1:-1]}, "
-                f"not {value}; give the options it was started with, or none but --resume and --out"
-            )
+    require_same(going.fingerprint, state.fingerprint)
     if state.data and going.content and state.data != going.content:
         raise InputError(
             f"--resume: {going.config.features or 'the embedded graph'} holds other data than the "

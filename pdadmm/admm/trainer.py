@@ -279,6 +279,30 @@ class Trainer:
         """Iterations `done` + 1 to the last of a stage; False when stopped early."""
         t = self.config.training
         plan = self._plan(t.stages[index])
+        stage = self._open_stage(plan, resumed)
+        self.clock.begin_stage(plan.depth)
+        self.reduction_bytes = 0
+        self.control.expect(sum(a.nbytes for layer in stage.layers for a in layer.state().values()))
+        if not done:
+            self._losses = []
+        verdict = CONTINUE
+        self._begun = done
+        for i in range(done, t.iterations):
+            self._iterate(stage, index, i)
+            verdict = self.control.after(self.iteration)
+            if verdict != CONTINUE and not self._is_last(index, i):
+                with self.clock.span("checkpoint"):
+                    self._save(stage, index, i + 1)
+                if verdict == STOP:
+                    break
+        self._account(stage)
+        stage.finish()
+        self.accounts.end_stage(plan.depth, plan.mine, stage.traffic, stage.float32_bytes, stage.facts)
+        return verdict != STOP or self.iteration == t.iterations * len(t.stages)
+
+    def _open_stage(self, plan: Plan, resumed: Checkpoint | None) -> Stage:
+        """A stage of this rank's layers, ready to iterate, from a forward pass or from a checkpoint."""
+        t = self.config.training
         saved = resumed.layers if resumed is not None else {}
         for position in plan.mine:
             if position not in self.layers:
@@ -302,7 +326,6 @@ class Trainer:
             backend=self.backend,
             nodes=self.grid.nodes,
         )
-        self.stage = stage
         before, _ = self._shard_of(self._rows["train"])
         stage.start(train.x, train.y, train.rows, self._codec, self.hyper, self.passes, t.seed, before)
         if resumed is not None:
@@ -313,46 +336,36 @@ class Trainer:
                 assert own is not None
                 layer.restore(own, below, above)
             self._all_have_read()
-        self.clock.begin_stage(plan.depth)
-        self.reduction_bytes = 0
-        self.control.expect(sum(a.nbytes for layer in stage.layers for a in layer.state().values()))
-        if not done:
-            self._losses = []
-        verdict = CONTINUE
-        self._begun = done
-        for i in range(done, t.iterations):
-            self.iteration += 1
-            self.waiter.where.set_iteration(self.iteration, index + 1)
-            measure = (i + 1) % self.config.output.eval_every == 0 or i + 1 == t.iterations
-            self.control.before()
-            exposed = self.waiter.seconds + self.grid.nodes.seconds
-            sent = self.grid.nodes.bytes
-            start = time.perf_counter()
-            terms = stage.iterate(i, measure)
-            seconds = time.perf_counter() - start
-            self.seconds_iterations += seconds
-            if self.clock.counts(i):
-                self.accounts.iterated(seconds)
-            self.seconds_exposed += self.waiter.seconds + self.grid.nodes.seconds - exposed
-            self.reduction_bytes += self.grid.nodes.bytes - sent
-            last = i + 1 == t.iterations and index + 1 == len(t.stages)
-            if last and 1 in self.layers:  # what is evaluated in the end is what the model holds
-                self.layers[1].write_out()
-            if measure:
-                self.seconds_exposed += stage.transport.waited()
-                with self.clock.span("evaluation"):
-                    self._evaluate(stage, terms, index, i + 1)
-                stage.transport.waited()  # those of the evaluation are no part of the iterations
-            verdict = self.control.after(self.iteration)
-            if verdict != CONTINUE and not last:
-                with self.clock.span("checkpoint"):
-                    self._save(stage, index, i + 1)
-                if verdict == STOP:
-                    break
-        self._account(stage)
-        stage.finish()
-        self.accounts.end_stage(plan.depth, plan.mine, stage.traffic, stage.float32_bytes, stage.facts)
-        return verdict != STOP or self.iteration == t.iterations * len(t.stages)
+        return stage
+
+    def _is_last(self, index: int, i: int) -> bool:
+        """Whether iteration `i` of a stage, both from 0, is the last of the run."""
+        t = self.config.training
+        return i + 1 == t.iterations and index + 1 == len(t.stages)
+
+    def _iterate(self, stage: Stage, index: int, i: int) -> None:
+        """Iteration `i` of a stage, both from 0, timed, and the evaluation after it."""
+        self.iteration += 1
+        self.waiter.where.set_iteration(self.iteration, index + 1)
+        measure = (i + 1) % self.config.output.eval_every == 0 or i + 1 == self.config.training.iterations
+        self.control.before()
+        exposed = self.waiter.seconds + self.grid.nodes.seconds
+        sent = self.grid.nodes.bytes
+        start = time.perf_counter()
+        terms = stage.iterate(i, measure)
+        seconds = time.perf_counter() - start
+        self.seconds_iterations += seconds
+        if self.clock.counts(i):
+            self.accounts.iterated(seconds)
+        self.seconds_exposed += self.waiter.seconds + self.grid.nodes.seconds - exposed
+        self.reduction_bytes += self.grid.nodes.bytes - sent
+        if self._is_last(index, i) and 1 in self.layers:
+            self.layers[1].write_out()  # what is evaluated in the end is what the model holds
+        if measure:
+            self.seconds_exposed += stage.transport.waited()
+            with self.clock.span("evaluation"):
+                self._evaluate(stage, terms, index, i + 1)
+            stage.transport.waited()  # those of the evaluation are no part of the iterations
 
     def _plan(self, depth: int) -> Plan:
         return Plan(depth, self.layers_total, self.blocks, self.grid.block, self.grid.rank_of)

@@ -12,10 +12,8 @@ import argparse
 import contextlib
 import functools
 import gc
-import json
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,11 +34,12 @@ from pdadmm.arrays.cupy_backend import CupyBackend
 from pdadmm.arrays.groups import groups_of_shard
 from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
-from pdadmm.errors import InputError, one_line
-from pdadmm.files import Record
+from pdadmm.errors import InputError
+from pdadmm.files import Record, write_json
 from pdadmm.files.target import report_target
 from pdadmm.runtime.console import plain_console
 from pdadmm.runtime.parser import Parser
+from pdadmm.runtime.preparing import answer
 from pdadmm.trace.clock import WARM_UP, Clock
 
 __all__ = ["Variant", "main", "make_stage", "measure"]
@@ -291,39 +290,38 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def main(arguments: list[str]) -> int:
-    """Entry point; returns the exit code."""
-    try:
-        options = _parse(arguments)
-        variants = [
-            v
-            for v in DEFAULT
-            if all(
-                getattr(options, name) in (None, getattr(v, name))
-                for name in ("codec", "bits", "solver", "step", "kernels")
-            )
-        ]
-        if options.json:
-            report_target(options.json, "--json", '{"results":')
-        if not variants:
-            raise InputError(
-                "none of the measured variants has these --codec, --bits, --solver, --step, --kernels"
-            )
-        threads = options.threads or usable_cores()
-        backend = _backend(options.backend, threads, options.nodes)
-        results = []
-        with threadpool_limits(1):  # tiles of products have threads of their own
-            for variant in variants:
-                results.append(
-                    measure(
-                        variant, options.nodes, options.hidden, options.layers, threads,
-                        options.iterations, options.inputs, backend,
-                    )
-                )  # fmt: skip
-    except InputError as error:
-        print(f"pdadmm: {one_line(error)}", file=sys.stderr)
-        return 2
+def _bench(arguments: list[str]) -> None:
+    options = _parse(arguments)
+    variants = [
+        v
+        for v in DEFAULT
+        if all(
+            getattr(options, name) in (None, getattr(v, name))
+            for name in ("codec", "bits", "solver", "step", "kernels")
+        )
+    ]
+    if options.json:
+        report_target(options.json, "--json", '{"results":')
+    if not variants:
+        raise InputError(
+            "none of the measured variants has these --codec, --bits, --solver, --step, --kernels"
+        )
+    threads = options.threads or usable_cores()
+    backend = _backend(options.backend, threads, options.nodes)
+    results = []
+    with threadpool_limits(1):  # tiles of products have threads of their own
+        for variant in variants:
+            results.append(
+                measure(
+                    variant, options.nodes, options.hidden, options.layers, threads,
+                    options.iterations, options.inputs, backend,
+                )
+            )  # fmt: skip
     plain_console(160).print(_table(results, threads))
     if options.json:
-        Path(options.json).write_text(json.dumps({"results": results}, indent=1) + "\n")
-    return 0
+        write_json(Path(options.json), {"results": results})
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point; returns the exit code."""
+    return answer("pdadmm", lambda report: _bench(arguments))

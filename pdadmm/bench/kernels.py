@@ -6,9 +6,7 @@ by the same threads (the decoding of a float32 message, which is a copy).
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +20,12 @@ from pdadmm.admm.passes import Copies, Passes, make_passes
 from pdadmm.arrays import Array
 from pdadmm.codec import CODECS, Codec, make_codec
 from pdadmm.comm.waiter import usable_cores
-from pdadmm.errors import InputError, one_line
-from pdadmm.files import Record
+from pdadmm.errors import InputError
+from pdadmm.files import Record, write_json
 from pdadmm.files.target import report_target
 from pdadmm.runtime.console import plain_console
 from pdadmm.runtime.parser import Parser
+from pdadmm.runtime.preparing import answer
 
 __all__ = ["main", "measure"]
 
@@ -175,8 +174,7 @@ def _table(results: list[Record], title: str) -> Table:
     return table
 
 
-def main(arguments: list[str]) -> int:
-    """Entry point; returns the exit code."""
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m pdadmm.bench kernels",
         description="Bandwidth of the fused passes.",
@@ -189,26 +187,30 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
     parser.add_argument("--kernels", choices=("fused", "reference"), default="fused")
     parser.add_argument("--json", metavar="FILE", help="write the results to FILE")
-    try:
-        options = parser.parse_args(arguments)
-        for name in ("nodes", "hidden", "repeats"):
-            if getattr(options, name) < 1:
-                raise InputError(f"--{name} {getattr(options, name)} must be at least 1")
-        if options.json:
-            report_target(options.json, "--json", '{"results":')
-        threads = options.threads or usable_cores()
-        passes = make_passes(options.kernels, threads, options.backend)
-        device = _cupy() if options.backend == "cupy" else None
-    except InputError as error:
-        print(f"pdadmm: {one_line(error)}", file=sys.stderr)
-        return 2
+    return parser
+
+
+def _bench(arguments: list[str]) -> None:
+    options = _parser().parse_args(arguments)
+    for name in ("nodes", "hidden", "repeats"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} {getattr(options, name)} must be at least 1")
+    if options.json:
+        report_target(options.json, "--json", '{"results":')
+    threads = options.threads or usable_cores()
+    passes = make_passes(options.kernels, threads, options.backend)
+    device = _cupy() if options.backend == "cupy" else None
     results = measure(passes, options.backend, options.nodes, options.hidden, options.repeats, device)
     where = getattr(passes, "instruction_set", options.backend)
     title = f"{options.kernels} passes, {options.nodes} x {options.hidden}, {threads} threads, {where}"
     plain_console(100).print(_table(results, title))
     if options.json:
-        Path(options.json).write_text(json.dumps({"results": results}, indent=1) + "\n")
-    return 0
+        write_json(Path(options.json), {"results": results})
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point; returns the exit code."""
+    return answer("pdadmm", lambda report: _bench(arguments))
 
 
 def _cupy() -> ModuleType:

@@ -59,7 +59,7 @@ class Dataset:
     file_sets : tuple of tuples of RawFile
         Alternatives; the first of which all files are there is read, the first is downloaded.
     nodes, features, classes : int
-        As published, for the documentation; readers take the sizes from the files.
+        As published, to know a file of the data set's by; readers take the sizes from the files.
     split : str
         The rule, in words.
     archive : Archive or None

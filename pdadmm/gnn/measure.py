@@ -12,6 +12,7 @@ from pdadmm.comm.waiter import Waiter
 from pdadmm.datasets.registry import SPLITS
 from pdadmm.files import Record
 from pdadmm.gnn.equations import sigmoid_cross_entropy, softmax_cross_entropy
+from pdadmm.inputs.graph_file import GraphSource
 
 __all__ = ["Targets", "area_under_curve", "measure"]
 
@@ -30,6 +31,15 @@ class Targets:
 
     labels: np.ndarray
     split: np.ndarray
+
+    @classmethod
+    def of(cls, source: GraphSource, number: int, rows: np.ndarray | None = None) -> Targets:
+        """Of a part, in the order of the graph, or in that of its `rows`, numbers in the graph."""
+        first, last = (int(end) for end in source.part_ptr[number : number + 2])
+        order = slice(None) if rows is None else rows - first
+        return cls(
+            np.asarray(source.labels(first, last))[order], np.asarray(source.split(first, last))[order]
+        )
 
     @property
     def multilabel(self) -> bool:

@@ -135,9 +135,7 @@ class _Share:
         share = cls(parts, inputs, own, {}, {}, {})
         for number in numbers:
             first, last = int(source.part_ptr[number]), int(source.part_ptr[number + 1])
-            share.targets[number] = Targets(
-                np.asarray(source.labels(first, last)), np.asarray(source.split(first, last))
-            )
+            share.targets[number] = Targets.of(source, number)
             share.nodes[number] = np.asarray(source.node_id(slice(first, last)))
             share.first[number] = first
         return share

@@ -23,18 +23,10 @@ from pdadmm.gnn.halo import Hats, Slot, Widths
 from pdadmm.gnn.optimiser import Parameters
 from pdadmm.gnn.part import Part
 from pdadmm.runtime.checkpoint import START_AFRESH, Checkpoint
-from pdadmm.runtime.index import Sha256, Whole
+from pdadmm.runtime.index import Whole
+from pdadmm.runtime.saved import ContentHash, Mark, NotNegative, require_same
 
 __all__ = ["State", "arrays_of", "check", "restore", "restore_hats", "state_of"]
-
-NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
-
-
-class Mark(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where metrics.jsonl ended."""
-
-    bytes: Whole
-    sha256: Sha256
 
 
 #: of a slot, or a number of bits
@@ -62,7 +54,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     entries_backward: NotNegative
     best: dict[str, Any] | None
     metrics: Mark | None
-    data: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]  #: hash of the graph, whatever its parts
+    data: ContentHash  #: hash of the graph, whatever its parts
     seconds_epochs: NotNegative
     seconds_evaluation: NotNegative
     seconds_exposed: NotNegative
@@ -99,13 +91,7 @@ def check(checkpoint: Checkpoint, fingerprint: Record, content: str, layers: Map
         When no run can have saved it.
     """
     state = state_of(checkpoint)
-    for name, value in fingerprint.items():
-        before = state.fingerprint.get(name)
-        if before != value:
-            raise InputError(
-                f"--resume: the checkpoint was made with {name} = {repr(str(before)[:200])[1:-1]}, "
-                f"not {value}; give the options it was started with, or none but --resume and --out"
-            )
+    require_same(fingerprint, state.fingerprint)
     if state.data and content and state.data != content:
         raise InputError(
             "--resume: the graph is another one than the checkpoint was made with; give the file it was "

@@ -145,7 +145,7 @@ class Trainer:
         owners = [parts_of_rank(facts.parts, ranks, r) for r in range(ranks)]
         self.shape = shape_of(config, facts)
         self.parts = {number: Part.of(source, number, config.network.model) for number in owners[rank]}
-        self.targets = {number: _targets(source, number, facts, part) for number, part in self.parts.items()}
+        self.targets = {number: Targets.of(source, number, part.rows) for number, part in self.parts.items()}
         self.parameters = Parameters(
             self.shape, owners[rank], owners, waiter, self.passes, config.training.seed, laps, backend
         )
@@ -636,12 +636,3 @@ def _train_labels(targets: Targets, backend: Backend) -> Array:
     else:
         labels = np.where(train, targets.labels, -1).astype(np.int64)
     return backend.asarray(labels)
-
-
-def _targets(source: GraphSource, number: int, facts: Facts, part: Part) -> Targets:
-    """Labels of a part in the order of its rows."""
-    first, last = (int(end) for end in source.part_ptr[number : number + 2])
-    order = part.rows - first
-    return Targets(
-        np.asarray(source.labels(first, last))[order], np.asarray(source.split(first, last))[order]
-    )

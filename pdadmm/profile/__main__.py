@@ -11,6 +11,7 @@ from pathlib import Path
 from pdadmm.errors import InputError, one_line
 from pdadmm.files import Record
 from pdadmm.files.target import report_target
+from pdadmm.process import begin
 from pdadmm.profile.figures import Figures, figures
 from pdadmm.profile.load import is_graph, load
 from pdadmm.profile.page import write_page
@@ -19,6 +20,7 @@ from pdadmm.profile.predict_graph import predict_graph
 from pdadmm.profile.report import CSV_COLUMNS, print_report, write_csv, write_report_json
 from pdadmm.profile.simulate import Outcome
 from pdadmm.runtime.parser import Parser
+from pdadmm.runtime.preparing import answer
 
 __all__ = ["main"]
 
@@ -121,14 +123,12 @@ def _report(arguments: list[str] | None) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     try:
-        _report(arguments)
-    except InputError as error:
-        print(f"pdadmm: {one_line(error)}", file=sys.stderr)
-        return 2
+        return answer("pdadmm", lambda report: _report(arguments))
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
     return 0
 
 
 if __name__ == "__main__":
+    begin()
     sys.exit(main())

@@ -128,7 +128,7 @@ def _say(where: Where, error: BaseException) -> None:
 def agree(waiter: Waiter, work: Callable[[], Result]) -> Result:
     """Do `work` on every rank; when it raises InputError or SystemExit on any, raise the first one on all.
 
-    PermissionError is taken for bad input.
+    Permissions and room that lack on a disk are taken for bad input.
 
     Returns
     -------
@@ -139,8 +139,10 @@ def agree(waiter: Waiter, work: Callable[[], Result]) -> Result:
         value = work()
     except (InputError, SystemExit) as error:  # SystemExit: argparse after --help
         problem = error
-    except PermissionError as error:
+    except OSError as error:
         problem = denied(error)
+        if problem is None:
+            raise
     problems = waiter.gather(problem)
     first: BaseException | None = next((p for p in problems if p is not None), None) if problems else None
     first = waiter.broadcast(first)

@@ -227,8 +227,8 @@ def answer(program: str, work: Callable[[Reporter], None]) -> int:
             return _told_to_end[0]
         if isinstance(exc, MemoryError):
             exc = InputError("not enough memory for these data; take a machine with more, or fewer data")
-        if isinstance(exc, PermissionError):
-            exc = denied(exc)
+        if isinstance(exc, OSError):
+            exc = denied(exc) or exc
         if not isinstance(exc, InputError):
             raise
         report.close()
