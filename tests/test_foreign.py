@@ -116,14 +116,17 @@ def test_one_of_several_splits_and_ogb_s_ids(graph: Graph) -> None:
     assert len(drawn.train) == 60
 
 
-def test_directions_are_dropped_and_several_labels_kept(graph: Graph) -> None:
+def test_directions_are_dropped_and_several_labels_kept(graph: Graph, tmp_path: Path) -> None:
     upper = np.array(graph.adjacency.nonzero())
     upper = upper[:, upper[0] < upper[1]]
     found = from_pyg(planetoid(graph, edge_index=upper))
     assert same(found, graph)
     assert found.directed
     several = (np.arange(300 * 4).reshape(300, 4) % 3 == 0).astype(np.float32)
-    assert np.array_equal(from_pyg(planetoid(graph, y=several)).labels, several)
+    taken = from_pyg(planetoid(graph, y=several))
+    assert np.array_equal(taken.labels, several)
+    write_npz(tmp_path / "several.npz", taken)
+    assert same(load(str(tmp_path / "several.npz")), taken)
 
 
 def test_networkx(graph: Graph) -> None:

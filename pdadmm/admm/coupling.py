@@ -124,7 +124,7 @@ class CouplingEnd:
             if codec.lossless:
                 partner.other_hat = self.own
             self.own_hat, self.other_hat, self.u = partner.other_hat, partner.own_hat, partner.u
-        self._seed = seed
+        self._seed = seed ^ (seed >> 32)  # a key has 32 bits
         self._before = first * start.shape[1]  # entries of those of other shards
         self._clock = clock
 

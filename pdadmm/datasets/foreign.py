@@ -147,7 +147,8 @@ def write_npz(path: str | os.PathLike[str], graph: Graph) -> None:
     if graph.adjacency is None:
         raise InputError(f"{graph.name}: has no edges to write; samples without a graph need no .npz")
     labels = graph.labels.copy()
-    labels[graph.unlabelled] = UNLABELLED
+    if graph.unlabelled.size:
+        labels[graph.unlabelled] = UNLABELLED
     arrays: dict[str, np.ndarray] = {"labels": labels}
     matrices = {"adj": graph.adjacency}
     if sp.issparse(graph.features):

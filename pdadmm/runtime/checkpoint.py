@@ -56,7 +56,7 @@ _LEFT_OVER = re.compile(r"iteration-[0-9]{8,}(\.tmp|\.damaged)")
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)
 _OURS = re.compile(r"rank-[0-9]{4,}\.bin|index\.json")
 #: seconds for which a network file system may show a file of another node as it was before
-_CACHED = 10.0
+_CACHED = 30.0
 #: more than the index of a hundred thousand layers
 _LONGEST_INDEX = 1 << 28
 
@@ -110,27 +110,32 @@ def write(
         problem = next((p for _, p in entries if p), None) if entries else None
         if comm.rank == 0 and problem is None:
             assert entries is not None
-            problem = _unseen(temporary, [e for e, _ in entries if e is not None])
-        if comm.rank == 0 and problem is None:
-            assert entries is not None
             body = {
                 "version": VERSION,
                 "iteration": iteration,
                 "state": state,
                 "files": [e for e, _ in entries],
             }
-            try:
-                _write_synced(temporary / "index.json", _sealed(body))
-                sync_folder(temporary)
-                _replace(temporary, final)
-            except OSError as error:
-                problem = _reason(error, temporary)
+            problem = _seal(temporary, final, body)
         if comm.rank == 0:
             if problem is None:
                 _tidy(folder)
             else:
                 _remove(temporary)
         _agree(problem, waiter)
+
+
+def _seal(temporary: Path, final: Path, body: Record) -> str | None:
+    """Give what all ranks have written its index and its name, on rank 0; what is wrong, or None."""
+    try:
+        problem = _unseen(temporary, body["files"])
+        if problem is None:
+            _write_synced(temporary / "index.json", _sealed(body))
+            sync_folder(temporary)
+            _replace(temporary, final)
+    except OSError as error:
+        return _reason(error, temporary)
+    return problem
 
 
 def _unseen(folder: Path, files: list[Record]) -> str | None:
