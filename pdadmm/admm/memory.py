@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from pdadmm.comm.waiter import ranks_on_node
+from pdadmm.datasets.raw import physical_memory
 from pdadmm.errors import InputError
 from pdadmm.runtime.launch import agree
 
@@ -42,7 +42,7 @@ def require_memory(config: Config, sizes: Sizes, waiter: Waiter) -> None:
     """
     ranks = ranks_on_node(waiter.comm)
     least = least_bytes(config, sizes) * ranks // waiter.comm.size
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = physical_memory()
 
     def check() -> None:
         if least > there:

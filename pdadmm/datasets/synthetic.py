@@ -7,9 +7,9 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from ..errors import InputError
-from .graph import Graph, clean_adjacency
+from .graph import Graph, Matrix, clean_adjacency
 from .raw import physical_memory
-from .splits import Ids, draw_split
+from .splits import Ids, check_seed, draw_split
 
 __all__ = ["synthetic_graph"]
 
@@ -71,6 +71,28 @@ def synthetic_graph(
     InputError
         For sizes that make no graph.
     """
+    _check_sizes(nodes, classes, features, degree, homophily, words, topic, train_per_class, communities)
+    check_seed(seed)
+    rng = np.random.default_rng([seed, 0x5B])  # not the stream that draws the split
+    labels = rng.permutation(np.arange(nodes, dtype=np.int64) % classes)
+    adjacency = _draw_edges(rng, labels, classes, degree, homophily, communities)
+    bag = _draw_words(rng, labels, classes, features, words, topic)
+    train, val, test = draw_split(labels, seed, "synthetic", per_class=train_per_class)
+    return Graph("synthetic", clean_adjacency(adjacency, "synthetic"), bag, labels, train, val, test, classes)
+
+
+def _check_sizes(
+    nodes: int,
+    classes: int,
+    features: int,
+    degree: float,
+    homophily: float,
+    words: float,
+    topic: float,
+    train_per_class: int,
+    communities: int,
+) -> None:
+    """Refuse sizes that make no graph, with InputError."""
     if classes < 2 or nodes < 4 * classes or features < classes:
         raise InputError(
             f"synthetic: {nodes} nodes, {classes} classes, {features} features; at least 2 classes, "
@@ -93,11 +115,13 @@ def synthetic_graph(
             f"synthetic: {communities} communities of {nodes} nodes; give 0 or more, with 2 nodes of each of "
             f"the {classes} classes in every one"
         )
-    if seed < 0:
-        raise InputError(f"seed {seed} is negative; give 0 or more")
-    rng = np.random.default_rng([seed, 0x5B])  # not the stream that draws the split
-    labels = rng.permutation(np.arange(nodes, dtype=np.int64) % classes)
 
+
+def _draw_edges(
+    rng: np.random.Generator, labels: Ids, classes: int, degree: float, homophily: float, communities: int
+) -> Matrix:
+    """The edges, each in one direction and perhaps more than once, (N, N)."""
+    nodes = labels.size
     # Nodes sorted by class: a neighbour inside or outside the class is then one uniform draw.
     by_class = np.argsort(labels, kind="stable")
     counts = np.bincount(labels, minlength=classes)
@@ -121,8 +145,14 @@ def synthetic_graph(
             community * classes + labels, source[local], classes, inside[local], draw[local]
         )
     ones = np.ones(edges, dtype=np.float32)
-    adjacency = sp.coo_matrix((ones, (source, target)), shape=(nodes, nodes))
+    return sp.coo_matrix((ones, (source, target)), shape=(nodes, nodes))
 
+
+def _draw_words(
+    rng: np.random.Generator, labels: Ids, classes: int, features: int, words: float, topic: float
+) -> Matrix:
+    """The features of the nodes, (N, F) float32 CSR of zeros and ones."""
+    nodes = labels.size
     lengths = 1 + rng.poisson(max(words - 1, 0), nodes)
     owner = np.repeat(np.arange(nodes), lengths)
     vocabulary = rng.permutation(features)
@@ -140,8 +170,7 @@ def synthetic_graph(
     bag.sum_duplicates()
     bag.sort_indices()
     bag.data[:] = 1.0
-    train, val, test = draw_split(labels, seed, "synthetic", per_class=train_per_class)
-    return Graph("synthetic", clean_adjacency(adjacency, "synthetic"), bag, labels, train, val, test, classes)
+    return bag
 
 
 def _inside_communities(cell: Ids, source: Ids, classes: int, inside: Flags, draw: Floats) -> Ids:
