@@ -57,6 +57,8 @@ def test_a_waiter_for_some_of_the_ranks_is_as_patient_as_the_other_at_any_time()
     """One that is made while all wait longer, as they do at the start, does not keep that."""
     outer = Waiter(SimpleNamespace(size=1, rank=0), timeout=0.1)
     with outer.patient():
+        with outer.patient():
+            assert outer.timeout == pytest.approx(2.0)  # and not twenty times that
         inner = outer.within(SimpleNamespace(size=1, rank=0))
     calls: list[int] = []
     outer.background = lambda: calls.append(1)

@@ -97,6 +97,7 @@ class _Manner:
 
     timeout: float
     background: Callable[[], None] | None = None
+    patient: bool = False  #: whether `timeout` is longer for now
 
 
 class Waiter:
@@ -158,13 +159,15 @@ class Waiter:
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """Wait longer than for a message: others read or write files."""
-        timeout = self.timeout
-        self.timeout = PATIENT * timeout
+        """Wait longer than for a message: others read or write files. Once within another is as long."""
+        manner = self._manner
+        factor = 1.0 if manner.patient else PATIENT
+        before, timeout = manner.patient, manner.timeout
+        manner.patient, manner.timeout = True, factor * timeout
         try:
             yield
         finally:
-            self.timeout = timeout
+            manner.patient, manner.timeout = before, timeout
 
     @contextlib.contextmanager
     def limit(self, what: str) -> Iterator[None]:
