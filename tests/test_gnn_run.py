@@ -208,7 +208,9 @@ def test_float32_goes_on_with_other_parts(mpirun: MPIRun, tmp_path: Path) -> Non
     (folder / "summary.json").unlink()
     again = mpirun(3, "-m", "pdadmm.gnn.run", paths[1], "--resume", "--quiet", "--out", folder)
     succeed(again)
-    assert summary_of(folder)["parts"] == 3
+    found = summary_of(folder)
+    assert found["parts"] == 3
+    assert found["bytes_per_epoch"] == found["float32_bytes_per_epoch"] > 0, "of these parts alone"
     lean = words("--hidden 16 --epochs 20 --quiet --checkpoint-every 5")
     succeed(mpirun(2, "-m", "pdadmm.gnn.run", paths[0], *lean, "--out", tmp_path / "lean"))
     refused = mpirun(3, "-m", "pdadmm.gnn.run", paths[1], "--resume", "--out", tmp_path / "lean")

@@ -101,6 +101,9 @@ def test_the_written_configuration_is_complete_and_makes_the_same_run(
     tree = tomllib.loads((default_run[0] / "config.toml").read_text())
     assert tree["network"]["layers"] == 16 and tree["training"]["stages"] == [2, 4, 8, 16]
     assert tree["messages"]["bits"] == 4 and tree["run"]["backend"] == "numpy"
+    assert tree["run"]["kernels"] == summary_of(default_run[0])["kernels"] != "auto"
+    firsts = {r["stage"]: r for r in reversed(records_of(default_run[0]))}
+    assert len(firsts) == 4 and all(r["c_k"] == r["change"] for r in firsts.values())
     first, again = tmp_path / "first", tmp_path / "again"
     options = words("--hidden 24 --layers 4 --iterations 5 --nu 0.02 --codec affine --bits 8 --quiet")
     succeed(mpirun(2, "-m", "pdadmm.run", small, *options, "--out", first))

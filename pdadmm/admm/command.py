@@ -263,6 +263,8 @@ def _begin_files(
         "first_depth": (resumed.state.get("first_depth") if resumed else 0) or trainer.first_depth,
     }
 
+    trainer.config.run.kernels = trainer.passes.name
+
     def reserve() -> ModelSpace:
         return stack.enter_context(reserved(folder.path / "model.h5", trainer.widths, attributes))
 

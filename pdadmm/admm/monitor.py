@@ -34,6 +34,10 @@ class Monitor:
         self.splits = splits
         self.smallest_change = float("inf")
 
+    def begin_stage(self) -> None:
+        """Forget the changes of the stage before."""
+        self.smallest_change = float("inf")
+
     def pack(self, terms: dict[int, Terms], counts: dict[str, tuple[float, float]]) -> np.ndarray:
         """This rank's contribution, float64."""
         table = np.zeros((self.layers, len(_TERMS)))
@@ -45,8 +49,8 @@ class Monitor:
     def unpack(self, total: np.ndarray, hyper: Hyper, stage_iteration: int) -> Record:
         """Objective, Lagrangian, residual, successive change, accuracies and losses.
 
-        `stage_iteration` counts from 1 within the stage; the running minimum ``c_k`` of the change
-        restarts with every stage.
+        `stage_iteration` counts from 1 within the stage; ``c_k`` is the smallest change of the iterations of
+        the stage that were evaluated.
         """
         table = total[: self.layers * len(_TERMS)].reshape(self.layers, -1)
         sums = dict(zip(_TERMS, (float(v) for v in table.sum(axis=0)), strict=True))
@@ -55,8 +59,6 @@ class Monitor:
             + 0.5 * hyper.nu * (sums["residual"] + sums["relaxation"])
             + 0.5 * hyper.mu * sums["weights"]
         )
-        if stage_iteration == 1:
-            self.smallest_change = float("inf")
         self.smallest_change = min(self.smallest_change, sums["change"])
         record: Record = {
             "objective": objective,

@@ -23,6 +23,7 @@ from pdadmm.runtime.options import (
     Range,
     check_ranges,
     fill,
+    merged,
     option,
     positional,
 )
@@ -51,7 +52,8 @@ class Network:
 
     layers: int = option(
         0,
-        "layers of the finished network; default: the number of ranks, or 10 on one rank",
+        "layers of the finished network; default: the number of ranks (over that of shards), or 10 where "
+        "that is 1",
         within=Range(0, _LAYERS.most),
     )
     hidden: int = option(100, "neurons of a hidden layer", within=Range(1, 10**6))
@@ -204,9 +206,10 @@ def parse(
     InputError
         When an option is unknown or a value is out of its range.
     """
-    values = OPTIONS.read(arguments)
+    of_file, given = OPTIONS.sources(arguments)
+    _forget_defaults(of_file, given)
+    values = merged(of_file, given)
     config = Config()
-    _forget_default_stages(values, arguments)
     if preset is not None:
         for key, value in preset(values.get("features", "")).items():
             setattr(config.network if hasattr(config.network, key) else config.training, key, value)
@@ -214,7 +217,7 @@ def parse(
     if start is not None and path and not values.get("output", {}).get("resume"):
         fill(config.network, start(path))
     fill(config, values)
-    if config.output.resume and ranks % config.run.shards and not OPTIONS.gives(arguments, "shards"):
+    if config.output.resume and ranks % config.run.shards and "shards" not in given.get("run", {}):
         config.run.shards = 1
     if config.training.solver != "exact":  # a preset's options of another solver than the user's do not count
         for name in {"damping", "momentum"} - set(values.get("training", {})):
@@ -223,12 +226,18 @@ def parse(
     return config
 
 
-def _forget_default_stages(values: Record, arguments: Sequence[str]) -> None:
-    """Leave out the stages that a file has by default, where the command line has other layers."""
-    stages = values.get("training", {}).get("stages")
-    of_file = stages and not OPTIONS.gives(arguments, "stages")
-    if of_file and OPTIONS.gives(arguments, "layers") and stages == default_stages(stages[-1]):
-        del values["training"]["stages"]
+def _forget_defaults(of_file: Record, given: Record) -> None:
+    """Leave out what a file has by default, where the command line has what it was the default for.
+
+    Stages go with the layers, bits with the codec.
+    """
+    training, messages = of_file.get("training", {}), of_file.get("messages", {})
+    stages = training.get("stages")
+    if stages and stages == default_stages(stages[-1]) and "layers" in given.get("network", {}):
+        del training["stages"]
+    codec, bits = messages.get("codec", Messages.codec), messages.get("bits")
+    if bits is not None and bits == default_bits(codec) and "codec" in given.get("messages", {}):
+        del messages["bits"]
 
 
 def check(config: Config) -> None:

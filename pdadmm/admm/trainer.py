@@ -285,6 +285,7 @@ class Trainer:
         self.control.expect(sum(a.nbytes for layer in stage.layers for a in layer.state().values()))
         if not done:
             self._losses = []
+            self.monitor.begin_stage()
         verdict = CONTINUE
         self._begun = done
         for i in range(done, t.iterations):

@@ -407,7 +407,7 @@ def projected_step(
     if norm == 0.0:
         return G, G @ W.T, 0.0
     tau = DOUBLING_START
-    if step == "exact":
+    if step != "doubling":
         tau = rho + nu * float(squared_norm(G @ W.T)) / norm
     change, image = G, G
 

@@ -182,6 +182,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--nodes", type=int, default=20000, help="rows of the matrices (20000)")
     parser.add_argument("--hidden", type=int, default=500, help="columns of the matrices (500)")
+    parser.add_argument("--layers", type=int, help="as of bench iteration; says nothing to a pass")
     parser.add_argument("--repeats", type=int, default=9, help="measurements, of which the median counts (9)")
     parser.add_argument("--threads", type=int, default=0, help="on the host; default: all cores")
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")

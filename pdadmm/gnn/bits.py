@@ -8,9 +8,11 @@ the longest of them. The assignment minimises
     share * variance / (range of the variance)  +  (1 - share) * time / (range of the time)
 
 ``1/(2^b - 1)^2`` is convex along the widths 1, 2, 4, 8 also in bytes, so for a given time each port
-takes its best steps to a wider width first, by what they save a second; and the objective is a convex
-function of the slot's time, minimised by golden section. The only inexactness is the last row of a port,
-whose step does not fit. :func:`exact` is the same problem for a solver of mixed integer programs (HiGHS).
+takes its best steps to a wider width first, by what they save a second; and with parts of steps the objective
+is a convex function of the slot's time, minimised by golden section. Of the whole steps just before and after
+that time the best are taken: with one port and nothing hidden that is the best of all assignments, else it
+may miss a step of each port.
+:func:`exact` is the same problem for a solver of mixed integer programs (HiGHS).
 """
 
 from __future__ import annotations
@@ -159,15 +161,21 @@ class _Steps:
         # after any number of steps
         self._seconds = sum(least) + _sums(cost.reshape(-1)[order])
         self._variance = float(weights.sum()) * levels[0] - _sums(saved.reshape(-1)[order])
-        self._useful = int(np.count_nonzero(gain > 0))
+        self.useful = int(np.count_nonzero(gain > 0))
 
     def within(self, seconds: float) -> int:
         """Number of steps that fit a time."""
         room = (seconds + self._hidden) * (1 + 1e-12)
-        return min(self._useful, max(0, int(np.searchsorted(self._seconds, room, side="right")) - 1))
+        return min(self.useful, max(0, int(np.searchsorted(self._seconds, room, side="right")) - 1))
 
     def variance(self, steps: int) -> float:
         return float(self._variance[steps])
+
+    def relaxed(self, seconds: float) -> tuple[float, float]:
+        """Variance and seconds with a part of the step that does not fit a time."""
+        count = self.useful + 1
+        variance = np.interp(seconds + self._hidden, self._seconds[:count], self._variance[:count])
+        return float(variance), min(max(seconds, self.seconds(0)), self.seconds(self.useful))
 
     def seconds(self, steps: int) -> float:
         return max(0.0, float(self._seconds[steps]) - self._hidden)
@@ -199,13 +207,21 @@ def assign(messages: Sequence[Message], bits: Sequence[int], share: float) -> li
     ports = _ports(chosen)
     steps = [_Steps([chosen[i] for i in port], bits) for port in ports]
 
-    def value(seconds: float) -> float:
-        taken = [(s, s.within(seconds)) for s in steps]
-        variance = sum(s.variance(n) for s, n in taken)
-        longest = max(s.seconds(n) for s, n in taken)
+    def value(taken: list[tuple[float, float]]) -> float:
+        """Of variance and seconds of every port."""
+        variance, longest = sum(v for v, _ in taken), max(seconds for _, seconds in taken)
         return _scaled(variance, low, high, share) + _scaled(longest, least, most, 1 - share)
 
-    best = _minimum(value, least, most)
+    def whole(seconds: float) -> float:
+        counts = [s.within(seconds) for s in steps]
+        return value([(s.variance(n), s.seconds(n)) for s, n in zip(steps, counts, strict=True)])
+
+    about = _minimum(lambda seconds: value([s.relaxed(seconds) for s in steps]), least, most)
+    near = {least, most}
+    for s in steps:
+        n = s.within(about)
+        near.update(s.seconds(count) for count in (n, min(n + 1, s.useful)))
+    best = min(sorted(near), key=whole)
     for port, s in zip(ports, steps, strict=True):
         for i, widths in zip(port, s.widths(s.within(best)), strict=True):
             found[present[i]] = widths

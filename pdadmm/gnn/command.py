@@ -175,6 +175,8 @@ def _begin_files(
     if trainer.waiter.comm.rank:
         return None
 
+    trainer.config.run.kernels = trainer.passes.name
+
     def room() -> ModelRoom:
         path = folder.path / "model.h5"
         return stack.enter_context(reserved(path, trainer.shape, _attributes(trainer, 0.0)))

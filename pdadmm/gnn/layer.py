@@ -417,9 +417,11 @@ class Network:
         for number, at in self._at[layer].items():
             if not turns:
                 multiply(at.marginal.G, W[self.shape.neighbours], at.marginal.back)
+                if not self.shape.eager:
+                    multiply(at.central.G, W[self.shape.neighbours], at.central.back)
             halos.send(slot, number, at.back)
         for number, at in self._at[layer].items():
-            if not turns:
+            if not turns and self.shape.eager:
                 multiply(at.central.G, W[self.shape.neighbours], at.central.back)
             if self.shape.eager:
                 self._own_gradients(layer, number)

@@ -10,7 +10,17 @@ from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.gnn.part import MODELS
 from pdadmm.runtime import sections
-from pdadmm.runtime.options import COUNT, POSITIVE, Options, Range, check_ranges, fill, option, positional
+from pdadmm.runtime.options import (
+    COUNT,
+    POSITIVE,
+    Options,
+    Range,
+    check_ranges,
+    fill,
+    merged,
+    option,
+    positional,
+)
 from pdadmm.runtime.sections import Output, Run
 
 __all__ = [
@@ -170,20 +180,21 @@ OPTIONS = Options(
 )
 
 
-def _forget_what_a_scheme_stands_for(values: Record, arguments: Sequence[str]) -> None:
-    """Leave out what a file's scheme of messages brought, where the command line has another scheme."""
-    messages, network = (values.get(section, {}) for section in ("messages", "network"))
-    of_file = OPTIONS.in_file(arguments).get("messages", {}).get("messages")
-    if of_file is None:
+def _forget_scheme(of_file: Record, given: Record) -> None:
+    """Leave out what a file's scheme of messages stood for, where the command line has another scheme."""
+    messages, network = of_file.get("messages", {}), of_file.get("network", {})
+    if "messages" not in messages or "messages" not in given.get("messages", {}):
         return
-    scheme = SCHEMES[of_file]
+    scheme = SCHEMES[messages["messages"]]
     for section, name, value in (
         (messages, "forward", scheme.codec),
         (messages, "backward", scheme.codec),
         (network, "order", scheme.order),
     ):
-        if section.get(name) == value and not OPTIONS.gives(arguments, name):
+        if section.get(name) == value:
             del section[name]
+    if given["messages"]["messages"] == "float32":
+        messages.pop("bits", None)  # nothing is left to be coded
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -195,10 +206,9 @@ def parse(arguments: Sequence[str]) -> Config:
         When an option is unknown or a value is out of its range.
     """
     config = Config()
-    values = OPTIONS.read(arguments)
-    if OPTIONS.gives(arguments, "messages"):
-        _forget_what_a_scheme_stands_for(values, arguments)
-    fill(config, values)
+    of_file, given = OPTIONS.sources(arguments)
+    _forget_scheme(of_file, given)
+    fill(config, merged(of_file, given))
     n, m = config.network, config.messages
     n.order = n.order or config.scheme.order
     m.forward, m.backward = m.forward or config.scheme.codec, m.backward or config.scheme.codec

@@ -60,8 +60,10 @@ class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     seconds_exposed: NotNegative
     seconds_assignment: NotNegative
     fingerprint: dict[str, Any]
-    seconds_checkpoints: NotNegative = 0.0  #: neither is known of an older one
+    seconds_checkpoints: NotNegative = 0.0  #: none of these is known of an older one
     seconds_total: NotNegative = 0.0
+    parts: Whole = 0
+    bytes_since: Whole = 0  #: epoch after which `message_bytes` are counted
 
 
 def state_of(checkpoint: Checkpoint) -> State:

@@ -178,6 +178,8 @@ class Trainer:
         self.best: Record | None = None
         self.epoch = 0
         self.message_bytes = 0
+        #: epoch after which they are counted: other parts than now may have sent those before
+        self.bytes_since = 0
         self.bits_sent = {"forward": 0.0, "backward": 0.0}
         self.entries_sent = {"forward": 0.0, "backward": 0.0}
         self.seconds_epochs = 0.0
@@ -334,6 +336,8 @@ class Trainer:
             "seconds_assignment": self.seconds_assignment,
             "seconds_checkpoints": self.seconds_checkpoints,
             "seconds_total": self.seconds_total,
+            "parts": self.facts.parts,
+            "bytes_since": self.bytes_since,
             "fingerprint": self.fingerprint(),
         }
         arrays = saved.arrays_of(
@@ -375,8 +379,11 @@ class Trainer:
         self.epoch, self.best = state.epoch, state.best
         self.assigned = msgspec.to_builtins(state.assigned)
         self.parameters.step = state.step
+        same_parts = state.parts in (0, self.facts.parts)
+        # what other parts sent says nothing of these
+        self.bytes_since = state.bytes_since if same_parts else state.epoch
         if rank == 0:
-            self.message_bytes = state.message_bytes
+            self.message_bytes = state.message_bytes if same_parts else 0
             self.bits_sent = {"forward": state.bits_forward, "backward": state.bits_backward}
             self.entries_sent = {"forward": state.entries_forward, "backward": state.entries_backward}
         self.seconds_epochs, self.seconds_evaluation = state.seconds_epochs, state.seconds_evaluation
@@ -598,7 +605,7 @@ class Trainer:
         return {
             "mean_bits_forward": total[5] / total[6] if total[6] else 0.0,
             "mean_bits_backward": total[7] / total[8] if total[8] else 0.0,
-            "bytes_per_epoch": round(sent / max(self.epoch, 1)),
+            "bytes_per_epoch": round(sent / max(self.epoch - self.bytes_since, 1)),
             "float32_bytes_per_epoch": round(plain_sent),
             "evaluation_bytes_per_evaluation": round(evaluation),
             "reduction_bytes_per_epoch": round(reduction),

@@ -58,6 +58,7 @@ __all__ = [
     "Range",
     "check_ranges",
     "fill",
+    "merged",
     "option",
     "positional",
     "to_toml",
@@ -274,31 +275,29 @@ class Options:
     def read(self, arguments: Sequence[str]) -> Record:
         """Values of a command line and of the file that it names, which is the weaker one.
 
-        With --resume and without --config it is the config.toml of the run in --out, of which a section has
-        no more than its class lists as `resumed`, if it does.
+        Raises
+        ------
+        InputError
+        """
+        return merged(*self.sources(arguments))
+
+    def sources(self, arguments: Sequence[str]) -> tuple[Record, Record]:
+        """Values of the file that a command line names, and of the command line, in the shape of the tree.
+
+        With --resume and without --config the file is the config.toml of the run in --out, of which a section
+        has no more than its class lists as `resumed`, if it does.
 
         Raises
         ------
         InputError
         """
-        given = vars(self.parser().parse_args(arguments))
-        values = self._of_file(given)
-        values.update({name: given[name] for name in self._positionals if name in given})
+        found = vars(self.parser().parse_args(arguments))
+        of_file = self.load(found["config"]) if "config" in found else self._of_run_before(found)
+        given: Record = {name: found[name] for name in self._positionals if name in found}
         for section, name in self._options:
-            if name in given:
-                values.setdefault(section, {})[name] = given[name]
-        return values
-
-    def gives(self, arguments: Sequence[str], name: str) -> bool:
-        """Whether a command line itself has an option."""
-        return name in vars(self.parser().parse_args(arguments))
-
-    def in_file(self, arguments: Sequence[str]) -> Record:
-        """Values of the file that a command line names, in the shape of the tree; see :meth:`read`."""
-        return self._of_file(vars(self.parser().parse_args(arguments)))
-
-    def _of_file(self, given: Record) -> Record:
-        return self.load(given["config"]) if "config" in given else self._of_run_before(given)
+            if name in found:
+                given.setdefault(section, {})[name] = found[name]
+        return of_file, given
 
     def _of_run_before(self, given: Record) -> Record:
         before = Path(given.get("out", "")) / "config.toml"
@@ -310,6 +309,15 @@ class Options:
             if kept is not None and section in values:
                 values[section] = {name: value for name, value in values[section].items() if name in kept}
         return values
+
+
+def merged(weaker: Record, stronger: Record) -> Record:
+    """Values of two sources, each in the shape of a tree."""
+    values = {**weaker, **stronger}
+    for name, table in stronger.items():
+        if isinstance(table, dict):
+            values[name] = {**weaker.get(name, {}), **table}
+    return values
 
 
 def fill(tree: DataclassInstance, values: Record) -> None:
