@@ -22,7 +22,7 @@ import argparse
 import json
 import math
 from pathlib import Path
-from statistics import mean, pstdev, stdev
+from statistics import mean, stdev
 from typing import Any
 
 from baselines import GRIDS, INVERSE_PENALTIES, train_linear, train_torch
@@ -109,6 +109,11 @@ def run_gradient(results: Results, data: Any, dataset: str, hidden: int, method:
     run(best, seed)
 
 
+def _spread(values: list[float]) -> float:
+    """Standard deviation of the runs; 0 of a single one."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
 def table(results: Results) -> str:
     """Mean and standard deviation of the final test accuracy in per cent, Markdown."""
     lines = []
@@ -131,7 +136,7 @@ def table(results: Results) -> str:
                     chosen = max(first, key=lambda rate: first[rate])
                     runs = [r for r in runs if r["key"][3] == chosen]
                 scores = [100 * r["test_accuracy"] for r in runs]
-                cells.append(f"{mean(scores):.1f} ± {pstdev(scores):.1f} ({len(scores)})" if scores else "")
+                cells.append(f"{mean(scores):.1f} ± {_spread(scores):.1f} ({len(scores)})" if scores else "")
             if any(cells):
                 lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

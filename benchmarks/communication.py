@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import Any
 
 import h5py
@@ -86,7 +86,7 @@ def table_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "reduction": 1 - size / plain,
                 "paper": PAPER.get(dataset) if codec == "grid8" else None,
                 "test_accuracy": fmean(accuracy),
-                "deviation": pstdev(accuracy),
+                "deviation": stdev(accuracy) if len(accuracy) > 1 else 0.0,
                 "seconds_per_iteration": fmean(run["seconds_iterations"] / run["iterations"] for run in runs),
             }
         )

@@ -25,7 +25,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -123,14 +123,19 @@ def ranked(records: list[dict[str, Any]]) -> list[tuple[dict[str, str], list[dic
     return [(runs[0]["options"], runs) for runs in sorted(groups.values(), key=order)]
 
 
+def _spread(values: list[float]) -> float:
+    """Standard deviation of the runs; 0 of a single one."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
 def table(records: list[dict[str, Any]], top: int) -> str:
     """The best combinations, a line each."""
     lines = [f"{'validation':>13} {'loss':>8} {'test':>13} {'train':>6} {'primal':>9} {'s':>6}  n  options"]
     for options, runs in ranked(records)[:top]:
         val, test = ([100 * r[name] for r in runs] for name in ("val_accuracy", "test_accuracy"))
         lines.append(
-            f"{mean(val):6.2f} ± {pstdev(val):4.2f} {mean(r['val_loss'] for r in runs):8.4f} "
-            f"{mean(test):6.2f} ± {pstdev(test):4.2f} {100 * mean(r['train_accuracy'] for r in runs):6.1f} "
+            f"{mean(val):6.2f} ± {_spread(val):4.2f} {mean(r['val_loss'] for r in runs):8.4f} "
+            f"{mean(test):6.2f} ± {_spread(test):4.2f} {100 * mean(r['train_accuracy'] for r in runs):6.1f} "
             f"{mean(r['primal_residual'] for r in runs):9.2e} {mean(r['seconds'] for r in runs):6.1f} "
             f"{len(runs):2d}  " + " ".join(f"{name}={value}" for name, value in options.items())
         )

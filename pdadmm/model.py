@@ -88,9 +88,13 @@ class Model:
             modules from the first to the last, tensors or arrays; any floating type, taken as float32.
         activation
             Of the hidden layers; told by the modules, or relu where they have none to tell.
-        input_norm, hop_decay, features_per_hop
+        input_norm
             How the network's inputs were made of the features: see
             `pdadmm.inputs.scaling.normalise_inputs`.
+        hop_decay
+            Weight of an operator's features against those of the one before, likewise.
+        features_per_hop
+            Features of an operator, likewise; None: all inputs are of one.
 
         Raises
         ------

@@ -79,6 +79,12 @@ def test_summary_has_every_field_of_the_contract(default_run: tuple[Path, Finish
     assert 0 < s["seconds_evaluation"] < s["seconds_total"]
 
 
+def test_the_documentation_has_every_key(default_run: tuple[Path, Finished]) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "commands.md").read_text()
+    for key in {**summary_of(default_run[0]), **records_of(default_run[0])[-1]}:
+        assert f"`{key}`" in text, key
+
+
 def test_records_are_evaluated_iterations_and_the_summary_comes_from_them(
     default_run: tuple[Path, Finished],
 ) -> None:

@@ -61,8 +61,8 @@ class Where:
         """Positions of the rank's first and last layer."""
         self._numbers[_FIRST], self._numbers[_LAST] = first, last
 
-    def set_iteration(self, iteration: int, stage: int) -> None:
-        """The iteration under way, over all stages, and its stage; both from 1."""
+    def set_iteration(self, iteration: int, stage: int = 0) -> None:
+        """The iteration under way, over all stages, and its stage, both from 1; or an epoch alone."""
         self._numbers[_ITERATION], self._numbers[_STAGE] = iteration, stage
 
     # ---- the witness --------------------------------------------------------------------------------

@@ -62,7 +62,9 @@ def place(numbers: tuple[int, ...]) -> str:
     """Where a rank is, in words, from its NUMBERS."""
     rank, first, last, iteration, stage = numbers
     layers = "" if not first else f", layer {first}" if first == last else f", layers {first}-{last}"
-    when = f", iteration {iteration} (stage {stage})" if iteration else ", before the first iteration"
+    when = ", before the first iteration"
+    if iteration:
+        when = f", iteration {iteration} (stage {stage})" if stage else f", epoch {iteration}"
     return f"rank {rank}{layers}{when}"
 
 

@@ -47,7 +47,7 @@ class GraphModel:
     --------
     >>> from pdadmm import GraphModel
     >>> from pdadmm.datasets import from_pyg
-    >>> model = GraphModel.load("runs/cora/model.h5")      # doctest: +SKIP
+    >>> model = GraphModel.load("runs/computers/model.h5")      # doctest: +SKIP
     >>> model.predict(from_pyg(data))                      # doctest: +SKIP
     array([3, 4, 4, ...])
     """

@@ -258,7 +258,7 @@ class Trainer:
         epochs = self.config.training.epochs
         while self.epoch < epochs:
             self.epoch += 1
-            self.waiter.where.set_iteration(self.epoch, len(self.assigned))
+            self.waiter.where.set_iteration(self.epoch)
             if self._assigns_before(self.epoch):
                 self._assign()
             self.control.before()
