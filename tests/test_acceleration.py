@@ -26,17 +26,27 @@ def kernels(request: pytest.FixtureRequest) -> Any:
     return select_passes(request.param, 1, "numpy")
 
 
-def layers_of(kernels: Any, iterations: int, solver: str = "exact", **options: Any) -> list[Layer]:
-    """Layers of a stage of three after some iterations."""
-    widths = [9, 8, 8, 4]
+def layers_of(
+    kernels: Any,
+    iterations: int,
+    solver: str = "exact",
+    *,
+    mean: float = 1.0,
+    spread: float = 1.0,
+    inputs: int = 9,
+    mu: float = MU,
+    **options: Any,
+) -> list[Layer]:
+    """Layers of a stage of three after some iterations, on 60 nodes."""
+    widths = [inputs, 8, 8, 4]
     layers = [
         random_layer(i, widths[i - 1], widths[i], ReLU() if i < 3 else None, 0).to(NUMPY) for i in range(1, 4)
     ]
     nobody: Any = None
     stage = Stage(Plan(3, 3, [range(1, 4)], 0), layers, nobody, Clock(), transport=MPITransport(nobody))
     rng = np.random.default_rng(0)
-    X = rng.standard_normal((60, 9), dtype=np.float32) + 1
-    hyper = Hyper(NU, RHO, MU, solver, "exact", 25, "cross_entropy", **options)
+    X = (spread * rng.standard_normal((60, inputs)) + mean).astype(np.float32)
+    hyper = Hyper(NU, RHO, mu, solver, "exact", 25, "cross_entropy", **options)
     stage.start(X, rng.integers(0, 4, 60), 60, lambda start: Float32Codec(), hyper, kernels, 0)
     for i in range(iterations):
         stage.iterate(i, False)
@@ -55,6 +65,34 @@ def test_damping_is_in_mean_eigenvalues_of_the_gram_matrix(kernels: Any) -> None
         layer.update_weights(2)
         np.testing.assert_allclose(layer.W, wanted, rtol=1e-3, atol=1e-4)
         assert np.abs(layer.W - W).max() > 1e-3  # or the comparison would say nothing
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0, 1000.0])
+@pytest.mark.parametrize("mu", [0.3, 1e-6])
+@pytest.mark.parametrize("inputs", [9, 90])  # more than the nodes: the dual system
+def test_the_regression_bears_large_means_and_small_penalties(
+    kernels: Any, inputs: int, mu: float, mean: float
+) -> None:
+    """Against the same in float64: the cost is within a thousandth of the least."""
+    for number, layer in enumerate(layers_of(kernels, 2, mean=mean, mu=mu, inputs=inputs)):
+        if number:  # a hidden layer's inputs have such means, too
+            layer.p += np.float32(mean)
+        p, z = layer.p.astype(float), layer.z.astype(float)
+
+        def cost(W: Any, b: Any, p: Any = p, z: Any = z) -> float:
+            return float(NU * ((p @ W.T + b - z) ** 2).sum() + mu * (W**2).sum())
+
+        wanted, b = updates.exact_weights(p, z, 0.0, NU, mu)
+        layer.weights.W_bar = 0.0
+        layer.update_weights(2)
+        least, floor = cost(wanted, b), 1e-7 * float((z**2).sum())
+        assert cost(layer.W.astype(float), layer.b.astype(float)) <= least * 1.001 + floor
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_inputs_that_do_not_vary_leave_the_weights_finite(kernels: Any, damping: float) -> None:
+    for layer in layers_of(kernels, 3, mean=0.7, spread=0.0, mu=0.0, damping=damping):
+        assert np.isfinite(layer.W).all() and np.isfinite(layer.b).all()
 
 
 def test_momentum_repeats_a_share_of_the_last_change_in_hidden_layers(kernels: Any) -> None:

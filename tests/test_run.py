@@ -216,7 +216,7 @@ CASES = {
     "anchor-zero": ["--anchor", "zero"],
     "z-linear": ["--z-centre", "linear"],
     "accelerated": words("--solver exact --damping 1 --momentum 0.9 --z-centre linear"),
-    "authors": words("--schedule authors --nu 1e-3 --rho 1e-3 --eval-every 1"),
+    "authors": words("--schedule authors --nu 1e-6 --rho 0.01 --eval-every 1"),
 }
 
 
@@ -261,6 +261,10 @@ def test_every_method_lowers_the_loss(on_one_rank: dict[str, Path]) -> None:
         assert all(np.isfinite(r["objective"]) for r in records), name
         in_first = [r["train_loss"] for r in records if r["stage"] == 1]
         assert in_first[-1] < in_first[0], name
+
+
+def test_the_schedule_has_changed_the_penalties(on_one_rank: dict[str, Path]) -> None:
+    assert len({record["rho"] for record in records_of(on_one_rank["authors"])}) > 2
 
 
 def test_codecs_and_methods_differ(on_one_rank: dict[str, Path]) -> None:

@@ -303,6 +303,13 @@ def test_exact_weights_are_the_ridge_regression(V: int, n: int, anchored: bool, 
         np.testing.assert_array_equal(gram, kept)
 
 
+def test_an_anchor_without_a_pull_is_where_the_weights_are() -> None:
+    W = np.ones((2, 3), np.float32)
+    anchor, total = updates.damped_anchor(W, 0.0, 0.0, np.float64(0.0))
+    np.testing.assert_array_equal(anchor, W)
+    assert total == 0
+
+
 def test_damped_anchor_is_both_pulls_in_one() -> None:
     rng = np.random.default_rng(5)
     W, W_bar, other = rng.standard_normal((3, 4, 6))

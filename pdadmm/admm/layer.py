@@ -28,6 +28,8 @@ from pdadmm.trace.clock import Clock
 
 __all__ = ["IF_IT_DIVERGES", "Hyper", "Layer", "Terms"]
 
+#: share of an input's mean in its mean square from which on the mean is taken off: 10 deviations
+_FAR = 0.99
 #: what to do
 IF_IT_DIVERGES = "scale the features to about 1, or try a larger --rho, a smaller --nu or more --bits"
 
@@ -165,12 +167,15 @@ class Layer:
         self.inputs = self.weights.inputs_of(p)
         self.M = self.backend.zeros(z.shape)
         self.hyper, self.passes, self.work, self.clock = hyper, passes, work, clock
+        #: rho of the iteration in which the messages that come next were sent
+        self._rho = hyper.rho
         #: V, over all shards
         self.V = int(self.nodes.sums(len(z))[0])
         #: of the residual over the nodes, which the b-update takes off; the same array for all of a stage
         self.mean = self.backend.zeros(self.b.shape)
         self._gram: Array | None = None
         self._spread: Scalar | None = None
+        self._far: bool | None = None
         #: last changes of W and b, which momentum repeats in part; nothing to repeat at first
         self.steps: dict[str, Array] = {}
         if hyper.momentum and self.activation is not None:
@@ -232,6 +237,10 @@ class Layer:
         self._lap("products")
         message = end.message()
         self._lap("wait")
+        if message is not None and self._rho != h.rho:
+            # a schedule has changed it since q left, and the other end updated u with what it was
+            k.p_gradient(G.copy(), end, message, h.nu, self._rho)
+            message = None
         norm = k.p_gradient(G, end, message, h.nu, h.rho)
         self._lap("updates")
         self._require_finite(norm, "the gradient of p", iteration)
@@ -292,6 +301,7 @@ class Layer:
     def update_outputs(self, iteration: int, measure: bool) -> Terms | None:
         """z-, q- and u-update; sends q up. Returns the monitored terms when `measure` is set."""
         h = self.hyper
+        self._rho = h.rho
         try:
             terms = self._hidden(measure) if self.above is not None else self._output(measure)
         except NonFiniteError:
@@ -447,23 +457,41 @@ class Layer:
         k, p, z = self.passes, self.p, self.z
         p_mean = self._sum(k.column_sums(p)) / self.V
         z_mean = self._sum(k.column_sums(z)) / self.V
+        p, rest = self._near_zero(p, p_mean)
         dual = self.n_in > self.V and self.nodes.whole
         gram = None
         if self.below is None:  # X never changes, nor does its Gram matrix
             if self._gram is None:
-                self._gram = updates.centred_gram(p) if dual else self._centred_gram()
+                self._gram = updates.centred_gram(self.p) if dual else self._centred_gram()
             gram = self._gram
         if dual:
-            W = k.dual_ridge(p, z, p_mean, z_mean, W_bar, penalty, gram, self.work)
+            W = k.dual_ridge(p, z, rest, z_mean, W_bar, penalty, gram, self.work)
         else:
             if gram is None:
-                gram = k.gram(self._sum(k.gram_share(p, p_mean, self.work)), p_mean, self.V)
+                gram = k.gram(self._sum(k.gram_share(p, rest, self.work)), rest, self.V)
             else:
                 gram = gram.copy()
-            share = k.right_share(p, z, p_mean, z_mean, W_bar, self.work)
-            right = k.right(self._sum(share), p_mean, z_mean, self.V)
+            share = k.right_share(p, z, rest, z_mean, W_bar, self.work)
+            right = k.right(self._sum(share), rest, z_mean, self.V)
             W = k.ridge(gram, right, W_bar, penalty)
         return W, updates.ridge_bias(W, p_mean, z_mean)
+
+    def _near_zero(self, p: Array, p_mean: Array) -> tuple[Array, Array]:
+        """p and its mean for the regression, which does not mind what comes off an input.
+
+        Where the passes do not take the means off themselves, and an input's is far larger than what it
+        varies by, it comes off here: in products of p itself single precision would lose the variation.
+        """
+        k = self.passes
+        if k.centres:
+            return p, p_mean
+        if self._far is None or self.below is not None:  # X never changes
+            squares = self._sum(k.column_squares(p))
+            self._far = bool((self.V * p_mean * p_mean > _FAR * squares).any())
+        if not self._far:
+            return p, p_mean
+        mean = p_mean.astype(p.dtype)
+        return np.subtract(p, mean, out=self.work.get("P", p.shape)), p_mean - mean
 
     def _centred_gram(self) -> Array:
         """The Gram matrix of p minus its mean over the nodes, (n_in, n_in) float64."""
@@ -477,7 +505,7 @@ class Layer:
         """Trace over order of the centred Gram matrix of p: V times the mean variance of an input."""
         means = self._sum(self.passes.column_sums(self.p)) / self.V
         (norm,) = self._sums(self.passes.squared_norm(self.p))
-        return (norm - self.V * (means * means).sum()) / self.n_in
+        return abs(norm - self.V * (means * means).sum()) / self.n_in  # rounding, where inputs do not vary
 
     def _projected_p(self, G: Array, norm: Scalar, out: Array, key: int) -> None:
         """p-step of pdADMM-G-Q: the sufficient-decrease test is made at the projected point."""

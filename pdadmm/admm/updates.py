@@ -346,7 +346,9 @@ def exact_weights(
 def damped_anchor(W: Array, W_bar: Array | float, mu: float, weight: float) -> tuple[Array, Any]:
     """Anchor and penalty of one term in place of ``mu |W' - W_bar|^2 + weight |W' - W|^2``."""
     total = mu + weight
-    return (W * (weight / total) + W_bar * (mu / total)).astype(W.dtype), total
+    none = total == 0  # then W stays where nothing else pulls
+    share = (weight + none) / (total + none)
+    return (W * share + W_bar * (mu / (total + none))).astype(W.dtype), total
 
 
 def projected_length(

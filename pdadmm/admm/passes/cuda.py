@@ -35,6 +35,8 @@ class CudaPasses(CudaKernels):
     compiled form at all: CuPy's operations run for them, as for the exact solver.
     """
 
+    centres = True
+
     def __init__(self) -> None:
         super().__init__()
         self.lengths: Lengths = DeviceLengths()

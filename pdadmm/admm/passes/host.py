@@ -39,6 +39,8 @@ class HostPasses(HostKernels):
     does not know no compiled form at all: the NumPy form runs for them.
     """
 
+    centres = False
+
     def __init__(self, threads: int = 1, groups: int = 0) -> None:
         super().__init__(threads, groups)
         self.lengths: Lengths = HostLengths()

@@ -55,7 +55,12 @@ def _lapack() -> ModuleType:
 def _solve(gram: Array, right: Array) -> Array:
     """Solution of a positive definite system, by LU where rounding left it indefinite."""
     _, x, failed = _lapack().dposv(gram, right, lower=1)
-    return np.linalg.solve(gram, right) if failed else x
+    if not failed:
+        return x
+    try:
+        return np.linalg.solve(gram, right)
+    except np.linalg.LinAlgError:  # which the next gradient's norm will tell
+        return np.full_like(right, np.nan)
 
 
 def gram_share(p: Array, work: Workspace) -> Array:
@@ -94,7 +99,8 @@ def dual_ridge(
     """``W = W_bar + A^T p`` with ``(K + lambda) A = Z``, for fewer nodes than inputs.
 
     K is the doubly centred ``p p^T`` and Z the centred ``z - p W_bar^T``: the columns of A sum to zero
-    as those of Z do, so that p need not be centred.
+    as those of Z do, so that p need not be centred. Those of a K in single precision do nearly, which is
+    mended.
     """
     gram = _dual_gram(p, work) if gram is None else gram.copy()
     _add_penalty(gram, penalty)
@@ -102,7 +108,9 @@ def dual_ridge(
     if not np.isscalar(W_bar):
         target -= work.backend.matmul(p, W_bar.T, out=work.get("H", z.shape))  # type: ignore[union-attr]
     target -= target.mean(axis=0)
-    A = _solve(gram, target).astype(p.dtype)
+    A = _solve(gram, target)
+    A -= A.mean(axis=0)
+    A = A.astype(p.dtype)
     W = work.backend.matmul(A.T, p, out=work.get("W", (z.shape[1], p.shape[1])))
     W += W_bar
     return W

@@ -180,6 +180,10 @@ class Passes(Protocol):
 
     # ---- the exact solver ---------------------------------------------------------------------------
 
+    #: whether shares are of what is minus its means; else they are of p and z as they are, and what the means
+    #: add comes off the sums
+    centres: bool
+
     def inverse_hessian(self, W: Array, nu: float, rho: float, work: Workspace) -> Array:
         """``(nu W^T W + rho I)^-1``, see :func:`pdadmm.admm.updates.inverse_hessian`."""
         ...

@@ -30,6 +30,8 @@ class ReferencePasses(PlainKernels):
         Of the nodes, by which sums over them are formed, and what ends when all of them are done.
     """
 
+    centres = True
+
     def __init__(self, lengths: Lengths | None = None, groups: int = 0) -> None:
         super().__init__(groups)
         self.lengths: Lengths = lengths or HostLengths()
