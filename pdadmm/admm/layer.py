@@ -175,7 +175,7 @@ class Layer:
         self.mean = self.backend.zeros(self.b.shape)
         self._gram: Array | None = None
         self._spread: Scalar | None = None
-        self._far: bool | None = None
+        self._far = False
         #: last changes of W and b, which momentum repeats in part; nothing to repeat at first
         self.steps: dict[str, Array] = {}
         if hyper.momentum and self.activation is not None:
@@ -457,41 +457,45 @@ class Layer:
         k, p, z = self.passes, self.p, self.z
         p_mean = self._sum(k.column_sums(p)) / self.V
         z_mean = self._sum(k.column_sums(z)) / self.V
-        p, rest = self._near_zero(p, p_mean)
         dual = self.n_in > self.V and self.nodes.whole
-        gram = None
+        rest, gram = p_mean, None
         if self.below is None:  # X never changes, nor does its Gram matrix
             if self._gram is None:
-                self._gram = updates.centred_gram(self.p) if dual else self._centred_gram()
-            gram = self._gram
+                self._gram = updates.centred_gram(p) if dual else self._centred_gram()
+                self._far = not k.centres and self._is_far(p_mean, self._sum(k.column_squares(p)))
+            gram = self._gram if dual else self._gram.copy()
+            if self._far:
+                p, rest = self._near_zero(p_mean)
+        elif dual:
+            if not k.centres and self._is_far(p_mean, k.column_squares(p)):
+                p, rest = self._near_zero(p_mean)
+        else:
+            shares = self._sum(k.gram_share(p, p_mean, self.work))
+            if not k.centres and self._is_far(p_mean, shares.diagonal()):
+                p, rest = self._near_zero(p_mean)
+                shares = self._sum(k.gram_share(p, rest, self.work))
+            gram = k.gram(shares, rest, self.V)
         if dual:
             W = k.dual_ridge(p, z, rest, z_mean, W_bar, penalty, gram, self.work)
         else:
-            if gram is None:
-                gram = k.gram(self._sum(k.gram_share(p, rest, self.work)), rest, self.V)
-            else:
-                gram = gram.copy()
+            assert gram is not None
             share = k.right_share(p, z, rest, z_mean, W_bar, self.work)
             right = k.right(self._sum(share), rest, z_mean, self.V)
             W = k.ridge(gram, right, W_bar, penalty)
         return W, updates.ridge_bias(W, p_mean, z_mean)
 
-    def _near_zero(self, p: Array, p_mean: Array) -> tuple[Array, Array]:
-        """p and its mean for the regression, which does not mind what comes off an input.
+    def _is_far(self, p_mean: Array, squares: Array) -> bool:
+        """Whether an input's mean is far larger than what it varies by; `squares` are summed over the nodes.
 
-        Where the passes do not take the means off themselves, and an input's is far larger than what it
-        varies by, it comes off here: in products of p itself single precision would lose the variation.
+        Then products of p itself in single precision lose the variation. For passes that do not take the
+        means off themselves.
         """
-        k = self.passes
-        if k.centres:
-            return p, p_mean
-        if self._far is None or self.below is not None:  # X never changes
-            squares = self._sum(k.column_squares(p))
-            self._far = bool((self.V * p_mean * p_mean > _FAR * squares).any())
-        if not self._far:
-            return p, p_mean
-        mean = p_mean.astype(p.dtype)
-        return np.subtract(p, mean, out=self.work.get("P", p.shape)), p_mean - mean
+        return bool((self.V * p_mean * p_mean > _FAR * squares).any())
+
+    def _near_zero(self, p_mean: Array) -> tuple[Array, Array]:
+        """p less its mean, and the mean that is left: a regression does not mind what comes off an input."""
+        mean = p_mean.astype(self.p.dtype)
+        return np.subtract(self.p, mean, out=self.work.get("P", self.p.shape)), p_mean - mean
 
     def _centred_gram(self) -> Array:
         """The Gram matrix of p minus its mean over the nodes, (n_in, n_in) float64."""
