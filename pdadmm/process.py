@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["begin", "heed", "launched", "quit_with"]
+__all__ = ["begin", "heed", "heed_interrupts", "launched", "quit_with"]
 
 #: seconds that a reader who is behind may keep a writer waiting, where its pipe does not block
 _SLOW_READER = 1.0
+#: seconds until an interrupt that was swallowed comes again
+_MOMENT = 0.01
 #: signals that end a process from its first line on
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _launched: float | None = None
@@ -71,6 +73,27 @@ def heed(number: int, handler: Callable[[int, FrameType | None], object]) -> Non
     """Give a signal that :func:`quit_with` has handled until now to another handler."""
     if signal.getsignal(number) is quit_with:
         signal.signal(number, handler)
+
+
+def heed_interrupts() -> None:
+    """From here on SIGINT raises KeyboardInterrupt, where :func:`quit_with` has handled it until now.
+
+    What comes up within a destructor Python swallows, with a word about it: then it is raised again a moment
+    later, without.
+    """
+    if signal.getsignal(signal.SIGINT) is not quit_with:
+        return
+    unraisable = sys.unraisablehook
+
+    def again(error: sys.UnraisableHookArgs) -> None:
+        if error.exc_type is KeyboardInterrupt:
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, _MOMENT)
+        else:
+            unraisable(error)
+
+    sys.unraisablehook = again
+    heed(signal.SIGINT, signal.default_int_handler)
 
 
 def _fill_closed() -> None:

@@ -241,6 +241,23 @@ def test_a_signal_while_a_command_starts_ends_it_quietly(
         assert not list(folder.glob(".*")), err
 
 
+def test_an_interrupt_in_a_destructor_ends_a_run_quietly() -> None:
+    code = (
+        "import os, signal, time, pdadmm.process as p; p.begin(); p.heed_interrupts()\n"
+        "class Last:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        for _ in range(1000): pass\n"
+        "try:\n"
+        "    last = Last(); del last\n"
+        "    while True: time.sleep(0.01)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('ended')\n"
+    )
+    found = succeed(start([sys.executable, "-c", code], 30))
+    assert (found.out, found.err) == ("ended\n", "")
+
+
 def test_a_signal_in_a_destructor_ends_a_preparation_quietly() -> None:
     """Python swallows what a destructor raises; the next report of progress ends the command."""
     code = (

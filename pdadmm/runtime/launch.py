@@ -7,7 +7,6 @@ import contextlib
 import faulthandler
 import itertools
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from pdadmm.comm.start import leave, separate_worlds, start_mpi
 from pdadmm.comm.waiter import PATIENT, Waiter, end_all
 from pdadmm.comm.where import Where
 from pdadmm.errors import InputError, RunError, denied, one_line
-from pdadmm.process import heed
+from pdadmm.process import heed_interrupts
 from pdadmm.runtime.parser import Parser
 
 __all__ = ["agree", "main_under_mpi", "parse"]
@@ -60,7 +59,7 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
     where.set_rank(rank)
     waiter = Waiter(comm, where=where)
     waiter.timeout = timeout
-    heed(signal.SIGINT, signal.default_int_handler)
+    heed_interrupts()
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a crash in compiled code shows where Python was
     try:
