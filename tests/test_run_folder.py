@@ -586,6 +586,26 @@ def test_a_resume_that_is_refused_late_keeps_the_results(small: Path, tmp_path: 
     assert [name for name in before if before[name] != after[name]] in ([], ["run.lock"])
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTTY, errno.EIO])
+def test_a_file_system_that_cannot_sync_folders_is_no_error(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match=r"a\.json"):
+            write_json(tmp_path / "a.json", 1)
+    else:
+        write_json(tmp_path / "a.json", 1)
+    assert (tmp_path / "a.json").read_text() == "1\n"
+
+
 # ---- checkpoints elsewhere --------------------------------------------------------------------------
 
 

@@ -73,12 +73,21 @@ def take_place(temporary: Path, path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names in a folder on the disk; some file systems do so by themselves, and cannot be told."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have the names in a folder on the disk, where its file system can be told to.
+
+    Raises
+    ------
+    OSError
+        When the disk has failed, or is full.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder that may be written to, but not read
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
             raise
     finally:
         os.close(descriptor)
