@@ -16,7 +16,6 @@ import numpy as np
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.errors import InputError
 from pdadmm.files import Record, naming, reserve, scratch, take_place, write_at
-from pdadmm.files.names import safe_name
 from pdadmm.inputs.scaling import INPUT_NORMS
 
 if TYPE_CHECKING:
@@ -109,26 +108,12 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[PlainFile, _Layers, 
 
 def _attributes(file: PlainFile) -> Record:
     """What a model says of itself, each value of its type and in its range."""
-    if file.attribute("schema") == "pdadmm-gnn-model":
-        raise InputError(f"{file.where}: the model of a graph network, which pdadmm.GraphModel reads")
-    if file.attribute("schema") != SCHEMA:
-        raise file.wrong("not a model of pdadmm")
-    version = file.attribute("schema_version")
-    if version != SCHEMA_VERSION:
-        raise file.wrong(f"schema version {version}, this program reads {SCHEMA_VERSION}")
-    found = file.known(_ATTRIBUTES, "model")
-    for name in ("activation", "layers"):
-        if name not in found:
-            raise file.wrong(f"lacks the attribute {name}")
-    groups = sum(name.startswith("layer_") for name in file.names())
-    if groups != found["layers"]:
-        raise file.wrong(f"holds {groups} layers, not {found['layers']}")
+    others = {"pdadmm-gnn-model": "the model of a graph network, which pdadmm.GraphModel reads"}
+    found = file.model(SCHEMA, SCHEMA_VERSION, _ATTRIBUTES, "activation", "not a model of pdadmm", others)
     # a model of before these attributes was trained on the features as they were
     scales = (found.get("input_norm", "none"), found.get("hop_decay", 1.0)) != ("none", 1.0)
     if scales and "features_per_hop" not in found:
         raise file.wrong("scales its inputs, but lacks the attribute features_per_hop")
-    if "dataset" in found:
-        found["dataset"] = safe_name(found["dataset"])
     return found
 
 

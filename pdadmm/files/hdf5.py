@@ -23,6 +23,7 @@ import numpy as np
 from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.files.given import file_size
+from pdadmm.files.names import safe_name
 
 __all__ = ["Attributes", "PlainFile"]
 
@@ -154,31 +155,52 @@ class PlainFile:
                 raise self.wrong(f"schema version {value}, this program reads {version}")
         return found
 
-    def known(self, table: Attributes, whose: str) -> Record:
-        """Those attributes of a table that are there, each of its type and in its range.
+    def model(
+        self, schema: str, version: int, table: Attributes, needed: str, none: str, others: Mapping[str, str]
+    ) -> Record:
+        """What a model, which has a group a layer, says of itself: each value of its type and in its range.
 
         Parameters
         ----------
-        whose
-            What such files are called.
+        table
+            Attributes besides schema and version, `layers` and `dataset` among them.
+        needed
+            The one that a model has besides `layers` in any case.
+        none
+            What to say of other files.
+        others
+            What to say of other models, by their schema.
 
         Raises
         ------
         InputError
+            When it is no such model, or has another number of layers than it says.
         """
+        found_schema = self.attribute("schema")
+        if found_schema in others:
+            raise InputError(f"{self.where}: {others[str(found_schema)]}")
+        if found_schema != schema:
+            raise self.wrong(none)
+        found_version = self.attribute("schema_version")
+        if found_version != version:
+            raise self.wrong(f"schema version {found_version}, this program reads {version}")
         found: Record = {}
         for name, (kinds, holds) in table.items():
             value = self.attribute(name)
             if value is None:
                 continue
             if not isinstance(value, kinds) or not holds(value):
-                raise self.wrong(f"attribute {name} is {value!r}, which is none that a {whose} has")
+                raise self.wrong(f"attribute {name} is {value!r}, which is none that a model has")
             found[name] = value
+        for name in (needed, "layers"):
+            if name not in found:
+                raise self.wrong(f"lacks the attribute {name}")
+        groups = sum(name.startswith("layer_") for name in self._file)
+        if groups != found["layers"]:
+            raise self.wrong(f"holds {groups} layers, not {found['layers']}")
+        if "dataset" in found:
+            found["dataset"] = safe_name(found["dataset"])
         return found
-
-    def names(self) -> list[str]:
-        """What stands at the root."""
-        return list(self._file)
 
     def array(self, name: str) -> h5py.Dataset:
         """An array by its path, found to lie in this file from its first byte to its last.

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pdadmm.errors import InputError
 from pdadmm.files import Record, naming, reserve, take_place, write_at
-from pdadmm.files.names import safe_name
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.part import MODELS
 from pdadmm.inputs.augment import FEATURE_NORMS
@@ -135,7 +133,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Shape, dict[int, dict[str,
     missing = "a run writes model.h5 into its --out folder"
     remedy = "give what pdadmm.gnn.run has left, or train again"
     with PlainFile(path, missing, remedy) as file, file.reading():
-        attributes = _attributes(file)
+        attributes = file.model(SCHEMA, SCHEMA_VERSION, _ATTRIBUTES, "model", _NONE, _OTHERS)
         kind = attributes["model"]
         # their weights say how wide the layers are
         neighbours = Shape(kind, ()).neighbours
@@ -155,9 +153,6 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Shape, dict[int, dict[str,
 
 def _of_all_layers(file: PlainFile, name: str, layers: int) -> dict[int, h5py.Dataset]:
     """A matrix that all layers have, by layer, not read yet."""
-    groups = sum(found.startswith("layer_") for found in file.names())
-    if groups != layers:
-        raise file.wrong(f"holds {groups} layers, not {layers}")
     arrays = {layer: file.array(f"{_group(layer)}/{name}") for layer in range(1, layers + 1)}
     for layer, array in arrays.items():
         if array.ndim != 2 or not array.size:
@@ -165,24 +160,8 @@ def _of_all_layers(file: PlainFile, name: str, layers: int) -> dict[int, h5py.Da
     return arrays
 
 
-def _attributes(file: PlainFile) -> Record:
-    """What a model says of itself, each value of its type and in its range."""
-    if file.attribute("schema") == "pdadmm-model":
-        raise InputError(f"{file.where}: not the model of a graph network; pdadmm.Model reads it")
-    if file.attribute("schema") != SCHEMA:
-        raise file.wrong("not the model of a graph network")
-    version = file.attribute("schema_version")
-    if version != SCHEMA_VERSION:
-        raise file.wrong(f"schema version {version}, this program reads {SCHEMA_VERSION}")
-    found = file.known(_ATTRIBUTES, "model")
-    for name in ("model", "layers"):
-        if name not in found:
-            raise file.wrong(f"lacks the attribute {name}")
-    if "dataset" in found:
-        found["dataset"] = safe_name(found["dataset"])
-    return found
-
-
+_NONE = "not the model of a graph network"
+_OTHERS = {"pdadmm-model": f"{_NONE}; pdadmm.Model reads it"}
 #: types and ranges of the attributes besides schema and version
 _ATTRIBUTES: Attributes = {
     "model": ((str,), lambda value: value in MODELS),

@@ -127,7 +127,7 @@ def _say(where: Where, error: BaseException) -> None:
 def agree(waiter: Waiter, work: Callable[[], Result]) -> Result:
     """Do `work` on every rank; when it raises InputError or SystemExit on any, raise the first one on all.
 
-    Permissions and room that lack on a disk are taken for bad input.
+    Missing permissions and a full disk are taken for bad input.
 
     Returns
     -------
