@@ -112,21 +112,12 @@ class Part:
         order = np.argsort(marginal, kind="stable")
         place = np.empty(last - first, np.int64)
         place[order] = np.arange(last - first)
-
-        owner = np.searchsorted(source.part_ptr, columns[remote], side="right") - 1
-        # a pair of a row and a part, each once; ascending, so rows are within a part
-        pairs = np.unique(owner * (last - first) + row[remote] - first)
-        sends = _by_part(pairs // (last - first), place[pairs % (last - first)])
-        receives = _by_part(
-            np.searchsorted(source.part_ptr, halo, side="right") - 1, last - first + np.arange(len(halo))
-        )
+        sends = _sends(_owners(source, columns[remote]), row[remote] - first, place)
+        receives = _by_part(_owners(source, halo), last - first + np.arange(len(halo)))
 
         degree = np.concatenate([source.degree(slice(first, last)), source.degree(halo)])
-        if model == "gcn":  # with the loop of every node, in the place that its number has
-            loops = np.arange(first, last)
-            row, columns = np.concatenate([row, loops]), np.concatenate([columns, loops])
-            sorting = np.lexsort((columns, row))
-            row, columns = row[sorting], columns[sorting]
+        if model == "gcn":
+            row, columns = _with_loops(row, columns, np.arange(first, last))
             degree = degree + 1
         counts = np.bincount(row - first, minlength=last - first)
         inside = (columns >= first) & (columns < last)
@@ -168,6 +159,25 @@ class Part:
             reach(forward),
             reach(backward),
         )
+
+
+def _owners(source: GraphSource, rows: np.ndarray) -> np.ndarray:
+    """Parts of some rows of the graph file."""
+    return np.searchsorted(source.part_ptr, rows, side="right") - 1
+
+
+def _sends(owners: np.ndarray, own: np.ndarray, place: np.ndarray) -> dict[int, np.ndarray]:
+    """Own rows that other parts need, from the edges that leave: parts of their far ends, their near ends."""
+    # a pair of a part and a row, each once; ascending, so rows are within a part
+    pairs = np.unique(owners * len(place) + own)
+    return _by_part(pairs // len(place), place[pairs % len(place)])
+
+
+def _with_loops(row: np.ndarray, columns: np.ndarray, loops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edges with the loop of every node among them, in the place that its number has."""
+    row, columns = np.concatenate([row, loops]), np.concatenate([columns, loops])
+    sorting = np.lexsort((columns, row))
+    return row[sorting], columns[sorting]
 
 
 def _by_part(owners: np.ndarray, rows: np.ndarray) -> dict[int, np.ndarray]:
