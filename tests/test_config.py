@@ -318,6 +318,16 @@ def test_a_scheme_on_the_command_line_is_whole(first: str, second: str, tmp_path
     assert found.messages.forward == "delta" and found.network.order == SCHEMES[second].order
 
 
+def test_a_scheme_that_is_named_again_keeps_the_bits_of_what_is_coded(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    for first in ("--messages float32 --forward affine --bits 8", "--messages lean --forward delta --bits 8"):
+        file.write_text(to_toml(graph_network(words(first))))
+        found = graph_network(["--config", str(file), "--messages", "float32"]).messages
+        assert (found.bits, found.backward) == ("8", "float32") and found.forward in first
+    file.write_text(to_toml(graph_network(words("--messages lean --bits 8"))))
+    assert graph_network(["--config", str(file), "--messages", "float32"]).messages.bits == "auto"
+
+
 def test_bits_of_a_graph_network_may_be_a_number_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[messages]\nbits = 8\n")

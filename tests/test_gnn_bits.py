@@ -57,6 +57,17 @@ def test_within_a_thousandth_of_the_exact_solution(seed):
     assert at_best * (1 - 1e-3) <= objective(messages, found, BITS, 0.5) <= at_best * (1 + 1e-3)
 
 
+@pytest.mark.parametrize(("rows", "cols"), [(400, 10), (100, 40)])
+def test_the_exact_solution_does_not_depend_on_the_unit_of_time(rows, cols):
+    """Links within a machine take some 1e-10 seconds a byte, which the solver would take for nothing."""
+    slow = [replace(m, link=Link(3e4, 1.0), hidden=0.0) for m in messages_of([rows, rows], cols, 0)]
+    fast = [replace(m, link=Link(3e-6, 1e-10)) for m in slow]
+    found, best = (exact(messages, BITS, 0.5) for messages in (fast, slow))
+    at_best = objective(slow, best, BITS, 0.5)
+    assert objective(slow, found, BITS, 0.5) == pytest.approx(at_best, rel=1e-3)
+    assert at_best <= objective(slow, assign(slow, BITS, 0.5), BITS, 0.5) * (1 + 1e-3)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_messages_of_a_port_share_its_time(seed):
     alone = messages_of([120, 60, 90, 30], 100, seed)

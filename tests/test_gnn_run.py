@@ -217,6 +217,25 @@ def test_float32_goes_on_with_other_parts(mpirun: MPIRun, tmp_path: Path) -> Non
     assert refused.code == 2 and "parts = 2, not 3" in refused.err
 
 
+def test_other_parts_are_refused_where_messages_are_coded(
+    mpirun: MPIRun, graph: Path, tmp_path: Path
+) -> None:
+    other, folder = tmp_path / "other.h5", tmp_path / "run"
+    with h5py.File(graph) as file:
+        part = np.empty(file.attrs["num_nodes"], np.int32)
+        part[file["node_id"][...]] = np.repeat(np.arange(4), np.diff(file["part_ptr"][...]))
+    np.save(tmp_path / "part.npy", (part + 1) % 4)  # as many edges between them, other numbers
+    options = f"synthetic {PREPARE} --parts 4 --partitioner {tmp_path / 'part.npy'}"
+    succeed(python("-m", "pdadmm.gnn.prepare", *options.split(), "--out", other))
+    for messages, code in (("--bits 4", 2), ("--messages float32", 0)):
+        training = words(f"{SMALL} --checkpoint-every 6 --overwrite {messages}")
+        succeed(mpirun(2, "-m", "pdadmm.gnn.run", graph, *training, "--out", folder))
+        (folder / "summary.json").unlink()
+        found = mpirun(2, "-m", "pdadmm.gnn.run", other, "--resume", "--quiet", "--out", folder)
+        assert found.code == code, found.err
+        assert ("cut into other parts" in found.err) == bool(code)
+
+
 def test_predictions_are_those_of_the_run_on_any_ranks(mpirun: MPIRun, graph: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     succeed(mpirun(2, "-m", "pdadmm.gnn.run", graph, *words(f"{SMALL} --model sage"), "--out", run))
@@ -245,7 +264,7 @@ def test_graphs_that_cannot_be_predicted_on_are_refused_on_all_ranks(
 ) -> None:
     run = tmp_path / "run"
     succeed(mpirun(3, "-m", "pdadmm.gnn.run", graph, *words(SMALL), "--out", run))
-    broken = {name: tmp_path / f"{name}.h5" for name in ("label", "edge", "norm")}
+    broken = {name: tmp_path / f"{name}.h5" for name in ("label", "edge", "norm", "node")}
     for path in broken.values():
         path.write_bytes(graph.read_bytes())
     with h5py.File(broken["label"], "r+") as file:  # which rank 2 reads alone
@@ -257,10 +276,13 @@ def test_graphs_that_cannot_be_predicted_on_are_refused_on_all_ranks(
         file["indices"][place] = nodes - 1
     with h5py.File(broken["norm"], "r+") as file:
         file.attrs["feature_norm"] = "row"
+    with h5py.File(broken["node"], "r+") as file:
+        file["node_id"][0] = file["node_id"][1]
     for name, said in (
         ("label", "a label is out of range"),
         ("edge", "not symmetric"),
         ("norm", "--feature-norm none"),
+        ("node", "does not have every node once"),
     ):
         found = mpirun(3, "-m", "pdadmm.gnn.predict", run, broken[name], "--out", tmp_path / "p.h5")
         assert found.code == 2 and said in found.err and found.err.count("\n") == 1, (name, found)
@@ -413,6 +435,11 @@ def test_without_a_file_the_embedded_graph_is_trained_in_as_many_parts_as_ranks(
     summary = summary_of(tmp_path / "e")
     assert (summary["parts"], summary["ranks"], summary["dataset"]) == (4, 4, "synthetic")
     assert summary["test_accuracy"] > 0.85
+    folder = tmp_path / "g"
+    succeed(mpirun(4, "-m", "pdadmm.gnn.run", *options, *words("--checkpoint-every 9"), "--out", folder))
+    (folder / "summary.json").unlink()
+    succeed(mpirun(3, "-m", "pdadmm.gnn.run", "--resume", "--quiet", "--out", folder))
+    assert summary_of(folder)["parts"] == 4 and weights(folder) == weights(tmp_path / "e")
     assert 0 < summary["bytes_per_epoch"] < 0.06 * summary["float32_bytes_per_epoch"]
     config = (tmp_path / "e" / "config.toml").read_text()
     assert "lambda = 0.5" in config

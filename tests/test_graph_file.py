@@ -350,6 +350,17 @@ def test_an_adjacency_that_is_not_symmetric_is_found(tmp_path: Path, good: dict[
             file.check_symmetry()
 
 
+def test_a_node_in_two_rows_is_found(tmp_path: Path, good: dict[str, Path]) -> None:
+    path = tmp_path / "bad.h5"
+    shutil.copy(good["sparse"], path)
+    with GraphFile(path) as file:
+        assert file.cut() == file.cut()
+    with h5py.File(path, "r+") as file:
+        file["node_id"][3] = file["node_id"][4]
+    with GraphFile(path) as file, pytest.raises(InputError, match="node_id does not have every node once"):
+        file.cut()
+
+
 def test_missing_truncated_and_foreign_files(tmp_path: Path, good: dict[str, Path]) -> None:
     content = good["sparse"].read_bytes()
     path = tmp_path / "bad.h5"

@@ -263,10 +263,13 @@ def exact(messages: Sequence[Message], bits: Sequence[int], share: float) -> lis
     rows = sum(len(m.weights) for m in present)
     cost = np.concatenate([np.outer(m.weights, _levels(ordered)).ravel() for m in present])
     of_variance = share / (high - low) if high > low else 0.0
-    of_time = (1 - share) / (most - least) if most > least else 0.0
+    # times in units of their range: HiGHS takes what is below 1e-9 for 0, as seconds a byte on fast links are
+    unit, of_time = (most - least, 1 - share) if most > least else (1.0, 0.0)
     # the last variable is the slot's exposed time
     once = sp.hstack([sp.kron(sp.identity(rows), np.ones((1, count))), sp.csr_matrix((rows, 1))])
-    seconds = [m.link.seconds_per_byte * np.tile(_sizes(m.cols, ordered), len(m.weights)) for m in present]
+    seconds = [
+        m.link.seconds_per_byte / unit * np.tile(_sizes(m.cols, ordered), len(m.weights)) for m in present
+    ]
     places = np.cumsum([0, *map(len, seconds)])
     ports = _ports(present)
     times = sp.lil_matrix((len(ports), rows * count + 1))
@@ -275,7 +278,8 @@ def exact(messages: Sequence[Message], bits: Sequence[int], share: float) -> lis
             times[p, places[i] : places[i + 1]] = seconds[i]
         times[p, rows * count] = -1
     ends = [
-        min(present[i].hidden for i in port) - sum(present[i].link.latency for i in port) for port in ports
+        (min(present[i].hidden for i in port) - sum(present[i].link.latency for i in port)) / unit
+        for port in ports
     ]
     found = milp(
         np.append(of_variance * cost, of_time),

@@ -18,7 +18,7 @@ from pdadmm.gnn.options import Config, parse
 from pdadmm.gnn.report import final_table, in_profile, show, summarise
 from pdadmm.gnn.trainer import Facts, Trainer
 from pdadmm.inputs.graph_file import GraphFile, GraphSource
-from pdadmm.runtime.checkpoint import Checkpoint, newest
+from pdadmm.runtime.checkpoint import Checkpoint, last_state, newest
 from pdadmm.runtime.console import warn
 from pdadmm.runtime.control import Control, stop_early
 from pdadmm.runtime.devices import Choice, choose, describe
@@ -90,14 +90,15 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
             return None
         config = parse(arguments)
         _require_known(config)
-        with open_graph(config.graph, waiter.comm.size) as source:
+        with open_graph(config.graph, _parts(config, waiter.comm.size)) as source:
             facts = Facts.of(source)
             if isinstance(source, GraphFile):
                 source.check_symmetry()
         if facts.parts < waiter.comm.size:
+            remedy = f", or prepare the graph with --parts {waiter.comm.size}" if config.graph else ""
             raise InputError(
                 f"{facts.parts} parts cannot occupy {waiter.comm.size} ranks; start at most {facts.parts} "
-                f"ranks, or prepare the graph with --parts {waiter.comm.size}"
+                f"ranks{remedy}"
             )
         return config, facts
 
@@ -129,6 +130,14 @@ def _choose(config: Config, waiter: Waiter) -> Choice:
     return choice
 
 
+def _parts(config: Config, ranks: int) -> int:
+    """Parts of the embedded graph: the ranks', or those that the run which goes on has had."""
+    if not config.output.resume:
+        return ranks
+    before = last_state(Path(config.output.out)).get("parts")
+    return before if type(before) is int and before > 0 else ranks
+
+
 def open_graph(path: str, parts: int) -> GraphSource:
     """The prepared file, or the embedded synthetic graph in `parts` when `path` is empty."""
     if path:
@@ -148,7 +157,7 @@ def _trainer(
     control: Control,
     record: partial[None],
 ) -> Trainer:
-    with open_graph(config.graph, waiter.comm.size) as source:
+    with open_graph(config.graph, facts.parts) as source:
         return Trainer(config, facts, source, waiter, threads, choice, control, record)
 
 

@@ -185,6 +185,8 @@ def _forget_scheme(of_file: Record, given: Record) -> None:
     messages, network = of_file.get("messages", {}), of_file.get("network", {})
     if "messages" not in messages or "messages" not in given.get("messages", {}):
         return
+    if messages["messages"] == given["messages"]["messages"]:
+        return
     scheme = SCHEMES[messages["messages"]]
     for section, name, value in (
         (messages, "forward", scheme.codec),
@@ -193,7 +195,9 @@ def _forget_scheme(of_file: Record, given: Record) -> None:
     ):
         if section.get(name) == value:
             del section[name]
-    if given["messages"]["messages"] == "float32":
+    both = {**messages, **given["messages"]}
+    ways = {both.get(way, "float32") for way in ("forward", "backward")}
+    if given["messages"]["messages"] == "float32" and ways == {"float32"}:
         messages.pop("bits", None)  # nothing is left to be coded
 
 

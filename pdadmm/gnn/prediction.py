@@ -66,6 +66,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
             _require_fit(source, shape, facts, waiter.comm.size, options.graph)
             if waiter.comm.rank == 0 and isinstance(source, GraphFile):
                 source.check_symmetry()
+                source.cut()
 
     agree(waiter, check)
     backend = make_backend(ON_CPUS, waiter.comm.rank, run.precision, threads)

@@ -63,6 +63,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     seconds_checkpoints: NotNegative = 0.0  #: none of these is known of an older one
     seconds_total: NotNegative = 0.0
     parts: Whole = 0
+    cut: ContentHash = ""  #: hash of the parts
     bytes_since: Whole = 0  #: epoch after which `message_bytes` are counted
 
 
@@ -77,11 +78,15 @@ def state_of(checkpoint: Checkpoint) -> State:
     return msgspec.convert(checkpoint.state, State)
 
 
-def check(checkpoint: Checkpoint, fingerprint: Record, content: str, layers: Mapping[int, int]) -> None:
+def check(
+    checkpoint: Checkpoint, fingerprint: Record, content: str, cut: str, layers: Mapping[int, int]
+) -> None:
     """Refuse a checkpoint that a run cannot go on from.
 
     Parameters
     ----------
+    content, cut
+        Hashes of the graph and of its parts; empty where they may be others.
     layers
         Sizes of the layers' vectors.
 
@@ -98,6 +103,11 @@ def check(checkpoint: Checkpoint, fingerprint: Record, content: str, layers: Map
         raise InputError(
             "--resume: the graph is another one than the checkpoint was made with; give the file it was "
             f"started with, or {START_AFRESH}"
+        )
+    if state.cut and cut and state.cut != cut:
+        raise InputError(
+            "--resume: the graph is cut into other parts than the checkpoint was made with; give the file it "
+            f"was started with, or {START_AFRESH}"
         )
     if state.epoch != checkpoint.iteration or state.step != state.epoch:
         raise ValueError(f"{state.step} steps in {state.epoch} epochs at {checkpoint.iteration}")

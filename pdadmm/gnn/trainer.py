@@ -70,11 +70,18 @@ class Facts:
     halo_rows: int
     sizes: dict[str, int]  #: nodes of each split
     content: str  #: hash of the graph, whatever its parts; empty where none is noted
+    cut: str  #: hash of its parts
     feature_norm: str  #: what the preparation did to the features
 
     @classmethod
     def of(cls, source: GraphSource) -> Facts:
-        """Facts of an opened graph."""
+        """Facts of an opened graph.
+
+        Raises
+        ------
+        InputError
+            When it is damaged.
+        """
         return cls(
             source.dataset,
             source.num_nodes,
@@ -88,6 +95,7 @@ class Facts:
             int(source.attrs["halo_rows"]),
             dict(source.sizes),
             str(source.attrs.get("content", "")),
+            source.cut(),
             str(source.attrs.get("feature_norm", "none")),
         )
 
@@ -293,14 +301,20 @@ class Trainer:
         """What must be the same for a checkpoint to be gone on from."""
         c, f = self.config, self.facts
         cut = {"parts": f.parts, "edge_cut": f.edge_cut, "halo_rows": f.halo_rows}
-        cut = cut if self._affine or self._changes else {}
+        cut = cut if self._coded else {}
         data = {"dataset": f.dataset, "widths": list(self.shape.widths), **cut}
         return {**data, **asdict(c.network), **asdict(c.training), **asdict(c.messages)}
+
+    @property
+    def _coded(self) -> bool:
+        """Whether messages are coded, so that what arrives depends on the parts."""
+        return bool(self._affine or self._changes)
 
     def fits(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint that this run cannot go on from; see :func:`pdadmm.gnn.saved.check`."""
         sizes = {layer: len(vector) for layer, vector in self.parameters.vectors.items()}
-        saved.check(checkpoint, self.fingerprint(), self.facts.content, sizes)
+        cut = self.facts.cut if self._coded else ""
+        saved.check(checkpoint, self.fingerprint(), self.facts.content, cut, sizes)
 
     def _save(self, folder: Path | None, mark: Callable[[], Record] | None) -> None:
         if folder is None:
@@ -337,6 +351,7 @@ class Trainer:
             "seconds_checkpoints": self.seconds_checkpoints,
             "seconds_total": self.seconds_total,
             "parts": self.facts.parts,
+            "cut": self.facts.cut,
             "bytes_since": self.bytes_since,
             "fingerprint": self.fingerprint(),
         }

@@ -110,6 +110,23 @@ class GraphSource(ABC):
         self._demand((found >= 0) & (found < self.num_nodes), "/node_id is out of range")
         return found
 
+    def cut(self) -> str:
+        """SHA-256 of which nodes every part has, and in which order; the numbers of all nodes are read.
+
+        Raises
+        ------
+        InputError
+            When some node is no row, and so another is several.
+        """
+        digest = hashlib.sha256(self.part_ptr.astype("<i8").data)
+        seen = np.zeros(self.num_nodes, dtype=bool)
+        for start in range(0, self.num_nodes, _BLOCK_ROWS):
+            nodes = self.node_id(slice(start, min(start + _BLOCK_ROWS, self.num_nodes)))
+            seen[nodes] = True
+            digest.update(nodes.astype("<i8").data)
+        self._demand(seen, "/node_id does not have every node once")
+        return digest.hexdigest()
+
     def features(self, first: int, last: int) -> Matrix:
         """Features of rows first to last - 1.
 

@@ -40,7 +40,7 @@ from pdadmm.files.given import open_regular
 if TYPE_CHECKING:
     from pdadmm.runtime.index import FileEntry, Place
 
-__all__ = ["FOLDER", "KEPT", "START_AFRESH", "Checkpoint", "Saved", "any_sealed", "newest", "write"]
+__all__ = ["FOLDER", "KEPT", "START_AFRESH", "Checkpoint", "Saved", "any_sealed", "last_state", "newest", "write"]
 
 KEPT = 2
 VERSION = 4
@@ -310,13 +310,12 @@ def newest(
 
 def any_sealed(folder: Path) -> bool:
     """Whether a run has left a checkpoint here that it finished writing."""
-    for path in _complete(folder):
-        try:
-            _unsealed(path / "index.json")
-        except (OSError, ValueError):
-            continue
-        return True
-    return False
+    return next(_indices(folder), None) is not None
+
+
+def last_state(folder: Path) -> Record:
+    """State in the newest checkpoint's index that is sound, unchecked; empty where there is none."""
+    return next((index["state"] for index in _indices(folder) if isinstance(index.get("state"), dict)), {})
 
 
 class _NotFinite(Exception):
@@ -327,6 +326,15 @@ def _complete(folder: Path) -> list[Path]:
     """Folders of finished checkpoints, newest first."""
     found = [p for p in _entries(folder / FOLDER) if _COMPLETE.fullmatch(p.name) and p.is_dir()]
     return sorted(found, key=lambda p: int(p.name[len(_PREFIX) :]), reverse=True)
+
+
+def _indices(folder: Path) -> Iterator[Record]:
+    """What the indices of finished checkpoints hold, newest first; those that are damaged left out."""
+    for path in _complete(folder):
+        with contextlib.suppress(OSError, ValueError):
+            found = _unsealed(path / "index.json")
+            if isinstance(found, dict):
+                yield found
 
 
 def _entries(folder: Path) -> list[Path]:
