@@ -38,6 +38,22 @@ def graph() -> Graph:
     return synthetic_graph(nodes=300, features=40, classes=3, seed=1)
 
 
+def test_graphs_to_predict_on_need_no_labels(graph: Graph) -> None:
+    networkx = pytest.importorskip("networkx")
+    data = planetoid(graph, y=None, train_mask=None, val_mask=None, test_mask=None)
+    with pytest.raises(InputError, match="has no y"):
+        from_pyg(data)
+    theirs = networkx.Graph()
+    theirs.add_nodes_from((i, {"x": row}) for i, row in enumerate(dense(graph)))
+    theirs.add_edges_from(zip(*graph.adjacency.nonzero(), strict=True))
+    with pytest.raises(InputError, match="no attribute 'y'"):
+        from_networkx(theirs)
+    for found in (from_pyg(data, classes=5), from_networkx(theirs, classes=5)):
+        assert (found.num_classes, found.unlabelled.size, found.test.size) == (5, 300, 0)
+        assert (found.adjacency != graph.adjacency).nnz == 0
+        np.testing.assert_array_equal(found.features, dense(graph))
+
+
 def mask(graph: Graph, split: str) -> np.ndarray:
     return np.isin(np.arange(graph.num_nodes), graph.split(split))
 

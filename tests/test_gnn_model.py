@@ -61,6 +61,43 @@ def test_several_labels_a_node(tmp_path: Path) -> None:
     np.testing.assert_allclose(model.predict_proba(graph), 1 / (1 + np.exp(-scores)), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["one", "several"])
+def test_a_graph_without_labels(tmp_path: Path, kind: str) -> None:
+    arrays = npz_arrays()
+    if kind == "several":
+        arrays["labels"] = np.random.default_rng(0).integers(0, 2, (60, 4)).astype(np.uint8)
+    source = write_npz(tmp_path / "mine.npz", **arrays)
+    model, scores, out = trained(tmp_path, source)
+    classes = scores.shape[1]
+    known = {"none": None, "unknown": np.full(60, -1)}
+    if kind == "one":
+        known["some"] = np.where((arrays["labels"] == 0) | (np.arange(60) % 2 == 0), -1, arrays["labels"])
+    for name, labels in known.items():
+        bare = {key: x for key, x in arrays.items() if key != "labels" and not key.endswith("_idx")}
+        if labels is not None:
+            bare["labels"] = labels
+        np.savez(tmp_path / f"{name}.npz", **bare)
+        graph, found = tmp_path / f"{name}.h5", tmp_path / f"{name}-found.h5"
+        prepare = ["-m", "pdadmm.gnn.prepare", tmp_path / f"{name}.npz", "--parts", "2", "--out", graph]
+        refused = python(*prepare)
+        if name != "some":
+            assert refused.code == 2
+        said = succeed(python(*prepare, "--classes", str(classes))).err
+        assert "no training node" not in said
+        said = succeed(python("-m", "pdadmm.gnn.predict", out, graph, "--out", found)).out
+        with h5py.File(found) as file:
+            np.testing.assert_array_equal(file["scores"][...], scores)
+        if name == "some":
+            hits = (scores.argmax(axis=1) == labels)[labels >= 0].mean()
+            assert f"accuracy test {hits:.4f}" in said and "train" not in said
+        else:
+            assert "60 nodes; none has a label" in said
+        untrained = python("-m", "pdadmm.gnn.run", graph, "--out", tmp_path / f"{name}-run")
+        assert untrained.code == 2 and "without --classes" in untrained.err, untrained
+        in_memory = load(str(tmp_path / f"{name}.npz"), classes=classes)
+        np.testing.assert_allclose(model.forward(in_memory), scores, atol=2e-5 * np.abs(scores).max())
+
+
 def test_graphs_that_do_not_fit(tmp_path: Path) -> None:
     source = write_npz(tmp_path / "mine.npz")
     model, _, _ = trained(tmp_path, source)

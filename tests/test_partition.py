@@ -433,6 +433,11 @@ def nothing(folder: Path) -> None:
     pass
 
 
+def several(nodes: int) -> np.ndarray:
+    """Labels of 3 classes, several a node."""
+    return np.random.default_rng(0).integers(0, 2, (nodes, 3))
+
+
 NAN = np.full(npz_arrays()["attr_data"].size, np.nan)
 BAD: dict[str, tuple[Any, str, str]] = {
     "no parts": (npz(), "g.npz", "required: --parts"),
@@ -453,6 +458,10 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "tiny fraction": (npz(), "g.npz --parts 2 --split random --fractions .5,.499,.001", "a split is empty"),
     "NaN features": (npz(attr_data=NAN), "g.npz --parts 2", "NaN or Inf"),
     "labels beyond 1": (npz(labels=np.full((60, 3), 2)), "g.npz --parts 2", "a matrix of 0 and 1 is needed"),
+    "one class": (npz(), "g.npz --parts 2 --classes 1", "--classes 1 is too few"),
+    "fewer classes": (npz(), "g.npz --parts 2 --classes 2", "label 2 is out of range; labels must be 0 to 1"),
+    "other columns": (npz(labels=several(60)), "g.npz --parts 2 --classes 2", "3 classes, not the 2 asked"),
+    "its own labels": (nothing, "synthetic --parts 2 --classes 7", "--classes is for a graph of yours"),
     "negative seed": (npz(), "g.npz --parts 2 --seed -1", "seed -1"),
     "a foreign file": (vector, "g.npz --parts 2 --out mine.npy", "exists and is no graph file, so it stays"),
     "the graph itself": (npz(), "g.npz --parts 2 --out g.npz", "is the file to read"),

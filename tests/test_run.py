@@ -254,6 +254,17 @@ def test_iterates_do_not_depend_on_the_number_of_ranks(
     assert not different
 
 
+def test_the_exact_solver_on_the_embedded_data(mpirun: MPIRun, tmp_path: Path) -> None:
+    """Where the rank that makes the inputs has loaded LAPACK before it is wanted, with threads of its own."""
+    found = []
+    for ranks in (1, 2):
+        options = words("--layers 4 --hidden 150 --nu 1 --rho 0.0001 --mu 1e-8 --iterations 3 --quiet")
+        out = tmp_path / str(ranks)
+        succeed(mpirun(ranks, "-m", "pdadmm.run", *options, "--solver", "exact", "--out", out))
+        found.append([without_times(record) for record in records_of(out)])
+    assert found[0] == found[1]
+
+
 def test_every_method_lowers_the_loss(on_one_rank: dict[str, Path]) -> None:
     """Least squares, the doubling step and the smooth activations train, if not all as fast."""
     for name, folder in on_one_rank.items():

@@ -30,6 +30,7 @@ def from_pyg(
     name: str = "graph",
     split: int | Mapping[str, Foreign] = 0,
     seed: int = 0,
+    classes: int = 0,
 ) -> Graph:
     """A graph of PyTorch Geometric, or of OGB in that form.
 
@@ -45,6 +46,8 @@ def from_pyg(
         Which of S splits; or a mapping of node ids, ``dataset.get_idx_split()`` of OGB.
     seed
         Draws the split where there is none.
+    classes
+        C, where the graph is to be predicted on, as of :func:`pdadmm.datasets.load`: it needs no `y`.
 
     Raises
     ------
@@ -52,9 +55,10 @@ def from_pyg(
         Where something is missing, or is no graph.
     """
     where = f"{name} (from_pyg)"
-    missing = [field for field in ("x", "edge_index", "y") if getattr(data, field, None) is None]
+    needed = ("x", "edge_index") if classes else ("x", "edge_index", "y")
+    missing = [field for field in needed if getattr(data, field, None) is None]
     if missing:
-        raise InputError(f"{where}: has no {', '.join(missing)}; give an object with x, edge_index and y")
+        raise InputError(f"{where}: has no {', '.join(missing)}; give an object with {' and '.join(needed)}")
     edges = _array(data.edge_index)
     if edges.ndim != 2 or len(edges) != 2 or edges.dtype.kind not in "iu":
         raise InputError(f"{where}: edge_index is {edges.dtype} {edges.shape}; it must be integers (2, E)")
@@ -74,11 +78,19 @@ def from_pyg(
             ]
         elif any(mask is not None for mask in masks):
             raise InputError(f"{where}: has some of train_mask, val_mask, test_mask; give all three or none")
-    return _graph(name, where, edges, _array(data.x), _array(data.y), ids, seed)
+    x, y = _array(data.x), getattr(data, "y", None)
+    labels = np.full(len(x) if x.ndim else 0, UNLABELLED) if y is None else _array(y)
+    return _graph(name, where, edges, x, labels, ids, seed, classes)
 
 
 def from_networkx(
-    graph: Foreign, *, features: str = "x", label: str = "y", name: str = "graph", seed: int = 0
+    graph: Foreign,
+    *,
+    features: str = "x",
+    label: str = "y",
+    name: str = "graph",
+    seed: int = 0,
+    classes: int = 0,
 ) -> Graph:
     """A graph of NetworkX whose nodes have their features and label as attributes.
 
@@ -95,6 +107,8 @@ def from_networkx(
         What files and reports call the graph.
     seed
         Draws the split where there is none.
+    classes
+        C, where the graph is to be predicted on, as of :func:`pdadmm.datasets.load`: nodes need no label.
 
     Raises
     ------
@@ -126,7 +140,11 @@ def from_networkx(
     masks = [f"{part}_mask" for part in ("train", "val", "test")]
     known = any(mask in values for _, values in graph.nodes(data=True) for mask in masks)
     ids = [np.flatnonzero(np.array(column(mask), bool)) for mask in masks] if known else None
-    return _graph(name, where, edges, x, np.array(column(label)), ids, seed)
+    if classes and not any(label in values for _, values in graph.nodes(data=True)):
+        labels = np.full(len(nodes), UNLABELLED)
+    else:
+        labels = np.array(column(label))
+    return _graph(name, where, edges, x, labels, ids, seed, classes)
 
 
 def write_npz(path: str | os.PathLike[str], graph: Graph) -> None:
@@ -173,6 +191,7 @@ def _graph(
     y: np.ndarray,
     ids: list[np.ndarray] | None,
     seed: int,
+    classes: int,
 ) -> Graph:
     """From arrays: edges (2, E), x (N, F), y, and the ids of the nodes of each split."""
     if x.ndim != 2:
@@ -187,7 +206,7 @@ def _graph(
     values = np.ones(edges.shape[1], np.float32)
     adjacency = sp.csr_matrix((values, (edges[0], edges[1])), shape=(nodes, nodes))
     features = as_features(x, f"{where} (x)")
-    return assemble(name, where, adjacency, features, y, ids, seed, ("y", "train", "val", "test"))
+    return assemble(name, where, adjacency, features, y, ids, seed, ("y", "train", "val", "test"), classes)
 
 
 def _array(value: Foreign) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .graph import Graph, Matrix, as_csr, as_features, csr_from_parts, mask_ids
+from .graph import UNLABELLED, Graph, Matrix, as_csr, as_features, csr_from_parts, mask_ids
 from .npy import load_npz
 from .splits import assemble
 
@@ -20,14 +20,14 @@ _MASK_KEYS = ("train_mask", "val_mask", "test_mask")
 _SPLIT_WORDS = ("train", "val", "valid", "validation", "dev", "test")
 
 
-def read_gnn_benchmark(path: Path, name: str, seed: int) -> Graph:
+def read_gnn_benchmark(path: Path, name: str, seed: int, classes: int = 0) -> Graph:
     """Read a graph from an .npz.
 
     Keys: `adj_data adj_indices adj_indptr adj_shape` (CSR adjacency); the features as
     `attr_data attr_indices attr_indptr attr_shape` (CSR) or `attr_matrix` (dense); `labels` (N,), or
     (N, C) of 0 and 1 where a node has several, -1 or NaN where it has none; optionally
     `train_idx val_idx test_idx` (node ids) or `train_mask val_mask test_mask` (N,), else a split is drawn
-    from the seed.
+    from the seed. With `classes`, as of `load`, `labels` may be missing.
 
     Raises
     ------
@@ -43,7 +43,8 @@ def read_gnn_benchmark(path: Path, name: str, seed: int) -> Graph:
     wanted = (*adjacency_keys, *attribute_keys, "attr_matrix", "labels", *_SPLIT_KEYS, *_MASK_KEYS)
     arrays, others = load_npz(path, wanted)
     features_keys = ("attr_matrix",) if "attr_matrix" in arrays else attribute_keys
-    missing = [k for k in (*adjacency_keys, *features_keys, "labels") if k not in arrays]
+    needed = (*adjacency_keys, *features_keys) if classes else (*adjacency_keys, *features_keys, "labels")
+    missing = [k for k in needed if k not in arrays]
     if missing:
         dense = " (or attr_matrix)" if set(missing) & set(attribute_keys) else ""
         raise InputError(f"{where}: lacks {', '.join(missing)}{dense}; see docs/data.md for the keys")
@@ -54,7 +55,8 @@ def read_gnn_benchmark(path: Path, name: str, seed: int) -> Graph:
     else:
         features = as_csr(csr_from_parts([arrays[k] for k in attribute_keys], f"{where} (attr_*)"))
     keys, ids = _split(arrays, others, features.shape[0], where)
-    return assemble(name, where, adjacency, features, arrays["labels"], ids, seed, ("labels", *keys))
+    labels = arrays.get("labels", np.full(features.shape[0], UNLABELLED))
+    return assemble(name, where, adjacency, features, labels, ids, seed, ("labels", *keys), classes)
 
 
 def _split(

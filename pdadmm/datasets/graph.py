@@ -66,13 +66,15 @@ class Graph:
         Whether the edges had directions, which are dropped.
     unlabelled : ndarray int64
         Ids of nodes whose label is not known and stands as 0; they are in no split.
+    complete : bool
+        Whether every class and every split must have a node, as training needs them.
 
     Raises
     ------
     InputError
-        From the constructor: sizes that disagree, labels that are not 0 to C-1 without gaps (or a matrix
-        of 0 and 1), NaN or Inf features, an empty split, ids out of range, a node that is in two splits, or
-        in one without a label.
+        From the constructor: sizes that disagree, labels that are not 0 to C-1 (or a matrix of 0 and 1),
+        NaN or Inf features, ids out of range, a node that is in two splits, or in one without a label; where
+        it is to be complete, classes without a node and an empty split.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Graph:
     origin: str = ""
     directed: bool = False
     unlabelled: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    complete: bool = True
 
     def __post_init__(self) -> None:
         self.origin = self.origin or self.name
@@ -135,6 +138,11 @@ class Graph:
             raise InputError(
                 f"{where}: features hold NaN or Inf, or more than float32 can; replace them before preparing"
             )
+        self._check_labels()
+        self._check_splits()
+
+    def _check_labels(self) -> None:
+        where = self.origin
         if self.multilabel:
             if (as_label_matrix(self.labels, where).sum(axis=1) == 1).all():
                 raise InputError(
@@ -142,18 +150,25 @@ class Graph:
                     "labels.argmax(axis=1)"
                 )
             found = self.num_classes
-        else:
+        elif self.complete:
             found = class_sizes(self.labels, where, self.num_classes).size
+        else:
+            found = _require_labels(self.labels, where) + 1
         if self.num_classes < 2:
             raise InputError(f"{where}: {self.num_classes} class in the labels; at least 2 are needed")
         if found > self.num_classes:
             raise InputError(
                 f"{where}: label {found - 1} is out of range; labels must be 0 to {self.num_classes - 1}"
             )
+
+    def _check_splits(self) -> None:
+        n, where = self.num_nodes, self.origin
         seen = np.zeros(n, dtype=bool)
         for name in SPLITS:
             ids = self.split(name)
             if ids.size == 0:
+                if not self.complete:
+                    continue
                 raise InputError(f"{where}: the {name} split is empty; every split needs a node")
             if int(ids.min()) < 0 or int(ids.max()) >= n:
                 bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
@@ -176,11 +191,10 @@ def class_sizes(labels: npt.NDArray[np.int64], where: str, classes: int = 0) -> 
     InputError
         When a label is negative or a class has no node, so that C is at most the number of nodes.
     """
-    if labels.size and int(labels.min()) < 0:
-        raise InputError(f"{where}: label {int(labels.min())} is out of range; labels must be 0 or more")
-    if labels.size and int(labels.max()) >= labels.size:
+    largest = _require_labels(labels, where)
+    if labels.size and largest >= labels.size:
         raise InputError(
-            f"{where}: label {int(labels.max())} is out of range for {labels.size} nodes; number the classes "
+            f"{where}: label {largest} is out of range for {labels.size} nodes; number the classes "
             "0 to C-1 without gaps"
         )
     counts = np.bincount(labels, minlength=classes)
@@ -188,6 +202,13 @@ def class_sizes(labels: npt.NDArray[np.int64], where: str, classes: int = 0) -> 
         empty = int(np.flatnonzero(counts == 0)[0])
         raise InputError(f"{where}: class {empty} has no node; number the classes 0 to C-1 without gaps")
     return counts
+
+
+def _require_labels(labels: npt.NDArray[np.int64], where: str) -> int:
+    """The largest label, -1 where there is none; InputError when one is negative."""
+    if labels.size and int(labels.min()) < 0:
+        raise InputError(f"{where}: label {int(labels.min())} is out of range; labels must be 0 or more")
+    return int(labels.max()) if labels.size else -1
 
 
 def csr_from_parts(parts: Sequence[object], where: str) -> Matrix:

@@ -43,6 +43,7 @@ def load(
     verify: bool = True,
     progress: Progress | None = None,
     synthetic: Record | None = None,
+    classes: int = 0,
 ) -> Graph:
     """Load a data set by its registry name, or a user's own graph from an .npz.
 
@@ -60,6 +61,9 @@ def load(
         Told about downloads.
     synthetic : dict, optional
         Options of `synthetic_graph`, when that is the name.
+    classes : int
+        C of a user's own graph that a trained model is to predict on: it may lack labels, classes and splits.
+        Where it has no split, nodes with a label are test nodes. 0: the graph is to train on.
 
     Raises
     ------
@@ -73,8 +77,10 @@ def load(
             raise InputError(f"{text}: a file needs no --raw; leave one of the two out")
         if synthetic:
             raise InputError(f"{text}: {_NOT_SYNTHETIC}")
-        return read_gnn_benchmark(Path(text), called(text), seed)
+        return read_gnn_benchmark(Path(text), called(text), seed, classes)
     entry = dataset(text)
+    if classes:
+        raise InputError(f"{text}: has labels of its own; --classes is for a graph of yours, leave it out")
     if synthetic and entry.format != "synthetic":
         raise InputError(f"{text}: {_NOT_SYNTHETIC}")
     if entry.format == "synthetic":

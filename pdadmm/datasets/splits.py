@@ -130,6 +130,7 @@ def assemble(
     ids: Sequence[np.ndarray] | None,
     seed: int,
     called: Sequence[str],
+    classes: int = 0,
 ) -> Graph:
     """A graph of its parts, with a split drawn from the seed where there is none.
 
@@ -147,6 +148,9 @@ def assemble(
     seed
     called
         What messages call the labels and the three splits.
+    classes
+        C, where the graph is for predictions: any of its labels may be unknown and no class needs a node.
+        Where there is no split, the nodes with a label are test nodes.
 
     Raises
     ------
@@ -158,18 +162,26 @@ def assemble(
     known = np.arange(len(found))
     if not several:
         known = np.flatnonzero(found != UNLABELLED)
-        if found.size and not known.size:
-            raise InputError(f"{where} ({of_labels}): no node has a label; number the classes from 0")
-        class_sizes(found[known], where)
+        if not classes:
+            if found.size and not known.size:
+                raise InputError(f"{where} ({of_labels}): no node has a label; number the classes from 0")
+            class_sizes(found[known], where)
     if ids is not None:
         train, val, test = (as_ids(part, f"{where} ({of})") for part, of in zip(ids, of_splits, strict=True))
+    elif classes:
+        train, val, test = np.zeros(0, np.int64), np.zeros(0, np.int64), known
     elif several:
         train, val, test = draw_fractions(np.arange(len(found)), seed, where)
     else:
         train, val, test = (known[part] for part in draw_split(found[known], seed, where))
-    num_classes = found.shape[1] if several else int(found.max()) + 1 if found.size else 0
+    num_classes = found.shape[1] if several else classes or (int(found.max()) + 1 if found.size else 0)
+    if classes and num_classes != classes:
+        raise InputError(f"{where} ({of_labels}): {num_classes} classes, not the {classes} asked for")
     cleaned = clean_adjacency(adjacency, where)
     directed = is_directed(adjacency, cleaned)
     unlabelled = np.setdiff1d(np.arange(len(found)), known)
     found[unlabelled] = 0
-    return Graph(name, cleaned, features, found, train, val, test, num_classes, where, directed, unlabelled)
+    return Graph(
+        name, cleaned, features, found, train, val, test, num_classes, where, directed, unlabelled,
+        complete=not classes,
+    )  # fmt: skip

@@ -92,6 +92,7 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
         _require_known(config)
         with open_graph(config.graph, _parts(config, waiter.comm.size)) as source:
             facts = Facts.of(source)
+            _require_splits(config.graph, facts)
             if isinstance(source, GraphFile):
                 source.check_symmetry()
         if facts.parts < waiter.comm.size:
@@ -106,6 +107,15 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
         config, facts = waiter.broadcast(agree(waiter, check))
     waiter.timeout = config.run.timeout
     return config, facts
+
+
+def _require_splits(path: str, facts: Facts) -> None:
+    """Refuse a graph that is for predictions."""
+    empty = [name for name, size in facts.sizes.items() if not size]
+    if empty:
+        raise InputError(
+            f"{path} has no {' and no '.join(empty)} nodes; prepare it with labels, without --classes"
+        )
 
 
 def _require_known(config: Config) -> None:

@@ -72,13 +72,13 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
     backend = make_backend(ON_CPUS, waiter.comm.rank, run.precision, threads)
     passes = make_passes("auto", threads)
     with open_graph(options.graph, waiter.comm.size) as source:
-        total, classes, count = source.num_nodes, source.num_classes, source.parts
-        labels = source.multilabel
+        total, classes, count, sizes = source.num_nodes, source.num_classes, source.parts, source.sizes
         # one rank may find rows wrong that the others do not read
         share = agree(waiter, lambda: _Share.of(source, shape, waiter, passes))
     found = _scores(share, count, shape, weights, waiter, run, passes, backend)
     measured = measure(found, share.targets, count, classes, waiter)
-    accuracies = {name: measured[f"{name}_accuracy"] for name in SPLITS}
+    accuracies = {name: measured[f"{name}_accuracy"] for name in SPLITS if sizes[name]}
+    several = bool(facts.get("multilabel", False))
     gathered = waiter.gather([(share.nodes[i], scores) for i, scores in found.items()])
 
     def write() -> None:
@@ -87,13 +87,13 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
         scores = np.empty((total, classes), np.float32)
         for ids, values in (piece for of_rank in gathered for piece in of_rank):
             scores[ids] = values
-        _write(Path(options.out), scores, labels)
+        _write(Path(options.out), scores, several)
 
     agree(waiter, write)
     if waiter.comm.rank == 0:
         said = ", ".join(f"{name} {value:.4f}" for name, value in accuracies.items())
-        score = "micro-F1" if labels else "accuracy"
-        print(f"{options.out}: {total} nodes; {score} {said}", file=sys.stdout, flush=True)
+        score = f"{'micro-F1' if several else 'accuracy'} {said}" if said else "none has a label"
+        print(f"{options.out}: {total} nodes; {score}", file=sys.stdout, flush=True)
 
 
 def _require_fit(source: GraphSource, shape: Shape, facts: Record, ranks: int, path: str) -> None:
@@ -102,7 +102,8 @@ def _require_fit(source: GraphSource, shape: Shape, facts: Record, ranks: int, p
             f"{path} has {source.num_features} features and {source.num_classes} classes, the model "
             f"{shape.widths[0]} and {shape.widths[-1]}; give a graph of the same kind"
         )
-    if source.multilabel != bool(facts.get("multilabel", False)):
+    labelled = any(source.sizes.values())
+    if labelled and source.multilabel != bool(facts.get("multilabel", False)):
         one, other = ("several labels", "one label") if source.multilabel else ("one label", "several labels")
         raise InputError(f"{path} has {one} a node, the model is of {other}; give a graph of the same kind")
     norm, trained = (str(known.get("feature_norm", "none")) for known in (source.attrs, facts))

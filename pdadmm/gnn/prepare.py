@@ -67,6 +67,12 @@ def _parser() -> Parser:
         metavar="T,V,T",
         help="of training, validation and test nodes with --split random (.6,.2,.2)",
     )
+    parser.add_argument(
+        "--classes",
+        type=int,
+        metavar="C",
+        help="of the model that is to predict on FILE.npz, which then needs no labels and no splits",
+    )
     return parser
 
 
@@ -82,6 +88,8 @@ def _prepare(options: argparse.Namespace, report: Reporter) -> None:
     began = time.perf_counter()
     if options.parts < 1:
         raise InputError(f"--parts {options.parts} is too few; give 1 or more")
+    if options.classes is not None and options.classes < 2:
+        raise InputError(f"--classes {options.classes} is too few; give 2 or more")
     if options.fractions is not None and options.split != "random":
         raise InputError("--fractions needs --split random; give that, too, or leave it out")
     out = choose_target(options, f"-{options.parts}parts.h5", SCHEMA, KIND)

@@ -574,8 +574,10 @@ _ATTRIBUTES: dict[str, type] = {
 def _checked_attributes(file: PlainFile) -> Record:
     others = {"pdadmm-features": "a feature file, not a graph file"}
     attrs = file.attributes(_ATTRIBUTES, SCHEMA, SCHEMA_VERSION, "pdadmm.gnn.prepare", others)
-    least = dict.fromkeys(("num_edges", "seed", "edge_cut", "halo_rows"), 0)
-    least |= dict.fromkeys(("num_features", "parts", *(f"n_{split}" for split in SPLITS)), 1)
+    least = dict.fromkeys(
+        ("num_edges", "seed", "edge_cut", "halo_rows", *(f"n_{split}" for split in SPLITS)), 0
+    )
+    least |= dict.fromkeys(("num_features", "parts"), 1)
     for name, bound in {**least, "num_classes": 2}.items():
         if attrs[name] < bound:
             raise file.wrong(f"attribute {name} is {attrs[name]}, less than {bound}")

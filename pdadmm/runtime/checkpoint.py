@@ -40,7 +40,17 @@ from pdadmm.files.given import open_regular
 if TYPE_CHECKING:
     from pdadmm.runtime.index import FileEntry, Place
 
-__all__ = ["FOLDER", "KEPT", "START_AFRESH", "Checkpoint", "Saved", "any_sealed", "last_state", "newest", "write"]
+__all__ = [
+    "FOLDER",
+    "KEPT",
+    "START_AFRESH",
+    "Checkpoint",
+    "Saved",
+    "any_sealed",
+    "last_state",
+    "newest",
+    "write",
+]
 
 KEPT = 2
 VERSION = 4

@@ -192,6 +192,7 @@ def load_graph(options: argparse.Namespace, report: Reporter) -> tuple[Graph, Da
         verify=not options.no_verify,
         progress=report,
         synthetic=synthetic,
+        classes=getattr(options, "classes", None) or 0,
     )
     return graph, REGISTRY.get(options.name)
 
@@ -206,7 +207,7 @@ def warn(program: str, graph: Graph) -> None:
     warnings = []
     if graph.directed and graph.name not in REGISTRY:
         warnings.append(f"{graph.origin}: edges have directions; each is taken both ways")
-    if graph.untrained:
+    if graph.complete and graph.untrained:
         some = ", ".join(str(c) for c in graph.untrained[:10])
         warnings.append(f"no training node of class {some}")
     for warning in warnings:

@@ -38,17 +38,13 @@ def inverse_hessian(W: Array, nu: float, rho: float, work: Workspace) -> Array:
 def _lapack() -> ModuleType:
     """SciPy's LAPACK, imported where the exact solver wants it.
 
-    It brings a BLAS of its own, kept to one thread: its idle workers would spin for a while in the way
-    of NumPy's.
+    It brings a BLAS of its own, kept to one thread, whenever it was loaded: other numbers of threads give
+    other bits, and idle ones would spin for a while in the way of NumPy's.
     """
-    from threadpoolctl import ThreadpoolController
-
-    before = {library.filepath for library in ThreadpoolController().lib_controllers}
     from scipy.linalg import lapack
+    from threadpoolctl import threadpool_limits
 
-    for library in ThreadpoolController().lib_controllers:
-        if library.filepath not in before:
-            library.set_num_threads(1)
+    threadpool_limits(1)
     return lapack
 
 

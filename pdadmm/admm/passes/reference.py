@@ -92,7 +92,10 @@ class ReferencePasses(PlainKernels):
     # ---- the exact solver ---------------------------------------------------------------------------
 
     def inverse_hessian(self, W: Array, nu: float, rho: float, work: Workspace) -> Array:
-        return updates.inverse_hessian(W, nu, rho)
+        try:
+            return updates.inverse_hessian(W, nu, rho)
+        except np.linalg.LinAlgError:  # which the next gradient's norm will tell
+            return np.full_like(W, np.nan, shape=(W.shape[1], W.shape[1]))
 
     def gram_share(self, p: Array, p_mean: Array, work: Workspace) -> Array:
         return total(self.groups, lambda p: updates.centred_gram(p, p_mean, dual=False), p)
