@@ -142,18 +142,6 @@ def test_threads_of_blas_are_given_back() -> None:
     assert threads() == before
 
 
-def test_threads_of_a_blas_that_a_fit_loads_are_given_back() -> None:
-    script = (
-        "import numpy as np; from threadpoolctl import threadpool_info; from pdadmm import ADMMClassifier\n"
-        "before = {pool['num_threads'] for pool in threadpool_info()}\n"
-        "X = np.random.default_rng(0).standard_normal((60, 3))\n"
-        "ADMMClassifier(layers=2, hidden=4, iterations=2, solver='exact').fit(X, X[:, 0] > 0)\n"
-        "import scipy.linalg\n"
-        "assert {pool['num_threads'] for pool in threadpool_info()} == before, threadpool_info()\n"
-    )
-    succeed(python("-c", script))
-
-
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [

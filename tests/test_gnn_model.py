@@ -86,7 +86,7 @@ def test_a_graph_without_labels(tmp_path: Path, kind: str) -> None:
         assert "no training node" not in said
         said = succeed(python("-m", "pdadmm.gnn.predict", out, graph, "--out", found)).out
         with h5py.File(found) as file:
-            np.testing.assert_array_equal(file["scores"][...], scores)
+            np.testing.assert_allclose(file["scores"][...], scores, atol=2e-5 * np.abs(scores).max())
         if name == "some":
             hits = (scores.argmax(axis=1) == labels)[labels >= 0].mean()
             assert f"accuracy test {hits:.4f}" in said and "train" not in said

@@ -270,8 +270,6 @@ def _train(
     if start is not None:
         start.check_data(sizes.inputs, sizes.features_per_hop, sizes.classes, "X")
     records: list[Record] = []
-    if config.training.solver == "exact":
-        from scipy.linalg import lapack  # noqa: F401  whose BLAS is limited, and given back, with the others
     # whoever calls has threads of BLAS of its own
     with BLAS_ON_ONE_THREAD, np.errstate(all="ignore"):
         threads = set_threads(config.run, waiter.comm, largest_product(config, sizes))
