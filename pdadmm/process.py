@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["begin", "heed", "heed_interrupts", "launched", "quit_with"]
+__all__ = ["begin", "end_job", "heed", "heed_interrupts", "launched", "quit_with"]
 
 #: seconds that a reader who is behind may keep a writer waiting, where its pipe does not block
 _SLOW_READER = 1.0
@@ -66,7 +66,19 @@ def quit_with(number: int, frame: FrameType | None = None) -> None:
 
     An exception could come up within an import and be made another one, or be swallowed.
     """
+    end_job(128 + number)
     os._exit(128 + number)
+
+
+def end_job(code: int) -> None:
+    """Have MPICH's launcher end all ranks with an exit code.
+
+    It takes no notice of a rank that ends before it has been in MPI_Init, where the others would wait for it.
+    """
+    launcher = os.environ.get("PMI_FD", "")
+    if "MPI_LOCALNRANKS" in os.environ and launcher.isdigit():
+        with contextlib.suppress(OSError):
+            os.write(int(launcher), f"cmd=abort exitcode={code}\n".encode())
 
 
 def heed(number: int, handler: Callable[[int, FrameType | None], object]) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -41,6 +42,7 @@ from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError, RunError
 from pdadmm.runtime import checkpoint
 from pdadmm.runtime.checkpoint import KEPT, newest, write
+from pdadmm.runtime.metrics import Metrics
 
 MPIRun = Callable[..., Finished]
 Arrays = dict[int, dict[str, np.ndarray]]
@@ -137,6 +139,7 @@ def damage(folder: Path, rng: random.Random, kind: str) -> str:
 
 def test_damage_at_a_hundred_places_is_noticed_and_recovered_from(tmp_path: Path) -> None:
     template = tmp_path / "template"
+    template.mkdir()
     write(template, 10, {"stage": 0}, arrays_of(10), WAITER)
     write(template, 20, {"stage": 1}, arrays_of(20), WAITER)
     rng = random.Random(0)
@@ -248,8 +251,22 @@ def test_full_disk_leaves_the_checkpoints_before(tiny_disk: Path) -> None:
         write(tiny_disk, 2, {}, big, WAITER)
     assert caught.value.everywhere
     assert [p.name for p in (tiny_disk / "checkpoints").iterdir()] == ["iteration-00000001"]
+    assert str(caught.value).endswith("make room; the ones before are intact: go on with --resume")
     assert_same(newest(tiny_disk, WAITER, no_warning), arrays_of(1))
     write(tiny_disk, 3, {}, arrays_of(3), WAITER)
+
+
+def test_the_first_checkpoint_says_what_to_do_without_room(tiny_disk: Path) -> None:
+    with pytest.raises(RunError, match=r"make room; there is none before: start again with --overwrite"):
+        write(tiny_disk, 2, {}, {1: {"z": np.ones((1 << 20,), np.float32)}}, WAITER)
+
+
+def test_a_run_s_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"could not be written \(No such file or directory\)"):
+        write(tmp_path / "gone", 2, {}, arrays_of(2), WAITER)
+    with pytest.raises(OSError, match=r"gone/metrics\.jsonl"):
+        Metrics(tmp_path / "gone" / "metrics.jsonl").add({"iteration": 1})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_full_disk_while_the_index_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,9 +351,18 @@ def test_run_resumes_from_the_checkpoint_before_a_damaged_one(saved: Path, tmp_p
     damage(folder / "checkpoints" / "iteration-00000008", random.Random(5), kind)
     found = succeed(python("-m", "pdadmm.run", "--out", folder, "--resume", "--quiet"))
     assert found.err.startswith("pdadmm: warning: ")
-    assert "iteration-00000008" in found.err
+    assert re.search(r"iteration-00000008/(rank-0000\.bin fails its checksum|index\.json is)", found.err)
     assert "going back to the checkpoint before" in found.err
     assert_same_run(saved, folder)
+
+
+def test_a_file_that_lacks_bytes_is_named(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "o"
+    shutil.copytree(saved, folder)
+    file = folder / "checkpoints" / "iteration-00000008" / "rank-0000.bin"
+    file.write_bytes(b"")
+    found = succeed(python("-m", "pdadmm.run", "--out", folder, "--resume", "--quiet"))
+    assert found.err.startswith(f"pdadmm: warning: {file} fails its checksum; going back")
 
 
 @pytest.mark.parametrize(

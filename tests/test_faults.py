@@ -52,7 +52,7 @@ def intact(folder: Path) -> Checkpoint:
         (
             "disk", 1, "",
             r"rank 0, .*iteration 15 \(stage 1\): rank 1: the checkpoint .* could not be written "
-            r"\(File too large\); the ones before are intact",
+            r"\(File too large\); the ones before are intact: go on with --resume",
         ),
     ],
 )  # fmt: skip

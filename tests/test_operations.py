@@ -307,6 +307,41 @@ def test_a_signal_to_mpirun_while_ranks_start_ends_them_quietly(
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("program", ["run", "prepare", "gnn.run"])
+def test_a_signal_to_one_rank_while_it_loads_ends_all(
+    tmp_path: Path, program: str, number: signal.Signals
+) -> None:
+    """The launcher takes no notice of a rank that ends before MPI_Init, where the others wait for it."""
+    code = (
+        "import os, signal, sys, pdadmm.process as p; p.begin()\n"
+        f"if os.environ.get('PMI_RANK') == '1': os.kill(os.getpid(), {int(number)})\n"
+        f"import pdadmm.{program} as m; sys.exit(m.main())"
+    )
+    (tmp_path / "one.py").write_text(code)
+    given = ["synthetic"] if program == "prepare" else ["--quiet"]
+    command = [*mpirun_of(3).split(), str(tmp_path / "one.py"), *given, "--out", str(tmp_path / "o.h5")]
+    ended = start(command, 60)
+    assert (ended.code, ended.out) == (128 + number, ""), ended
+    assert not re.search("^pdadmm", ended.err, re.MULTILINE) and not (tmp_path / "o.h5").exists()
+
+
+def test_a_closed_terminal_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, pdadmm.process as p; p.begin()\n"
+        "import pdadmm.prepare as m; from pdadmm.inputs import write\n"
+        "reserve = write.reserve\n"
+        "def hung_up(path, size):\n"
+        "    reserve(path, size)\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "write.reserve = hung_up\n"
+        f"raise SystemExit(m.main(['synthetic', '--out', {str(tmp_path / 'x.h5')!r}]))"
+    )
+    ended = start([sys.executable, "-c", code], 60)
+    assert (ended.code, ended.err) == (128 + signal.SIGHUP, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_preparation_under_mpirun_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
     command = f"{mpirun_of(3)} -m pdadmm.prepare synthetic --synthetic-nodes 6000 --synthetic-features 3000"
     process = subprocess.Popen(

@@ -403,6 +403,13 @@ def test_reports_replace_nothing_but_their_own_kind(runs: tuple[Path, Path], tmp
         assert found.code == 2 and found.err.count("\n") == 1 and f"another file with --{kind}" in found.err
         assert foreign.read_bytes() == (runs[0] / "summary.json").read_bytes()
     assert json.loads(report(runs[0], "--json", "/dev/stderr").err)["runs"]
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"runs": []}')
+    succeed(report(runs[0], "--json", link))
+    assert link.is_symlink() and json.loads((tmp_path / "a.json").read_text())["runs"]
+    one = report(runs[0], "--html", tmp_path / "new", "--csv", tmp_path / "new")
+    assert one.code == 2 and "--html and --csv are both" in one.err and not (tmp_path / "new").exists()
     before = os.stat(os.devnull)
     for kind in ("html", "csv", "json"):
         succeed(report(runs[0], f"--{kind}", os.devnull))

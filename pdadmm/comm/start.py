@@ -13,6 +13,7 @@ from types import ModuleType
 from pdadmm.comm.where import Where
 from pdadmm.comm.witness import FORWARDING
 from pdadmm.errors import InputError
+from pdadmm.process import end_job
 
 __all__ = ["leave", "separate_worlds", "start_mpi"]
 
@@ -95,9 +96,7 @@ def leave(where: Where, error: InputError, name: str = "pdadmm") -> int:
     where.claim(speaks=first)
     if first:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
-    launcher = os.environ.get("PMI_FD", "")
-    if os.environ.get("MPI_LOCALNRANKS") != os.environ.get("PMI_SIZE") and launcher.isdigit():
+    if os.environ.get("MPI_LOCALNRANKS") != os.environ.get("PMI_SIZE"):
         time.sleep(FORWARDING)
-        with contextlib.suppress(OSError):
-            os.write(int(launcher), b"cmd=abort exitcode=2\n")
+        end_job(2)
     return 2

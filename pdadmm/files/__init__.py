@@ -57,13 +57,14 @@ def scratch(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Name of a file to write in place of `path`, which it takes when the block ends.
+    """Name of a file to write in place of `path`, or of what is behind a link, which it takes at the end.
 
     When the block raises, what it wrote is removed and `path` stays as it was.
     """
-    with scratch(path) as temporary, naming(path, temporary):
+    target = Path(os.path.realpath(path))
+    with scratch(target) as temporary, naming(path, temporary):
         yield temporary
-        take_place(temporary, path)
+        take_place(temporary, target)
 
 
 def take_place(temporary: Path, path: Path) -> None:
@@ -110,14 +111,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add to the end of a file; what could be added in part only is taken back.
+    """Add to the end of a file that is there; what could be added in part only is taken back.
 
     Raises
     ------
     OSError
         Which names the file.
     """
-    with naming(path), path.open("ab", buffering=0) as file:
+    with naming(path), path.open("r+b", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         rest = memoryview(data)
         try:

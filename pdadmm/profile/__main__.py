@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,7 @@ def _report(arguments: list[str] | None) -> None:
     for name, beginning in _BEGINNINGS.items():
         if path := getattr(options, name):
             report_target(path, f"--{name}", beginning)
+    _require_apart(options)
     if any(ranks < 1 for ranks in options.ranks):
         raise InputError(f"--ranks {min(options.ranks)} is too few; give 1 or more")
     profiles = [load(folder) for folder in options.runs]
@@ -118,6 +120,18 @@ def _report(arguments: list[str] | None) -> None:
     _write(options.html, lambda path: write_page(path, runs, predictions))
     _write(options.csv, lambda path: write_csv(path, runs))
     _write(options.json, lambda path: write_report_json(path, runs, predictions))
+
+
+def _require_apart(options: argparse.Namespace) -> None:
+    """Refuse one file for two reports."""
+    taken: dict[str, str] = {}
+    for name in _BEGINNINGS:
+        path = getattr(options, name)
+        if not path or (os.path.exists(path) and not os.path.isfile(path)):
+            continue  # a terminal or a pipe takes both
+        target = os.path.realpath(path)
+        if taken.setdefault(target, name) != name:
+            raise InputError(f"--{taken[target]} and --{name} are both {path}; give two files")
 
 
 def main(arguments: list[str] | None = None) -> int:

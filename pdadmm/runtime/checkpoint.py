@@ -101,7 +101,7 @@ def write(
         if comm.rank == 0:
             try:
                 _remove(temporary)
-                temporary.mkdir(parents=True, exist_ok=True)  # a stranger's file stays in it
+                _make(temporary)  # a stranger's file stays in it
                 sync_folder(folder)  # which may not have had checkpoints before
             except OSError as error:
                 problem = _reason(error, temporary)
@@ -109,11 +109,12 @@ def write(
         entry = None
         try:
             # a network file system may show the folder of rank 0 to other nodes late
-            temporary.mkdir(parents=True, exist_ok=True)
+            _make(temporary)
             with waiter.limit(f"writing {temporary}"):
                 entry = _write_rank(temporary / f"rank-{comm.rank:04d}.bin", arrays)
         except OSError as error:
-            problem = f"rank {comm.rank}: {_reason(error, temporary)}"
+            of_rank = f"rank {comm.rank}: " if comm.rank else ""  # rank 0 says it
+            problem = f"{of_rank}{_reason(error, temporary)}"
         except _NotFinite as error:
             problem = f"rank {comm.rank}, {error}: NaN or Inf is not saved; the checkpoints before are intact"
         entries = waiter.gather((entry, problem))
@@ -292,9 +293,14 @@ def newest(
             try:
                 with waiter.limit(f"reading {path}"):
                     checkpoint = Checkpoint(path)
-                    if fits is not None:
-                        fits(checkpoint)
-                    found = checkpoint.verify(comm.rank, comm.size)
+                    try:
+                        if fits is not None:
+                            fits(checkpoint)
+                        found = checkpoint.verify(comm.rank, comm.size)
+                    except ValueError:  # of arrays, in files that may be damaged
+                        found = checkpoint.verify()
+                        if found is None:
+                            raise
             except InputError as error:
                 found = error
             except OSError as error:
@@ -345,6 +351,12 @@ def _indices(folder: Path) -> Iterator[Record]:
             found = _unsealed(path / "index.json")
             if isinstance(found, dict):
                 yield found
+
+
+def _make(temporary: Path) -> None:
+    """The folder of a checkpoint, and that of all; the run's, if somebody has taken it away, is not made."""
+    temporary.parent.mkdir(exist_ok=True)
+    temporary.mkdir(exist_ok=True)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -441,7 +453,11 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def _reason(error: OSError, path: Path) -> str:
-    return f"the checkpoint {path} could not be written ({error.strerror}); the ones before are intact"
+    before = bool(_complete(path.parent.parent))
+    intact = "the ones before are intact: go on with --resume"
+    going_on = intact if before else "there is none before: start again with --overwrite"
+    room = "make room; " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"the checkpoint {path} could not be written ({error.strerror}); {room}{going_on}"
 
 
 def _agree(problem: str | None, waiter: Waiter) -> None:

@@ -50,10 +50,8 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
         return leave(where, error)
     except (ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        print(
-            f"pdadmm: no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'", file=sys.stderr
-        )
-        return 2
+        problem = f"no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'"
+        return leave(where, InputError(problem))
     comm = MPI.COMM_WORLD
     rank = comm.rank
     where.set_rank(rank)

@@ -55,7 +55,7 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def listen() -> None:
-    """From here on SIGINT and SIGTERM raise SystemExit, so that temporary files are removed.
+    """From here on SIGINT, SIGTERM and SIGHUP raise SystemExit, so that temporary files are removed.
 
     For the start of the work: what takes long to import has been, since an exception that comes up in there
     may be swallowed.
@@ -70,6 +70,8 @@ def listen() -> None:
     sys.unraisablehook = report
     for number in (signal.SIGINT, signal.SIGTERM):
         heed(number, _terminated)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _terminated)
 
 
 class Reporter:
