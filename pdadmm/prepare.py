@@ -113,14 +113,14 @@ def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> Non
         said = f"{graph.name} has no graph, so that --operators {options.operators} are {work.operators}"
         print(f"{_NAME}: warning: {one_line(said)}", file=sys.stderr, flush=True)
     rows, columns = work.shape
-    sizes = work.sizes
+    sizes, drawn = work.sizes, f" drawn from seed {options.seed}" if graph.drawn else ""
     print(
         f"{out}: {rows} rows x {columns} columns ({work.kernel.count} x {graph.num_features} features: ",
         end="",
     )
     print(f"{work.operators}), {graph.num_classes} classes, {out.stat().st_size / 1e6:.1f} MB")
     print(
-        f"train {sizes['train']}, val {sizes['val']}, test {sizes['test']} nodes; "
+        f"train {sizes['train']}, val {sizes['val']}, test {sizes['test']} nodes{drawn}; "
         f"{time.perf_counter() - began:.1f} s",
         flush=True,
     )

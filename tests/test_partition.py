@@ -279,7 +279,7 @@ def test_the_command_as_users_start_it(tmp_path: Path) -> None:
         r"halo rows \d+ \([\d.]+ a node\)",
         second,
     )
-    assert re.match(r"train \d+, val \d+, test \d+ nodes; ", third)
+    assert re.match(r"train \d+, val \d+, test \d+ nodes drawn from seed 0; ", third)
     bad = python("-m", "pdadmm.gnn.prepare", "mine.npz", "--parts", "0", "--out", "x.h5", cwd=tmp_path)
     assert (bad.code, bad.out) == (2, "")
     assert bad.err == "pdadmm.gnn.prepare: --parts 0 is too few; give 1 or more\n"

@@ -68,6 +68,8 @@ class Graph:
         Ids of nodes whose label is not known and stands as 0; they are in no split.
     complete : bool
         Whether every class and every split must have a node, as training needs them.
+    drawn : bool
+        Whether the split was drawn from a seed, since nobody gave one.
 
     Raises
     ------
@@ -89,6 +91,7 @@ class Graph:
     directed: bool = False
     unlabelled: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     complete: bool = True
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         self.origin = self.origin or self.name

@@ -183,5 +183,5 @@ def assemble(
     found[unlabelled] = 0
     return Graph(
         name, cleaned, features, found, train, val, test, num_classes, where, directed, unlabelled,
-        complete=not classes,
+        complete=not classes, drawn=ids is None and not classes,
     )  # fmt: skip

@@ -78,7 +78,8 @@ def synthetic_graph(
     adjacency = _draw_edges(rng, labels, classes, degree, homophily, communities)
     bag = _draw_words(rng, labels, classes, features, words, topic)
     train, val, test = draw_split(labels, seed, "synthetic", per_class=train_per_class)
-    return Graph("synthetic", clean_adjacency(adjacency, "synthetic"), bag, labels, train, val, test, classes)
+    clean = clean_adjacency(adjacency, "synthetic")
+    return Graph("synthetic", clean, bag, labels, train, val, test, classes, drawn=True)
 
 
 def _check_sizes(

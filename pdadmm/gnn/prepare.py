@@ -99,7 +99,7 @@ def _prepare(options: argparse.Namespace, report: Reporter) -> None:
         fractions = options.fractions or FRACTIONS
         labelled = np.setdiff1d(np.arange(graph.num_nodes), graph.unlabelled)
         train, val, test = draw_fractions(labelled, options.seed, graph.origin, fractions)
-        graph = replace(graph, train=train, val=val, test=test)
+        graph = replace(graph, train=train, val=val, test=test, drawn=True)
         facts["fractions"] = ",".join(f"{fraction:g}" for fraction in fractions)
     if entry:
         facts |= {"title": entry.title, "licence": entry.licence, "citation": entry.citation}
@@ -111,6 +111,7 @@ def _prepare(options: argparse.Namespace, report: Reporter) -> None:
     warn(_NAME, graph)
 
     sizes, rows = arrays.sizes, np.diff(arrays.part_ptr)
+    drawn = f" drawn from seed {options.seed}" if graph.drawn else ""
     edge_cut, halo_rows = arrays.attrs["edge_cut"], arrays.attrs["halo_rows"]
     print(
         f"{out}: {arrays.num_nodes} rows, {arrays.num_edges} edges, {arrays.num_features} features "
@@ -118,7 +119,7 @@ def _prepare(options: argparse.Namespace, report: Reporter) -> None:
         f"{arrays.parts} parts ({arrays.attrs['partitioner']}) of {rows.min()} to {rows.max()} rows, balance "
         f"{rows.max() / rows.mean():.3f}; edge cut {edge_cut} ({edge_cut / max(arrays.num_edges, 1):.1%}); "
         f"halo rows {halo_rows} ({halo_rows / arrays.num_nodes:.2f} a node)\n"
-        f"train {sizes['train']}, val {sizes['val']}, test {sizes['test']} nodes; "
+        f"train {sizes['train']}, val {sizes['val']}, test {sizes['test']} nodes{drawn}; "
         f"{time.perf_counter() - began:.1f} s",
         flush=True,
     )
