@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pdadmm.arrays import sources
+from pdadmm.codec import DeltaCodec, NonFiniteError
 from pdadmm.codec.rows import FLOAT32, WIDTHS
 from pdadmm.gnn.equations import dropout_keeps
 from pdadmm.gnn.passes.host import HostPasses
@@ -233,6 +234,30 @@ def test_an_empty_message_is_of_no_bytes(passes, rng):
         passes.encode_rows(X, nothing, bits, 0, message)
         passes.decode_rows(message, bits, nothing, X)
     np.testing.assert_array_equal(X, before)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_changes_have_the_bits_of_their_codec(bits, rng):
+    """Both ends, over several epochs, and the library and not NumPy writes and reads them."""
+    host, codec = HostPasses(2), DeltaCodec(bits)
+    rows = np.array([5, 0, 7, 30, 31], np.int32)
+    sides = []
+    for passes in (host, REFERENCE):
+        X, hat, other = normal(np.random.default_rng(1), 40, 300), *np.zeros((2, 5, 300), np.float32)
+        taken, messages, before = np.zeros_like(X), [], host.calls
+        for _ in range(3):
+            message = np.zeros(codec.nbytes(5, 300), np.uint8)
+            passes.encode_change(X, rows, codec, hat, message)
+            passes.decode_change(message, rows[::-1].copy(), codec, other, taken)
+            messages.append(message)
+            X *= np.float32(1.25)
+        assert host.calls - before == (6 if passes is host else 0)
+        sides.append((*messages, hat, other, taken))
+    assert_same_bits(*sides)
+    np.testing.assert_array_equal(sides[0][3], sides[0][4])
+    X[5, 3] = np.nan
+    with pytest.raises(NonFiniteError):
+        host.encode_change(X, rows, codec, sides[0][3], sides[0][0])
 
 
 # ---- loss and Adam ----------------------------------------------------------------------------------

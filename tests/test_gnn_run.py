@@ -390,6 +390,8 @@ BAD = {
     "{graph} --messages more": "--messages",
     "{graph} --layers 0": "--layers is 0",
     "{graph} --backend cupy": "--backend numpy",
+    "{graph} --transport nccl --kernels reference": "no --kernels reference; leave one out",
+    "{graph} --transport nccl --links measured": "no --links measured; leave one out",
     "{graph} --resume": "--resume needs --out",
     "{features}": "feature file",
 }
@@ -414,6 +416,37 @@ def test_widths_follow_links_that_were_measured(
     assert [a["epoch"] for a in assigned] == [10, 19]
     if ranks == 1:  # nothing has to travel
         assert all(set(rows) == {"8"} for a in assigned for rows in a["widths"].values())
+
+
+def test_the_links_of_the_messages_are_measured(graph: Path, tmp_path: Path, mpirun: MPIRun) -> None:
+    options = [*words(SMALL), "--measure-links", "--out", tmp_path / "run"]
+    succeed(mpirun(4, "-m", "pdadmm.gnn.run", graph, *options))
+    profile = json.loads((tmp_path / "run" / "profile.json").read_text())
+    (links,) = profile["links_baseline"]["transports"].values()
+    measured = {(link["lower"], link["upper"]) for link in links}
+    with h5py.File(graph) as file:
+        indptr, indices, ends = file["indptr"][...], file["indices"][...], file["part_ptr"][...]
+    part = np.repeat(np.arange(4), np.diff(ends))
+    rows = np.repeat(part, np.diff(indptr))
+    assert measured == {(int(a), int(b)) for a, b in zip(rows, part[indices], strict=True) if a < b}
+
+
+def test_a_graph_that_is_another_one_on_another_host_is_refused(
+    graph: Path, tmp_path: Path, mpirun: MPIRun
+) -> None:
+    other = tmp_path / "other.h5"
+    options = f"synthetic --parts 4 --partitioner random {PREPARE}"
+    succeed(python("-m", "pdadmm.gnn.prepare", *options.split(), "--out", other))
+    code = (
+        "import sys; from mpi4py import MPI; from pdadmm.gnn import command, run\n"
+        "opened = command.open_graph\n"
+        f"own = lambda path, *rest: opened({str(other)!r} if MPI.COMM_WORLD.rank else path, *rest)\n"
+        "command.open_graph = own\n"
+        "sys.exit(run.main(sys.argv[1:]))"
+    )
+    found = mpirun(2, "-c", code, graph, *words(SMALL), "--out", tmp_path / "run")
+    assert found.code == 2 and found.err.count("\n") == 1, found
+    assert "is another graph, or cut otherwise, on" in found.err and not (tmp_path / "run" / "model.h5").exists()
 
 
 def test_more_ranks_than_parts_are_refused(graph: Path, tmp_path: Path, mpirun: MPIRun) -> None:

@@ -74,6 +74,7 @@ def test_one_rank_talks_to_itself_without_mpi(waiter: Waiter) -> None:
     assert total is not values
     assert waiter.broadcast({"a": 1}) == {"a": 1}
     assert waiter.gather("x") == ["x"]
+    assert waiter.scatter(["x"]) == "x"
     waiter.barrier()
 
 

@@ -231,7 +231,7 @@ def _attempt(
             raise
         for trainer in trainers:
             if trainer.progress_thread is not None:
-                trainer.progress_thread.close()
+                trainer.progress_thread.stop()  # its communicator all ranks would have to free together
         _abandoned.append((alarm, waiter, trainers))
         if isinstance(error, RunError) and error.everywhere:
             return None, error

@@ -64,12 +64,16 @@ class ProgressThread:
             self._pause = _SHORT_PAUSE
             self._wake.notify()
 
-    def close(self) -> None:
-        """End the thread; collective, since it frees the communicator."""
+    def stop(self) -> None:
+        """End the thread."""
         with self._wake:
             self._stopped = True
             self._wake.notify()
         self._thread.join()
+
+    def close(self) -> None:
+        """End the thread; collective, since it frees the communicator."""
+        self.stop()
         self._comm.Free()
 
     def _run(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -47,7 +48,7 @@ class HostPipeline:
     def __init__(self, waiter: Waiter, below: int | None, above: int | None) -> None:
         self._waiter = waiter
         self._below, self._above = below, above
-        self._pending: list[tuple[Array, list[Request]]] = []
+        self._pending: deque[tuple[Array, list[Request]]] = deque()
 
     def receive(self, shape: tuple[int, int]) -> Array:
         assert self._below is not None
@@ -57,9 +58,17 @@ class HostPipeline:
 
     def send(self, x: Array) -> None:
         assert self._above is not None
+        while self._pending and _all_left(self._pending[0][1]):
+            self._pending.popleft()
         self._pending.append((x, self._waiter.send(x, self._above, _TAG)))
 
     def finish(self) -> None:
         for _, requests in self._pending:
             self._waiter.all(requests, f"activations to reach rank {self._above}")
-        self._pending = []
+        self._pending.clear()
+
+
+def _all_left(requests: list[Request]) -> bool:
+    from mpi4py import MPI
+
+    return bool(MPI.Request.Testall(requests))

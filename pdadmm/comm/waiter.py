@@ -8,6 +8,7 @@ time slice is given away, then short sleeps.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import sys
 import time
@@ -96,6 +97,8 @@ class _Manner:
     """How long the waiters of a process wait, and what they do meanwhile."""
 
     timeout: float
+    #: tests before the first sleep; a rank with a core of its own may spin longer
+    spins: int
     background: Callable[[], None] | None = None
     patient: bool = False  #: whether `timeout` is longer for now
 
@@ -125,18 +128,17 @@ class Waiter:
     ) -> None:
         self.comm = comm
         self.where = where or Where()
-        self._manner = _Manner(timeout if sleeps else 0.0)
         self.seconds = 0.0
-        local = ranks_on_node(comm)
-        #: tests before the first sleep; a rank with a core of its own may spin longer
-        self._spins = 20 if local > usable_cores() else 2000
-        if not sleeps:
-            self._spins = sys.maxsize
+        if sleeps:
+            crowded = ranks_on_node(comm) > usable_cores()
+            self._manner = _Manner(timeout, 20 if crowded else 2000)
+        else:
+            self._manner = _Manner(0.0, sys.maxsize)
 
     def within(self, comm: Intracomm) -> Waiter:
-        """A waiter for some of the ranks, with this one's timeout, patience and background at any time."""
-        inner = Waiter(comm, where=self.where)
-        inner._manner = self._manner
+        """A waiter for some of the ranks, in this one's manner at any time."""
+        inner = copy.copy(self)
+        inner.comm, inner.seconds = comm, 0.0
         return inner
 
     @property
@@ -200,7 +202,7 @@ class Waiter:
                     + ", or give a longer --timeout"
                 )
 
-        poll(done, self._spins, between)
+        poll(done, self._manner.spins, between)
         waited = time.perf_counter() - start
         self.seconds += waited
         return waited
@@ -279,6 +281,28 @@ class Waiter:
         return [
             pickle.loads(out[e - n : e].tobytes()) for e, n in zip(ends.tolist(), sizes.tolist(), strict=True)
         ]
+
+    def scatter(self, values: Sequence[T] | None, root: int = 0) -> T:
+        """This rank's of the Python objects that rank `root` has for all, in rank order."""
+        if self.comm.size == 1:
+            assert values is not None
+            return values[0]
+        import pickle
+
+        from mpi4py import MPI
+
+        sizes, out = np.zeros(self.comm.size, np.int64), None
+        if self.comm.rank == root:
+            assert values is not None
+            pickled = [np.frombuffer(pickle.dumps(value), np.uint8) for value in values]
+            sizes[:] = [len(data) for data in pickled]
+            out = [np.concatenate(pickled), sizes.tolist(), None, MPI.BYTE]
+        what = f"rank {root} to give out what all want"
+        self.all([self.comm.Ibcast(sizes, root)], what, ALL_RANKS)
+        data = np.empty(int(sizes[self.comm.rank]), np.uint8)
+        self.all([self.comm.Iscatterv(out, data, root)], what, ALL_RANKS)
+        found: T = pickle.loads(data.tobytes())
+        return found
 
     def send(self, array: np.ndarray, to: int, tag: int) -> list[Request]:
         """Start sending a C-contiguous array in pieces; returns the requests to wait for."""

@@ -110,12 +110,13 @@ class Traces:
         hidden
             By slot and part of this rank, with `model`: seconds of work beside its messages.
         """
-        gathered = waiter.gather((self.weights(), dict(hidden or {})))
-        solved: dict[tuple[str, int, int], np.ndarray] | None = None
+        gathered = waiter.gather((set(self._parts), self.weights(), dict(hidden or {})))
+        shares: list[dict[tuple[str, int, int], np.ndarray]] | None = None
         if gathered is not None:
-            everyones: Weights = {key: beta for weights, _ in gathered for key, beta in weights.items()}
-            beside = {key: seconds for _, of_rank in gathered for key, seconds in of_rank.items()}
-            solve, solved = (exact if method == "exact" else assign), {}
+            everyones: Weights = {key: beta for _, weights, _ in gathered for key, beta in weights.items()}
+            beside = {key: seconds for *_, of_rank in gathered for key, seconds in of_rank.items()}
+            solve = exact if method == "exact" else assign
+            solved: dict[tuple[str, int, int], np.ndarray] = {}
             for slot in self._slots:
                 keys = sorted(key for key in everyones if key[0] == slot.name)
                 messages = []
@@ -131,7 +132,8 @@ class Traces:
                         message = Message(beta, slot.cols, link, seconds, port)
                     messages.append(message)
                 solved.update(zip(keys, solve(messages, bits, share), strict=True))
-        found = waiter.broadcast(solved)
-        return {
-            key: widths for key, widths in found.items() if key[1] in self._parts or key[2] in self._parts
-        }
+            shares = [
+                {key: widths for key, widths in solved.items() if key[1] in parts or key[2] in parts}
+                for parts, *_ in gathered
+            ]
+        return waiter.scatter(shares)

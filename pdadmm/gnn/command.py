@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import sys
 import time
 from functools import partial
@@ -123,6 +124,9 @@ def _require_known(config: Config) -> None:
     run, bits = config.run, config.messages
     if run.transport == "nccl" and run.backend == "numpy":
         raise InputError("--transport nccl needs --backend cupy; use --transport mpi on CPUs")
+    if run.transport == "nccl" and (run.kernels == "reference" or bits.links == "measured"):
+        given = "--kernels reference" if run.kernels == "reference" else "--links measured"
+        raise InputError(f"--transport nccl is between GPUs, on which there is no {given}; leave one out")
     if run.backend != "numpy" and run.kernels == "reference":
         if run.backend == "cupy":
             raise InputError("--kernels reference: graph networks have none on GPUs; use --backend numpy")
@@ -148,14 +152,14 @@ def _parts(config: Config, ranks: int) -> int:
     return before if type(before) is int and before > 0 else ranks
 
 
-def open_graph(path: str, parts: int) -> GraphSource:
-    """The prepared file, or the embedded synthetic graph in `parts` when `path` is empty."""
+def open_graph(path: str, parts: int, partitioner: str = "auto") -> GraphSource:
+    """The prepared file, or the embedded synthetic graph, cut into `parts`, when `path` is empty."""
     if path:
         return GraphFile(path)
     from pdadmm.datasets.synthetic import synthetic_graph
     from pdadmm.gnn.partition import cut
 
-    return cut(synthetic_graph(), parts)
+    return cut(synthetic_graph(), parts, partitioner)
 
 
 def _trainer(
@@ -167,7 +171,12 @@ def _trainer(
     control: Control,
     record: partial[None],
 ) -> Trainer:
-    with open_graph(config.graph, facts.parts) as source:
+    with open_graph(config.graph, facts.parts, facts.partitioner) as source:
+        if not facts.fit(source):
+            raise InputError(
+                f"{config.graph or 'the embedded graph'} is another graph, or cut otherwise, on "
+                f"{platform.node()} than for rank 0; give a file that all nodes share"
+            )
         return Trainer(config, facts, source, waiter, threads, choice, control, record)
 
 
@@ -224,12 +233,19 @@ def _announce(trainer: Trainer, threads: int) -> None:
 
 
 def _measure_links(trainer: Trainer) -> Record | None:
-    """The links between neighbouring ranks, where --measure-links asks for it; on rank 0."""
+    """The links that the run's messages take, where --measure-links asks for it; on rank 0."""
     if not trainer.config.output.measure_links:
         return None
     from pdadmm.runtime.links import measure_neighbours
 
-    return measure_neighbours(trainer.waiter, choice=trainer.choice, run=trainer.config.run)
+    return measure_neighbours(
+        trainer.waiter,
+        ways=[trainer.choice.way],
+        choice=trainer.choice,
+        backend=trainer.backend,
+        run=trainer.config.run,
+        pairs=trainer.pairs(),
+    )
 
 
 # ---- what it leaves ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ know the widths, so that nothing travels but heads and codes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -126,11 +127,17 @@ class Layout:
             chosen = np.ascontiguousarray(rows[widths == bits])
             if len(chosen):
                 if changes:
-                    nbytes = -(-DeltaCodec(bits).nbytes(len(chosen), cols) // 4) * 4
+                    nbytes = -(-_delta(bits).nbytes(len(chosen), cols) // 4) * 4
                 else:
                     nbytes = row_message_bytes(len(chosen), cols, bits)
                 self.groups.append(_Group(bits, backend.asarray(chosen), self.nbytes, nbytes))
                 self.nbytes += nbytes
+
+
+@functools.cache
+def _delta(bits: int) -> DeltaCodec:
+    """The same for all messages: the passes keep what they know of a codec."""
+    return DeltaCodec(bits)
 
 
 def uniform_widths(parts: Mapping[int, Part], slots: Sequence[Slot], bits: int) -> Widths:
@@ -338,19 +345,14 @@ class Exchange:
     def _encode_change(
         self, slot: str, sender: int, receiver: int, group: _Group, X: Array, view: Array
     ) -> None:
-        hat = self._hats[slot, sender, receiver, True]
-        codec = DeltaCodec(group.bits)
-        codec.encode(X[group.rows], hat, view[: codec.nbytes(*hat.shape)])
-        self._laps.lap("codec")
+        hat, codec = self._hats[slot, sender, receiver, True], _delta(group.bits)
+        self._passes.encode_change(X, group.rows, codec, hat, view[: codec.nbytes(*hat.shape)])
 
     def _decode_change(
         self, slot: str, sender: int, receiver: int, group: _Group, view: Array, X: Array
     ) -> None:
-        hat = self._hats[slot, sender, receiver, False]
-        codec = DeltaCodec(group.bits)
-        codec.decode(view[: codec.nbytes(*hat.shape)], hat)
-        X[group.rows] = hat
-        self._laps.lap("codec")
+        hat, codec = self._hats[slot, sender, receiver, False], _delta(group.bits)
+        self._passes.decode_change(view[: codec.nbytes(*hat.shape)], group.rows, codec, hat, X)
 
     def hats(self) -> Hats:
         """What both ends of the messages that travel as changes have come to."""
@@ -371,8 +373,9 @@ class Exchange:
 
     def float32_bytes(self) -> dict[str, int]:
         """By name of the channel, what a message would be as float32."""
-        return {name: 4 * facts["rows"] * facts["cols"] for name, facts in self.facts().items()}
+        return {name: 4 * facts["rows"] * facts["cols"] for name, facts in self.facts.items()}
 
+    @functools.cached_property
     def facts(self) -> dict[str, Record]:
         """By name of the channel: the parts at its ends, its rows and columns, and rows by width."""
         found = {}

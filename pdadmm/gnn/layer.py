@@ -144,8 +144,9 @@ class Inputs:
         if self.dense is not None:
             return self.dense
         assert self.sparse is not None
-        values, indices, indptr = (
-            self._backend.to_host(x) for x in reversed(list(vars(self.sparse[0]).values()))
+        forward = self.sparse[0]
+        values, indices, indptr = map(
+            self._backend.to_host, (forward.values, forward.indices, forward.indptr)
         )
         return self._backend.asarray(sp.csr_matrix((values, indices, indptr), shape=self._shape).toarray())
 

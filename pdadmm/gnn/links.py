@@ -69,8 +69,13 @@ class LinkModel:
         return Link(0.0, 0.0) if a == b else self.links[a, b]
 
 
-def measure_links(waiter: Waiter) -> Links:
-    """Latency and seconds a byte between all pairs of ranks, one pair after the other; collective.
+def measure_links(waiter: Waiter, pairs: Sequence[tuple[int, int]]) -> Links:
+    """Latency and seconds a byte between pairs of ranks, those without a rank in common at once; collective.
+
+    Parameters
+    ----------
+    pairs
+        The lower rank first; the same on all ranks.
 
     Returns
     -------
@@ -80,10 +85,12 @@ def measure_links(waiter: Waiter) -> Links:
     comm = waiter.comm
     way = HostWay(comm)
     mine: dict[tuple[int, int], Link] = {}
-    for a in range(comm.size):
-        for b in range(a + 1, comm.size):
+    with waiter.patient(), waiter.limit("the links between the ranks are measured"):
+        for together in _apart(pairs):
             waiter.barrier()
-            if comm.rank in (a, b):
+            for a, b in together:
+                if comm.rank not in (a, b):
+                    continue
                 taken = []
                 for size in (_SMALL, _LARGE):
                     with way.ping_pong(comm.rank == a, b if comm.rank == a else a, size) as once:
@@ -97,6 +104,20 @@ def measure_links(waiter: Waiter) -> Links:
     if gathered is not None:
         merged = {pair: link for of_rank in gathered for pair, link in of_rank.items()}
     return waiter.broadcast(merged)
+
+
+def _apart(pairs: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Pairs in groups in which no rank is twice."""
+    groups: list[tuple[set[int], list[tuple[int, int]]]] = []
+    for pair in pairs:
+        free = next((found for found in groups if found[0].isdisjoint(pair)), None)
+        if free is None:
+            free = set(), []
+            groups.append(free)
+        taken, group = free
+        taken.update(pair)
+        group.append(pair)
+    return [group for _, group in groups]
 
 
 def _seconds(once: Callable[[], None]) -> float:

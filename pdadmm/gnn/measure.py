@@ -68,7 +68,7 @@ def _counts(targets: Targets, Z: Array, rows: np.ndarray) -> tuple[float, float]
 def measure(
     outputs: Mapping[int, Array], targets: Mapping[int, Targets], parts: int, classes: int, waiter: Waiter
 ) -> Record:
-    """Losses and accuracies of all splits over all parts, the same on all ranks; collective.
+    """Loss of the training nodes, and accuracies of all splits over all parts, on all ranks; collective.
 
     Parameters
     ----------
@@ -81,7 +81,8 @@ def measure(
     for part, Z in outputs.items():
         for i, name in enumerate(SPLITS):
             rows = targets[part].rows(name)
-            table[part, i] = targets[part].loss(Z, rows), len(rows), *_counts(targets[part], Z, rows)
+            loss = targets[part].loss(Z, rows) if name == "train" else 0.0  # of the others nobody asks
+            table[part, i] = loss, len(rows), *_counts(targets[part], Z, rows)
     total = np.add.reduce(waiter.sum(table), axis=0)
     found: Record = {}
     for i, name in enumerate(SPLITS):

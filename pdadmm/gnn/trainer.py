@@ -99,6 +99,15 @@ class Facts:
             str(source.attrs.get("feature_norm", "none")),
         )
 
+    def fit(self, source: GraphSource) -> bool:
+        """Whether they are those of a graph, as far as a glance tells."""
+        return (
+            (self.nodes, self.edges, self.parts) == (source.num_nodes, source.num_edges, source.parts)
+            and self.content == str(source.attrs.get("content", ""))
+            and self.edge_cut == source.attrs["edge_cut"]
+            and self.halo_rows == source.attrs["halo_rows"]
+        )
+
 
 def shape_of(config: Config, facts: Facts) -> Shape:
     """The layers of a configuration."""
@@ -451,14 +460,23 @@ class Trainer:
         if self.traces is not None:
             self.traces.note(self.exchange)
         self.message_bytes += sum(end.channel.nbytes for end in self.exchange.outgoing)
+        for way, (bits, entries) in self._in_an_epoch.items():
+            self.bits_sent[way] += bits
+            self.entries_sent[way] += entries
+        self._laps.end()
+
+    def _bits_of_widths(self) -> dict[str, tuple[float, int]]:
+        """Bits and entries that this rank's parts send in an epoch, by way."""
+        found = {"forward": (0.0, 0), "backward": (0.0, 0)}
         for slot in self.slots:
             way = "backward" if slot.back else "forward"
             for part in self.parts.values():
                 for other in part.sends:
                     widths = self.widths[slot.name, part.number, other]
-                    self.bits_sent[way] += slot.cols * float(widths.sum(dtype=np.float64))
-                    self.entries_sent[way] += slot.cols * len(widths)
-        self._laps.end()
+                    bits, entries = found[way]
+                    bits += slot.cols * float(widths.sum(dtype=np.float64))
+                    found[way] = bits, entries + slot.cols * len(widths)
+        return found
 
     def _loss_gradient(self, number: int) -> None:
         """Gradient of the summed loss of a part's training nodes."""
@@ -512,14 +530,23 @@ class Trainer:
         if self._links is None:
             ranks = self.waiter.comm.size
             owner = [r for r in range(ranks) for _ in parts_of_rank(self.facts.parts, ranks, r)]
-            self._links = LinkModel(measure_links(self.waiter), owner)
+            self._links = LinkModel(measure_links(self.waiter, self.pairs()), owner)
         return self._links
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Pairs of ranks between which messages go, the lower one first; collective, the same on all."""
+        ranks, rank = self.waiter.comm.size, self.waiter.comm.rank
+        owners = [parts_of_rank(self.facts.parts, ranks, r) for r in range(ranks)]
+        others = {other for part in self.parts.values() for other in part.sends}
+        mine = [(min(rank, r), max(rank, r)) for r in range(ranks) if r != rank and others & set(owners[r])]
+        gathered = self.waiter.gather(mine)
+        return self.waiter.broadcast(sorted({pair for of_rank in gathered or [] for pair in of_rank}))
 
     def _rows_by_width(self) -> Record:
         """By slot, how many rows of all parts have each width; collective."""
         names, bits = [slot.name for slot in self.slots], (FLOAT32, *WIDTHS)
         counts = np.zeros((len(names), len(bits)))
-        for facts in self.exchange.facts().values():
+        for facts in self.exchange.facts.values():
             if facts["sender_part"] in self.parts:
                 for width, rows in facts["widths"].items():
                     counts[names.index(facts["slot"]), bits.index(int(width))] += rows
@@ -532,6 +559,8 @@ class Trainer:
     def _open_cycle(self) -> None:
         """Begin to exchange messages of the widths that were assigned."""
         self.exchange = self._open(self.slots, self.widths, self._times)
+        self._hats = {}  # it has copies of its own
+        self._in_an_epoch = self._bits_of_widths()
         self.clock.begin_stage(self.shape.layers)
         self._since = 0
 
@@ -540,7 +569,7 @@ class Trainer:
         if self.accounts.stages and not self.clock.iterations:
             return
         ends: list[Outgoing | Incoming] = [*self.exchange.outgoing, *self.exchange.incoming]
-        facts = {**self.exchange.facts(), **self.parameters.facts()}
+        facts = {**self.exchange.facts, **self.parameters.facts()}
         layers = range(1, self.shape.layers + 1)
         self.accounts.end_stage(len(layers), layers, ends, self.exchange.float32_bytes(), facts)
 

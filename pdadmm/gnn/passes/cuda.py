@@ -8,6 +8,7 @@ import numpy as np
 
 from pdadmm.arrays import DeviceArray as Array
 from pdadmm.arrays import Scalar
+from pdadmm.codec import DeltaCodec
 from pdadmm.codec.rows import FLOAT32, WIDTHS, row_message_bytes
 from pdadmm.gnn.equations import ADAM_EPSILON, ADAM_FIRST, ADAM_SECOND, dropout_threshold
 from pdadmm.gnn.passes.protocol import Drop, Sparse
@@ -157,6 +158,13 @@ class CudaPasses(CudaLibrary):
             self._run("scatter_rows", (row_blocks(count),), message, rows, X, *shape)
         else:
             self._run("decode_rows", (row_blocks(count),), message, rows, X, *shape, np.int32(bits))
+
+    def encode_change(self, X: Array, rows: Array, codec: DeltaCodec, hat: Array, out: Array) -> None:
+        codec.encode(X[rows], hat, out)
+
+    def decode_change(self, message: Array, rows: Array, codec: DeltaCodec, hat: Array, X: Array) -> None:
+        codec.decode(message, hat)
+        X[rows] = hat
 
     def add_variances(
         self, message: Array, bits: int, rows: Array, first: int, cols: int, sums: Array

@@ -8,11 +8,11 @@ import struct
 import numpy as np
 
 from pdadmm.arrays import Array
-from pdadmm.codec import NonFiniteError
+from pdadmm.codec import DeltaCodec, NonFiniteError
 from pdadmm.codec.rows import FLOAT32, WIDTHS, row_message_bytes, spans
 from pdadmm.gnn.equations import ADAM_EPSILON, ADAM_FIRST, ADAM_SECOND, dropout_threshold, variance_of_row
 from pdadmm.gnn.passes.protocol import Drop, Sparse
-from pdadmm.kernels.host import same_shape
+from pdadmm.kernels.host import HostKernels, same_shape
 from pdadmm.kernels.sparse import SparseLibrary
 
 __all__ = ["HostPasses"]
@@ -45,6 +45,7 @@ class HostPasses(SparseLibrary):
         self._decode_rows = self._function("decode_rows", integer)
         self._softmax_loss = self._function("softmax_loss", integer)
         self._adam = self._function("adam", integer)
+        self._changes = HostKernels(threads)
         self._loss = np.zeros(2)
         self._loss_address = self._loss.ctypes.data
 
@@ -145,6 +146,13 @@ class HostPasses(SparseLibrary):
 
     def require_finite(self) -> None:
         """NaN and Inf are found when they are encoded."""
+
+    def encode_change(self, X: Array, rows: Array, codec: DeltaCodec, hat: Array, out: Array) -> None:
+        self._changes.encode(codec, X[rows], hat, out)
+
+    def decode_change(self, message: Array, rows: Array, codec: DeltaCodec, hat: Array, X: Array) -> None:
+        self._changes.decode(codec, message, hat)
+        X[rows] = hat
 
     def add_variances(
         self, message: Array, bits: int, rows: Array, first: int, cols: int, sums: Array

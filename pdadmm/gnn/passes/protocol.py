@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pdadmm.arrays import Array, Scalar
 from pdadmm.arrays.backend import Backend
+from pdadmm.codec import DeltaCodec
 
 __all__ = ["Drop", "Passes", "Sparse"]
 
@@ -154,6 +155,26 @@ class Passes(Protocol):
 
     def decode_rows(self, message: Array, bits: int, rows: Array, X: Array) -> None:
         """Write the rows of a message into rows `rows`, (k,) int32, of X, (n, m)."""
+        ...
+
+    def encode_change(self, X: Array, rows: Array, codec: DeltaCodec, hat: Array, out: Array) -> None:
+        """Write the change of some rows of X, (n, m), since `hat`, (k, m) float32, which takes it over.
+
+        Parameters
+        ----------
+        rows
+            (k,) int32, which.
+        out
+            (codec.nbytes(k, m),) uint8.
+
+        Raises
+        ------
+        pdadmm.codec.NonFiniteError
+        """
+        ...
+
+    def decode_change(self, message: Array, rows: Array, codec: DeltaCodec, hat: Array, X: Array) -> None:
+        """Add the change in a message to `hat`, (k, m), and write it into rows `rows` of X, (n, m)."""
         ...
 
     def add_variances(

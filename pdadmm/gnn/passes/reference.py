@@ -6,6 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pdadmm.arrays import Array
+from pdadmm.codec import DeltaCodec
 from pdadmm.codec.rows import decode_rows, encode_rows, spans
 from pdadmm.gnn.equations import (
     Moments,
@@ -79,6 +80,13 @@ class ReferencePasses:
 
     def decode_rows(self, message: Array, bits: int, rows: Array, X: Array) -> None:
         decode_rows(message, bits, rows, X)
+
+    def encode_change(self, X: Array, rows: Array, codec: DeltaCodec, hat: Array, out: Array) -> None:
+        codec.encode(X[rows], hat, out)
+
+    def decode_change(self, message: Array, rows: Array, codec: DeltaCodec, hat: Array, X: Array) -> None:
+        codec.decode(message, hat)
+        X[rows] = hat
 
     def add_variances(
         self, message: Array, bits: int, rows: Array, first: int, cols: int, sums: Array
