@@ -442,7 +442,7 @@ def test_features_whose_path_no_configuration_can_hold_are_refused(small: Path, 
 
 @pytest.mark.parametrize(
     ("size", "missing", "there"),
-    [(3000, "model.h5", []), (100_000, "profile.json", ["model.h5", "summary.json"])],
+    [(3000, "model.h5", []), (70_000, "profile.json", ["model.h5", "summary.json"])],
 )
 def test_a_disk_that_fills_up_at_the_end(
     small: Path, tmp_path: Path, size: int, missing: str, there: list[str]

@@ -13,6 +13,7 @@ from pdadmm.admm.command import resolve
 from pdadmm.admm.options import OPTIONS, Config, check
 from pdadmm.admm.start import Start
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
+from pdadmm.comm.mpi import MPITransport
 from pdadmm.comm.start import start_mpi
 from pdadmm.comm.waiter import Waiter
 from pdadmm.comm.where import Where
@@ -230,8 +231,8 @@ def _attempt(
         if alarm is None:
             raise
         for trainer in trainers:
-            if trainer.progress_thread is not None:
-                trainer.progress_thread.stop()  # its communicator all ranks would have to free together
+            if isinstance(trainer.transport, MPITransport):
+                trainer.transport.abandon()
         _abandoned.append((alarm, waiter, trainers))
         if isinstance(error, RunError) and error.everywhere:
             return None, error

@@ -26,7 +26,6 @@ from pdadmm.arrays import copy_into
 from pdadmm.arrays.groups import groups_of_shard, rows_of_shard
 from pdadmm.codec import Codec, make_codec
 from pdadmm.comm.grid import Grid
-from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.transport import Transport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.datasets.registry import SPLITS
@@ -191,7 +190,6 @@ class Trainer:
         self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
         self.clock = make_clock(self.backend, config.output.trace)
         self.accounts: Accounts
-        self.progress_thread: ProgressThread | None = None
         #: the last evaluated iteration and the one of best validation accuracy, as far as a summary needs
         self.last: Record | None = None
         self.best: Record | None = None
@@ -261,14 +259,8 @@ class Trainer:
             first, done = self._restore(resumed)
         # collective, so not in the constructor, where one rank may find its data unusable
         self.accounts = Accounts(self.clock, read_offset(self.waiter))
-        r = self.config.run
-        on_host = not self.backend.on_device
-        if on_host and r.overlap and self.waiter.comm.size > 1 and ProgressThread.available():
-            self.progress_thread = ProgressThread(self.waiter.comm)
         rounds = [self._plan(depth).rounds() for depth in stages]
-        self.transport = make_transport(
-            self.choice, self.backend, self.waiter, r, self.progress_thread, rounds
-        )
+        self.transport = make_transport(self.choice, self.backend, self.waiter, self.config.run, rounds)
         for index in range(first, len(stages)):
             if not self._run_stage(index, done, resumed):
                 return False
@@ -540,13 +532,11 @@ class Trainer:
                 self.hyper.rho = max(self.hyper.rho, min(10 * self.hyper.rho, 1.0))
 
     def close(self) -> None:
-        """Copy the weights to the host, end the progress thread, close the transport; collective."""
+        """Copy the weights to the host, close the transport; collective."""
         for layer in self.layers.values():
             layer.to_host()
         if self.transport is not None:
             self.transport.close()
-        if self.progress_thread is not None:
-            self.progress_thread.close()
         self.grid.close()
 
     def summary(self) -> Record:

@@ -25,7 +25,7 @@ class Channel:
     Parameters
     ----------
     name
-        What travels: the same at both ends, and no other message of the run has it.
+        What travels: the same at both ends, and no other message of the rounds has it.
     peer
         Rank of the other end; this rank itself for a message that stays here.
     tag

@@ -204,7 +204,7 @@ class MPITransport:
     waiter
         Waits politely, holds the communicator.
     progress
-        Keeps large messages moving; None leaves that to the waits.
+        Keeps large messages moving, and ends with this; None leaves that to the waits.
     overlap
         Let messages travel while computing.
     """
@@ -230,4 +230,11 @@ class MPITransport:
         return 0.0
 
     def close(self) -> None:
-        """Nothing to free."""
+        """End the progress thread; collective."""
+        if self.progress is not None:
+            self.progress.close()
+
+    def abandon(self) -> None:
+        """End the progress thread, where the other ranks are not here to close all together."""
+        if self.progress is not None:
+            self.progress.stop()

@@ -6,7 +6,8 @@ begins there. pdADMM has two::
     P  p goes from every rank to the one below
     Q  q goes from every rank to the one above
 
-A graph network of L layers has 2L - 1: F1 ... FL forward, BL ... B2 back. A rank without a part of a
+A graph network of L layers has 2L - 1: F1 ... FL forward, BL ... B2 back, F1 but where neighbours' inputs are
+at hand. A rank without a part of a
 round passes over it. Transports whose messages must be enqueued in one order everywhere (NCCL) take it
 from here: the turn is an index into the cycle.
 """

@@ -51,7 +51,7 @@ class Slot:
     name
         F or B and the number of the layer.
     index
-        Of the slot in the epoch.
+        Of the slot in the epoch, or behind all of these in an evaluation, whose messages are others.
     layer
         From 1.
     cols

@@ -129,8 +129,8 @@ class Inputs:
         if isinstance(matrix, np.ndarray):
             self.dense = backend.asarray(np.ascontiguousarray(matrix, dtype))
         else:
-            turned = matrix.T.tocsr()
-            self.sparse = _csr(matrix, dtype).to(backend), _csr(turned, dtype).to(backend)
+            transposed = matrix.T.tocsr()
+            self.sparse = _csr(matrix, dtype).to(backend), _csr(transposed, dtype).to(backend)
 
     def times(self, W: Array, products: Products, passes: Passes, out: Array, add: bool = False) -> None:
         """``out = X Wᵀ`` or ``out += X Wᵀ``."""
@@ -155,9 +155,9 @@ class Inputs:
         if self.dense is not None:
             products.over_rows(G, self.dense, out)
         elif self.sparse is not None:
-            turned = self._backend.empty((out.shape[1], out.shape[0]), out.dtype)
-            passes.aggregate(self.sparse[1], G, turned)
-            out[...] = turned.T
+            transposed = self._backend.empty((out.shape[1], out.shape[0]), out.dtype)
+            passes.aggregate(self.sparse[1], G, transposed)
+            out[...] = transposed.T
 
 
 def _csr(matrix: Matrix, dtype: type) -> Sparse:
@@ -171,7 +171,7 @@ class _Range:
     def __init__(self, at: _PartOfLayer, rows: slice, part: Part) -> None:
         self.nodes = part.nodes[rows]
         self.rows = part.forward.between(rows.start, rows.stop)
-        self.turned = part.backward.between(rows.start, rows.stop)
+        self.transposed = part.backward.between(rows.start, rows.stop)
         self.Z, self.inverse, self.G, self.H = at.Z[rows], at.inverse[rows], at.G[rows], at.H[rows]
         self.A, self.G_A = at.A[rows], at.G_A[rows]
         self.forward, self.back = at.forward[rows], at.back[rows]
@@ -202,7 +202,7 @@ class _PartOfLayer:
         self, part: Part, shape: Shape, layer: int, dtype: type, backward: bool, backend: Backend
     ) -> None:
         n, n_in, n_out = part.size, shape.widths[layer - 1], shape.widths[layer]
-        turns, exact = shape.transforms_first(layer), layer == 1 and shape.exact_inputs
+        transforms, exact = shape.transforms_first(layer), layer == 1 and shape.exact_inputs
 
         def make(rows: int, cols: int, wanted: bool = True) -> Array:
             return backend.zeros((rows if wanted else 0, cols), dtype)
@@ -211,10 +211,10 @@ class _PartOfLayer:
         self.inverse: Array = backend.asarray(np.ones(n, dtype))
         self.forward = make(part.extent, shape.sent(layer), not exact)
         self.back = make(part.extent, shape.sent(layer), backward and layer > 1)
-        self.H = make(n, n_in, not exact) if turns or exact else self.forward[:n]
-        self.A = make(n, n_in, not (turns or exact))
-        self.G = self.back[:n] if turns else make(n, n_out, backward)
-        self.G_A = make(n, n_out, backward and turns)
+        self.H = make(n, n_in, not exact) if transforms or exact else self.forward[:n]
+        self.A = make(n, n_in, not (transforms or exact))
+        self.G = self.back[:n] if transforms else make(n, n_out, backward)
+        self.G_A = make(n, n_out, backward and transforms)
         self.sums: Array = backend.zeros((3, n_out), np.float64)
         self.undropped = make(n, n_in, shape.sends_undropped(layer))
         self.central = _Range(self, slice(0, part.central), part)
@@ -308,11 +308,11 @@ class Network:
                 self._finish(1, number, part, drops)
 
     def _forward(self, layer: int, halos: Halos, drops: Mapping[int, Drop]) -> None:
-        slot, turns = f"F{layer}", self.shape.transforms_first(layer)
+        slot, transforms = f"F{layer}", self.shape.transforms_first(layer)
         W = self._weights[layer]
         multiply = self._products.rows
         for number, at in self._at[layer].items():
-            if turns:
+            if transforms:
                 multiply(at.marginal.H, W[self.shape.neighbours].T, at.marginal.forward)
             if self.shape.sends_undropped(layer):
                 self._undrop(layer, number)
@@ -321,9 +321,9 @@ class Network:
                 halos.send(slot, number, at.forward)
         for number, at in self._at[layer].items():
             rows = at.central
-            if turns:
+            if transforms:
                 multiply(rows.H, W[self.shape.neighbours].T, rows.forward)
-            self._passes.aggregate(rows.rows, at.forward, rows.Z if turns else rows.A)
+            self._passes.aggregate(rows.rows, at.forward, rows.Z if transforms else rows.A)
             if self.shape.eager:
                 self._multiply(layer, rows)
                 self._finish(layer, number, "central", drops)
@@ -334,7 +334,7 @@ class Network:
                 drop = drops[layer - 1]
                 drop_rows(at.forward[part.size :], drop.rate, drop.key, part.halo_nodes)
             rows = at.marginal
-            self._passes.aggregate(rows.rows, at.forward, rows.Z if turns else rows.A)
+            self._passes.aggregate(rows.rows, at.forward, rows.Z if transforms else rows.A)
             if not self.shape.eager:
                 self._multiply(layer, at.central)
                 self._finish(layer, number, "central", drops)
@@ -349,8 +349,8 @@ class Network:
 
     def _multiply(self, layer: int, rows: _Range) -> None:
         """What a layer has left to do for Z after aggregation, but for the bias."""
-        W, turns = self._weights[layer], self.shape.transforms_first(layer)
-        if not turns:
+        W, transforms = self._weights[layer], self.shape.transforms_first(layer)
+        if not transforms:
             self._products.rows(rows.A, W[self.shape.neighbours].T, rows.Z)
         if self.shape.model == "sage":
             self._products.rows(rows.H, W["W_self"].T, rows.Z, add=True)
@@ -412,17 +412,17 @@ class Network:
                     self._products.over_rows(at.G, at.H, found["W_self"])
 
     def _backward(self, layer: int, halos: Halos, drops: Mapping[int, Drop]) -> None:
-        slot, turns = f"B{layer}", self.shape.transforms_first(layer)
+        slot, transforms = f"B{layer}", self.shape.transforms_first(layer)
         W = self._weights[layer]
         multiply = self._products.rows
         for number, at in self._at[layer].items():
-            if not turns:
+            if not transforms:
                 multiply(at.marginal.G, W[self.shape.neighbours], at.marginal.back)
                 if not self.shape.eager:
                     multiply(at.central.G, W[self.shape.neighbours], at.central.back)
             halos.send(slot, number, at.back)
         for number, at in self._at[layer].items():
-            if not turns and self.shape.eager:
+            if not transforms and self.shape.eager:
                 multiply(at.central.G, W[self.shape.neighbours], at.central.back)
             if self.shape.eager:
                 self._own_gradients(layer, number)
@@ -436,7 +436,7 @@ class Network:
                 self._lower(layer, number, "central", drops)
             self._descend(layer, number, "marginal")
             self._lower(layer, number, "marginal", drops)
-            if turns:
+            if transforms:
                 self._products.over_rows(at.G_A, at.H, self._gradients[number][layer][self.shape.neighbours])
 
     def _own_gradients(self, layer: int, number: int) -> None:
@@ -452,7 +452,7 @@ class Network:
         at, rows = self._at[layer][number], self._range(layer, number, which)
         below = self._range(layer - 1, number, which)
         target = rows.G_A if self.shape.transforms_first(layer) else below.G
-        self._passes.aggregate(rows.turned, at.back, target)
+        self._passes.aggregate(rows.transposed, at.back, target)
 
     def _lower(self, layer: int, number: int, which: str, drops: Mapping[int, Drop]) -> None:
         """From the gradient of a layer's input to that of the linear output of the layer below."""

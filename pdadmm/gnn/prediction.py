@@ -163,12 +163,14 @@ def _scores(
     slots = [slot for slot in slots_of(shape) if not slot.back]
     transport = None
     if ranks > 1:
-        transport = make_transport(ON_CPUS, backend, waiter, run, None, [])
+        transport = make_transport(ON_CPUS, backend, waiter, run, [])
     plain = uniform_widths(parts, slots, FLOAT32)
     exchange = Exchange(parts, count, slots, plain, transport, ranks, rank, passes, 0)
     exchange.begin(1)
     network.forward(exchange, {layer: Drop(0.0, 0, False) for layer in range(1, shape.layers)})
     exchange.close()
+    if transport is not None:
+        transport.close()
     products.close()
     found = {}
     for number, part in parts.items():

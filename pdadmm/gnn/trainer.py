@@ -16,7 +16,6 @@ from pdadmm.arrays.backend import Backend
 from pdadmm.codec import NonFiniteError
 from pdadmm.codec.rows import FLOAT32, WIDTHS
 from pdadmm.comm.channel import Incoming, Outgoing
-from pdadmm.comm.mpi import ProgressThread
 from pdadmm.comm.transport import Transport
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import RunError
@@ -250,10 +249,7 @@ class Trainer:
         bool
             Whether the run came to its end; False when it saved and stopped early.
         """
-        comm, r = self.waiter.comm, self.config.run
-        self._progress_thread = None
-        if r.overlap and comm.size > 1 and not self.backend.on_device and ProgressThread.available():
-            self._progress_thread = ProgressThread(comm)
+        comm = self.waiter.comm
         if resumed is not None:
             with self.waiter.patient():
                 self._restore(resumed)
@@ -266,9 +262,7 @@ class Trainer:
                 rounds_of(self.parts, self.facts.parts, slots, comm.size, comm.rank)
                 for slots in (self.slots, forward)
             ]
-            self._transport = make_transport(
-                self.choice, self.backend, self.waiter, r, self._progress_thread, stages
-            )
+            self._transport = make_transport(self.choice, self.backend, self.waiter, self.config.run, stages)
         self._open_cycle()
         self._exact = self._open(forward, uniform_widths(self.parts, forward, FLOAT32))
         self.control.expect(self._bytes_saved())
@@ -626,8 +620,6 @@ class Trainer:
         self._exact.close()
         if self._transport is not None:
             self._transport.close()
-        if self._progress_thread is not None:
-            self._progress_thread.close()
         self.products.close()
 
     def traffic(self) -> Record:

@@ -194,15 +194,12 @@ def make_transport(
     backend: Backend,
     waiter: Waiter,
     run: Run,
-    progress: ProgressThread | None,
     stages: Sequence[Rounds],
 ) -> Transport:
     """The way of this rank's messages; collective.
 
     Parameters
     ----------
-    progress
-        Keeps large messages between host arrays moving.
     stages
         What this rank sends and receives in every stage, whatever the sizes.
     """
@@ -222,6 +219,9 @@ def make_transport(
         from pdadmm.comm.staged import StagedTransport
 
         return StagedTransport(waiter, backend, Streams(), run.overlap, run.cuda_aware_mpi)
+    progress = None
+    if run.overlap and waiter.comm.size > 1 and ProgressThread.available():
+        progress = ProgressThread(waiter.comm)
     return MPITransport(waiter, progress, run.overlap)
 
 

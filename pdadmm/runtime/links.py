@@ -308,7 +308,6 @@ def _opened(
         backend,
         Waiter(comm, where=waiter.where, sleeps=False),
         run,
-        None,
         [_pairs(comm.rank, pairs)],
     )
     if isinstance(transport, NCCLTransport):

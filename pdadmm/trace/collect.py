@@ -170,4 +170,5 @@ def write_profile(
             "ranks": ranks,
             "links_baseline": baseline,
         },
+        indent=None,
     )

@@ -29,7 +29,7 @@ if __name__ == "__main__":
     choice = choose(run, waiter)
     backend = make_backend(choice, waiter.comm.rank, "float32")
     rounds = graph_rounds(waiter.comm.size, waiter.comm.rank)
-    transport = make_transport(choice, backend, waiter, run, None, [rounds])
+    transport = make_transport(choice, backend, waiter, run, [rounds])
     ends = transport.open(rounds)
     exchange(rounds, ends, 4, cupy.asnumpy, lambda buffer, values: buffer.set(values))
     ends.close()

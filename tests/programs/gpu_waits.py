@@ -37,7 +37,7 @@ if __name__ == "__main__":
         random_layer(i, WIDTHS[i - 1], WIDTHS[i], ReLU() if i < 4 else None, seed=0).to(backend)
         for i in plan.mine
     ]
-    transport = make_transport(choice, backend, waiter, run, None, [plan.rounds()])
+    transport = make_transport(choice, backend, waiter, run, [plan.rounds()])
     clock = make_clock(backend, traced=False)
     stage = Stage(plan, layers, waiter, clock, transport=transport, backend=backend)
     rng = np.random.default_rng(0)
