@@ -9,7 +9,7 @@ know the widths, so that nothing travels but heads and codes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,8 @@ class Slot:
 Hats = dict[tuple[str, int, int], np.ndarray]
 #: by slot name, sender and receiver: bits of the rows, (k,) uint8, in the order of the graph file
 Widths = Mapping[tuple[str, int, int], np.ndarray]
+#: slot name, sender and receiver, and whether it is the sender's end
+_End = tuple[str, int, int, bool]
 
 
 def channel_name(slot: str, sender: int, receiver: int) -> str:
@@ -167,13 +169,16 @@ def _owners(total: int, ranks: int) -> dict[int, tuple[int, range]]:
     return {part: (rank, parts) for rank, parts in owned for part in parts}
 
 
-def _messages(parts: Mapping[int, Part]) -> Iterator[tuple[tuple[int, int], bool, np.ndarray]]:
-    """Sender and receiver of every message of a slot, whether it is sent from here, and its rows here."""
-    for part in parts.values():
-        for other, rows in part.sends.items():
-            yield (part.number, other), True, rows
-        for other, rows in part.receives.items():
-            yield (other, part.number), False, rows
+def _messages(
+    parts: Mapping[int, Part], slots: Sequence[Slot]
+) -> Iterator[tuple[Slot, tuple[int, int], bool, np.ndarray]]:
+    """Slot, sender and receiver of every message, whether it is sent from here, and its rows here."""
+    for slot in slots:
+        for part in parts.values():
+            for other, rows in part.sends.items():
+                yield slot, (part.number, other), True, rows
+            for other, rows in part.receives.items():
+                yield slot, (other, part.number), False, rows
 
 
 def _channel(
@@ -197,12 +202,27 @@ def rounds_of(parts: Mapping[int, Part], total: int, slots: Sequence[Slot], rank
     total
         Parts of the graph.
     """
-    owners = _owners(total, ranks)
-    rounds = []
-    for slot in slots:
-        channels = (_channel(slot, ends, sends, owners, 1) for ends, sends, _ in _messages(parts))
-        rounds.append(Round(slot.name, tuple(c for c in channels if c.peer != rank)))
-    return Rounds(tuple(rounds))
+    return _channels(parts, total, slots, ranks, rank, lambda end: 1)[0]
+
+
+def _channels(
+    parts: Mapping[int, Part],
+    total: int,
+    slots: Sequence[Slot],
+    ranks: int,
+    rank: int,
+    nbytes: Callable[[_End], int],
+) -> tuple[Rounds, list[Channel]]:
+    """Of the messages between ranks, and of those within this one, at their senders."""
+    owners, within = _owners(total, ranks), []
+    between: dict[str, list[Channel]] = {slot.name: [] for slot in slots}
+    for slot, ends, sends, _ in _messages(parts, slots):
+        channel = _channel(slot, ends, sends, owners, nbytes((slot.name, *ends, sends)))
+        if channel.peer != rank:
+            between[slot.name].append(channel)
+        elif sends:
+            within.append(channel)
+    return Rounds(tuple(Round(name, tuple(found)) for name, found in between.items())), within
 
 
 class Exchange:
@@ -259,47 +279,36 @@ class Exchange:
         self._laps = laps or Laps()
         self._times = times
         self._changes = changes
-        self._hats: dict[tuple[str, int, int, bool], Array] = {}
         self._backend = backend
         self._epoch = 0
-        owners = _owners(total, ranks)
+        layouts: dict[_End, Layout] = {}
+        self._hats: dict[_End, Array] = {}
+        for slot, (sender, receiver), sends, rows in _messages(parts, slots):
+            key, end = (slot.name, sender, receiver), (slot.name, sender, receiver, sends)
+            layouts[end] = Layout(rows, widths[key], slot.cols, slot.name in changes, backend)
+            if slot.name in changes:
+                kept = (hats or {}).get(key)
+                start = np.zeros((len(rows), slot.cols), np.float32) if kept is None else kept.copy()
+                self._hats[end] = backend.asarray(start)
+        between, within = _channels(parts, total, slots, ranks, rank, lambda end: layouts[end].nbytes)
+        here = local_ends(within, backend)
+        self._between = transport.open(between) if transport is not None else Ends({}, {})
+        outgoing = {**here.outgoing, **self._between.outgoing}
+        incoming = {**here.incoming, **self._between.incoming}
         self._sends: dict[tuple[str, int], list[tuple[Outgoing, _Message]]] = {}
         self._receives: dict[tuple[str, int], list[tuple[Incoming, _Message]]] = {}
-        layouts: dict[tuple[str, int, int, bool], Layout] = {}
-        rounds, local = [], []
-        for slot in slots:
-            channels = []
-            for ends, sends, rows in _messages(parts):
-                key = (slot.name, ends[0], ends[1])
-                layout = Layout(rows, widths[key], slot.cols, slot.name in changes, backend)
-                layouts[slot.name, ends[0], ends[1], sends] = layout
-                if slot.name in changes:
-                    hat = (hats or {}).get(key)
-                    kept = np.zeros((len(rows), slot.cols), np.float32) if hat is None else hat.copy()
-                    self._hats[slot.name, ends[0], ends[1], sends] = backend.asarray(kept)
-                channel = _channel(slot, ends, sends, owners, layout.nbytes)
-                if channel.peer != rank:
-                    channels.append(channel)
-                elif sends:
-                    local.append(channel)
-            rounds.append(Round(slot.name, tuple(channels)))
-        self.rounds = Rounds(tuple(rounds))
-        within = local_ends(local, backend)
-        self._between = transport.open(self.rounds) if transport is not None else Ends({}, {})
-        ends_out = {**within.outgoing, **self._between.outgoing}
-        ends_in = {**within.incoming, **self._between.incoming}
         for (name, sender, receiver, sends), layout in layouts.items():
             of_channel = channel_name(name, sender, receiver)
             if sends:
-                out = ends_out[of_channel]
+                out = outgoing[of_channel]
                 message = _Message(receiver, layout, _views(out.buffer, layout))
                 self._sends.setdefault((name, sender), []).append((out, message))
             else:
-                taken = ends_in[of_channel]
+                taken = incoming[of_channel]
                 message = _Message(sender, layout, _views(taken.buffer, layout))
                 self._receives.setdefault((name, receiver), []).append((taken, message))
-        self.outgoing = list(ends_out.values())
-        self.incoming = list(ends_in.values())
+        self.outgoing = list(outgoing.values())
+        self.incoming = list(incoming.values())
 
     def begin(self, epoch: int) -> None:
         """Begin an epoch (from 1): every message of it may come."""
