@@ -26,6 +26,13 @@ here=$(dirname "$0")
 # shellcheck source=jobs/common.sh
 . "$here/common.sh" || exit
 
+case $MAX_RESTARTS in
+'' | *[!0-9]*)
+  echo "jobs: MAX_RESTARTS is '$MAX_RESTARTS'; it must be a number" >&2
+  exit 2
+  ;;
+esac
+
 trap 'echo "the time limit is near: saving"; stop_ranks' USR1
 
 choose_start "$OUT"
@@ -40,7 +47,7 @@ if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_RESTARTS" ]; then
   exit "$code"
 fi
 # the job keeps its id, so that OUT stays the same; SLURM_RESTART_COUNT counts
-scontrol requeue "$SLURM_JOB_ID" || {
-  echo "jobs: this cluster does not requeue; go on with OUT=$OUT sbatch jobs/chain.sh" >&2
+{ [ -n "${SLURM_JOB_ID:-}" ] && scontrol requeue "$SLURM_JOB_ID"; } || {
+  echo "jobs: nothing here requeues; go on with the same OUT: OUT=$OUT sbatch jobs/chain.sh" >&2
   exit "$code"
 }

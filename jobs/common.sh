@@ -16,11 +16,11 @@ set -euo pipefail
 JOBS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(dirname "$JOBS")
 # shellcheck source=/dev/null
-if [ -f "$JOBS/site.sh" ]; then . "$JOBS/site.sh"; fi
+if [ -f "$JOBS/site.sh" ]; then . "$JOBS/site.sh" || exit; fi
 
 if [ -n "${MODULES:-}" ]; then
   # shellcheck disable=SC2086
-  module load $MODULES
+  module load $MODULES || exit
 fi
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
@@ -42,6 +42,12 @@ export PRTE_MCA_rmaps_default_mapping_policy=${PRTE_MCA_rmaps_default_mapping_po
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
 RANKS=${RANKS:-${SLURM_NTASKS:-1}}
+case $RANKS in
+*[!0-9]* | 0)
+  echo "jobs: RANKS is '$RANKS'; it must be a number from 1" >&2
+  exit 2
+  ;;
+esac
 
 # The command that runs Python in a rank: as it is, or in the container.
 python_command() {

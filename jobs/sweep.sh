@@ -29,7 +29,7 @@ here=$(dirname "$0")
 # shellcheck source=jobs/common.sh
 . "$here/common.sh" || exit
 
-mapfile -t lines <<<"$SETTINGS"
+mapfile -t lines < <(grep -v '^[[:space:]]*$' <<<"$SETTINGS")
 if [ "$TASK" -ge ${#lines[@]} ]; then
   echo "jobs: task $TASK, but SETTINGS has ${#lines[@]} lines; give --array=0-$((${#lines[@]} - 1))%2" >&2
   exit 2

@@ -14,6 +14,10 @@ __version__ = "0.1.0"
 __all__ = ["GraphModel", "Model", "__version__"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "ADMMClassifier"})
+
+
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name is)
     # lazily, so that starting a command does not load what it does not need
     if name == "Model":

@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -307,6 +308,11 @@ def _plot(arguments: Sequence[str] | None) -> None:
         import matplotlib
     except ImportError:
         raise InputError("pictures need Matplotlib; pip install 'pdadmm[plot]'") from None
+    except OSError as error:
+        raise InputError(
+            f"Matplotlib finds no folder for its cache ({one_line(error)}); set MPLCONFIGDIR to one that can "
+            "be written to"
+        ) from None
     form = out.suffix[1:]
     metadata = {
         "svg": {"Creator": _CREATOR, "Date": None},
@@ -319,7 +325,8 @@ def _plot(arguments: Sequence[str] | None) -> None:
         figure.set_layout_engine("constrained")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with naming(out), replacing(out) as temporary:
+            with naming(out), replacing(out) as temporary, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of letters that a font lacks, and of long names
                 figure.savefig(temporary, format=form, metadata=metadata, dpi=160)
         except OSError as error:
             raise InputError(f"{out} cannot be written ({error.strerror}); choose another --out") from None

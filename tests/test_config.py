@@ -328,6 +328,12 @@ def test_a_scheme_that_is_named_again_keeps_the_bits_of_what_is_coded(tmp_path: 
     assert graph_network(["--config", str(file), "--messages", "float32"]).messages.bits == "auto"
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes(b"\xef\xbb\xbf[training]\r\nseed = 7\r\n")
+    assert graph_network(["--config", str(file)]).training.seed == 7
+
+
 def test_bits_of_a_graph_network_may_be_a_number_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[messages]\nbits = 8\n")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from slurm import Cluster, missing
-from support import find_mpirun, summary_of
+from support import find_mpirun, start, summary_of
 
 import pdadmm
 from pdadmm.inputs.feature_file import FeatureFile
@@ -161,6 +161,34 @@ def test_the_exit_code_is_that_of_the_ranks_however_long_telling_them_takes(seco
         echo "$code"
     """
     assert common(script, SECONDS_OF_SCANCEL=seconds) == "75"
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "said"),
+    [
+        ({"MODULES": "none/1"}, 3, "no module none/1"),
+        ({"RANKS": "two"}, 2, "jobs: RANKS is 'two'; it must be a number from 1"),
+        ({"RANKS": "0"}, 2, "jobs: RANKS is '0'"),
+    ],
+)
+def test_what_a_site_sets_wrongly_ends_a_job(
+    tmp_path: Path, variables: dict[str, str], code: int, said: str
+) -> None:
+    script = (
+        f'module() {{ echo "no module $2" >&2; return 3; }}; . {JOBS / "common.sh"} || exit; echo goes on'
+    )
+    env = {"PYTHON": sys.executable, "RANKS": "1", **variables}
+    found = start(["bash", "-c", script], 60, env=env, cwd=tmp_path)
+    assert (found.code, found.out) == (code, "") and said in found.err, found
+
+
+def test_a_chain_without_slurm_says_how_to_go_on(small: Path, tmp_path: Path) -> None:
+    if find_mpirun() is None:
+        pytest.skip("there is no mpirun: pip install 'pdadmm[mpich]' or load an MPI library")
+    options = [str(small), *OPTIONS, "--iterations", "100000", "--max-seconds", "0.01"]
+    env = {"PYTHON": sys.executable, "RANKS": "2", "OUT": str(tmp_path / "o"), "LAUNCH": "mpirun"}
+    found = start(["bash", str(JOBS / "chain.sh"), *options], 120, env=env, cwd=tmp_path)
+    assert found.code == 75 and f"OUT={tmp_path / 'o'} sbatch" in found.err.splitlines()[-1], found
 
 
 def test_a_script_that_slurm_has_copied_finds_the_others_in_a_path_with_spaces(tmp_path: Path) -> None:

@@ -72,6 +72,31 @@ def test_too_little_shared_memory_is_one_line(small: Path, tmp_path: Path, progr
     assert not found.out.strip() and not (tmp_path / "o").exists()
 
 
+def test_too_little_shared_memory_for_one_rank_is_one_line(small: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m pdadmm.run {small} {' '.join(OPTIONS)} --out {tmp_path / 'o'}"
+    found = in_own_memory("1m", command)
+    assert found.code == 2 and len(lines_of(found)) == 1, found
+    assert "/dev/shm has 1.0 MB free, and MPI takes 1.2 MB" in found.err
+    fit = (
+        "import numpy as np; from pdadmm import ADMMClassifier\n"
+        "X = np.random.default_rng(0).random((20, 3))\n"
+        "ADMMClassifier(layers=2, hidden=4, iterations=2).fit(X, X[:, 0] > 0.5)\n"
+    )
+    (tmp_path / "fit.py").write_text(fit)
+    found = in_own_memory("1m", f"{sys.executable} {tmp_path / 'fit.py'}")
+    assert found.code == 1 and "MPI takes 1.2 MB" in found.err.splitlines()[-1], found
+    # and what a process that is killed has taken is freed with it
+    (tmp_path / "fit.py").write_text(fit + "import os; os.kill(os.getpid(), 9)")
+    found = in_own_memory("8m", f"{sys.executable} {tmp_path / 'fit.py'}; ls -A /dev/shm")
+    assert found.out == "", found
+
+
+def test_few_file_descriptors_are_enough(small: Path, tmp_path: Path) -> None:
+    command = f"ulimit -n 64; {sys.executable} -m pdadmm.run {small} {' '.join(OPTIONS)} --iterations 3"
+    found = start(["bash", "-c", f"{command} --out {tmp_path / 'o'}"], 60)
+    assert (found.code, found.err) == (0, ""), found
+
+
 ENDINGS = {
     "kill": ("faulty_rank.py kill 1 12", 9),
     "diverge": ("faulty_rank.py diverge -1 3", 1),
@@ -305,6 +330,12 @@ def test_a_signal_to_mpirun_while_ranks_start_ends_them_quietly(
     assert process.returncode == 130, err
     assert "Traceback" not in err and not re.search("^pdadmm", err, re.MULTILINE)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    command = f"mkdir d && cd d && rmdir ../d && {sys.executable} -m pdadmm.prepare synthetic"
+    found = start(["bash", "-c", command], 60, cwd=tmp_path)
+    assert found.code == 2 and len(found.err.splitlines()) == 1 and "cannot be written" in found.err, found
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

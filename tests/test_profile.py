@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import Finished, on_standin, python, succeed, summary_of
+from support import Finished, on_standin, python, start, succeed, summary_of
 
 from pdadmm.codec import DeltaCodec
 from pdadmm.errors import InputError
@@ -403,6 +404,17 @@ def test_reports_replace_nothing_but_their_own_kind(runs: tuple[Path, Path], tmp
         assert found.code == 2 and found.err.count("\n") == 1 and f"another file with --{kind}" in found.err
         assert foreign.read_bytes() == (runs[0] / "summary.json").read_bytes()
     assert json.loads(report(runs[0], "--json", "/dev/stderr").err)["runs"]
+    page = tmp_path / "a.html"
+    whole = page.read_bytes()
+    limited = f"ulimit -f 8; exec {sys.executable} -m pdadmm.profile {runs[0]} {runs[1]} --html {page}"
+    found = start(["bash", "-c", limited], 60)
+    assert found.code == 2 and len(found.err.splitlines()) == 1 and page.read_bytes() == whole, found
+    found = python(
+        "-m", "pdadmm.profile", runs[0], "--html", page,
+        env={"PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"},
+    )  # fmt: skip
+    succeed(found)
+    page.read_text(encoding="utf-8")
     link = tmp_path / "link.json"
     link.symlink_to(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"runs": []}')

@@ -39,8 +39,7 @@ def start_mpi(where: Where, seconds: float) -> ModuleType:
         _require_shared_memory(where.room)
     with where.limit(seconds, "MPI starts, for which all ranks must come"):
         from mpi4py import MPI
-    if MPI.COMM_WORLD.size > 1:
-        _forget_names()
+    _forget_names()
     return MPI
 
 
@@ -63,12 +62,20 @@ def separate_worlds(size: int) -> str:
 
 
 def _require_shared_memory(room: int | None) -> None:
-    """Touching memory that /dev/shm does not have would kill a rank with SIGBUS."""
+    """Touching memory that /dev/shm does not have would kill a rank with SIGBUS.
+
+    `room`: bytes that were free before any rank started; None: as many as are now.
+    """
     ranks = int(os.environ.get("MPI_LOCALNRANKS", "1"))
     needed = ranks * _BYTES_A_RANK
-    if ranks > 1 and room is not None and room < needed:
+    if room is None:
+        with contextlib.suppress(OSError):
+            found = os.statvfs(_SHARED_MEMORY)
+            room = found.f_bavail * found.f_frsize
+    if room is not None and room < needed:
+        of = f"the messages of a node's {ranks} ranks take" if ranks > 1 else "MPI takes"
         raise InputError(
-            f"{_SHARED_MEMORY} has {room / 1e6:.1f} MB free, and the messages of a node's {ranks} ranks take "
+            f"{_SHARED_MEMORY} has {room / 1e6:.1f} MB free, and {of} "
             f"{needed / 1e6:.1f} MB; give the container more (docker run --shm-size="
             f"{max(64, 2 * needed / 1e6):.0f}m), remove what ended jobs have left there, or start fewer ranks"
         )

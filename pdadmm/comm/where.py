@@ -141,7 +141,10 @@ def _between(connection: int, pipe: int) -> int:
             middle = fcntl.fcntl(int(launcher), fcntl.F_DUPFD, max(_MIDDLE, connection + 1))
             os.environ["PMI_FD"] = str(middle)
             os.close(int(launcher))
-    return fcntl.fcntl(pipe, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    try:
+        return fcntl.fcntl(pipe, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    except OSError:  # there are no such numbers here (ulimit -n)
+        return fcntl.fcntl(pipe, fcntl.F_DUPFD_CLOEXEC, connection + 1)
 
 
 def stopped_ranks() -> str:

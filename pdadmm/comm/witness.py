@@ -55,6 +55,8 @@ _LOOK_AGAIN = 0.1
 _EXPECTED = 10.0
 #: seconds that a launcher gets to end after its ranks
 _LAUNCHER = 5.0
+#: the namespace in which all processes of the machine are seen
+_ALL_PROCESSES = 0xEFFFFFFC
 _TITLE = "pdadmm witness: speaks for ranks that are killed"
 
 
@@ -105,8 +107,9 @@ def hire(numbers: int, pipe: int) -> tuple[socket.socket, int]:
     """
     # launchers are the parent of all ranks of a node, or number their job steps
     step = os.environ.get("SLURM_STEP_ID")
-    group = f"{os.environ.get('SLURM_JOB_ID')}.{step}" if step else os.getppid()
-    name = f"\0pdadmm-{os.getuid()}-{group if launched() else f'alone-{os.getpid()}'}"
+    group = f"{os.environ.get('SLURM_JOB_ID')}.{step}" if step else f"{_processes()}-{os.getppid()}"
+    alone = f"alone-{_processes()}-{os.getpid()}"
+    name = f"\0pdadmm-{os.getuid()}-{group if launched() else alone}"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with listener, contextlib.suppress(OSError):  # there is one
         listener.bind(name)
@@ -125,6 +128,13 @@ def hire(numbers: int, pipe: int) -> tuple[socket.socket, int]:
         raise OSError("no witness answers") from None
     rank.setblocking(False)
     return rank, room
+
+
+def _processes() -> int:
+    """The namespace of the processes that are seen here, of which containers have one each; 0: unknown."""
+    with contextlib.suppress(OSError):
+        return os.stat("/proc/self/ns/pid").st_ino
+    return 0
 
 
 def _connect(rank: socket.socket, name: str) -> None:
@@ -463,7 +473,8 @@ class _Witness:
         self._listener.close()
         self._hush(True)
         left = self._left("/dev/shm", "mpich_shm_*") + self._left("/dev/shm", "ucx_shm_*")
-        if left:
+        # others than those that are seen here may have mapped it
+        if left and _processes() in (0, _ALL_PROCESSES):
             mapped = "".join(_maps())
             time.sleep(_LOOK_AGAIN)
             mapped += "".join(_maps())

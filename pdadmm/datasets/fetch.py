@@ -146,7 +146,9 @@ def _download(entry: Dataset, folder: Path, verify: bool, progress: Progress | N
             "their folder with --raw"
         ) from None
     except OSError as exc:
-        raise InputError(f"{folder}: cannot be written ({exc.strerror or exc})") from None
+        raise InputError(
+            f"{folder}: cannot be written ({exc.strerror or exc}); name a folder with the files with --raw"
+        ) from None
 
 
 def _download_archive(entry: Dataset, folder: Path, verify: bool, progress: Progress | None) -> None:

@@ -47,8 +47,9 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """Name beside `path` of a file that is removed when the block ends."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Name beside `path` of a file that is removed when the block ends, and that nobody else has."""
+    # processes in containers may have the same number, and threads have
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         yield temporary
     finally:

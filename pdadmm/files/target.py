@@ -38,6 +38,10 @@ def target_of(
     """
     try:
         target = Path(os.path.realpath(path))
+    except (OSError, ValueError) as exc:  # such as a working folder that is gone
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
+    try:
         mode = target.stat().st_mode
         if source is not None and os.path.exists(source) and os.path.samefile(target, source):
             raise InputError(f"{path}: is the file to read; name another one with --out")

@@ -86,7 +86,8 @@ def _export(arguments: Sequence[str] | None) -> None:
             _save(target, arrays)
     except (OSError, RuntimeError) as error:
         # torch says what the system said, but with its own exceptions
-        raise InputError(f"{target}: cannot be written ({one_line(error)}); choose another place") from None
+        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+        raise InputError(f"{target}: cannot be written ({reason}); choose another place") from None
     print(f"{target}: state dict of torch_geometric.nn.{constructor(shape)}")
 
 

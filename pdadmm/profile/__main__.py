@@ -64,7 +64,7 @@ def _write(path: str | None, write: Callable[[Path], None]) -> None:
     try:
         write(Path(path))
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+        raise InputError(f"cannot write {path}: {error.strerror}; name another file") from None
 
 
 def _names(folders: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from pdadmm.files import write_text
 from pdadmm.profile.figures import Figures
 from pdadmm.profile.report import QUANTITIES, assignments_of, shares_of_time, title_of
 from pdadmm.profile.simulate import Outcome
@@ -38,12 +39,13 @@ def write_page(path: Path, runs: Sequence[Figures], predictions: Sequence[tuple[
         body.append(_section(run))
     if predictions:
         body.append(_predicted(runs[0], predictions))
-    path.write_text(
+    write_text(
+        path,
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>pdadmm profile</title><style>{STYLE}{_STYLE}</style></head><body>\n"
         + "\n".join(body)
-        + "\n</body></html>\n"
+        + "\n</body></html>\n",
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from pdadmm.files import Record, write_json
+from pdadmm.files import Record, write_json, write_text
 from pdadmm.profile.figures import Figures
 from pdadmm.profile.simulate import Outcome
 from pdadmm.profile.units import rate, seconds, share, size
@@ -206,32 +207,31 @@ CSV_COLUMNS = ("run", "scope", "item", "quantity", "unit", "value")
 
 def write_csv(path: Path, runs: Sequence[Figures]) -> None:
     """Write every number as a line: run, scope, item, quantity, unit, value."""
-    with path.open("w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(CSV_COLUMNS)
-        for run in runs:
-            for attribute, _, unit, _, _ in QUANTITIES:
-                value = getattr(run, attribute)
-                lines.writerow((run.name, "run", "", attribute, unit, "" if value is None else value))
-            for rank in run.ranks:
-                values = {**rank.phases, "useful": rank.useful, "late_sender": rank.late_sender}
-                values |= {"exposed": rank.exposed, "iteration": rank.iteration}
-                for quantity, value in values.items():
-                    lines.writerow((run.name, "rank", rank.rank, quantity, "s", value))
-            for link in run.links:
-                for quantity, unit in (
-                    ("bytes", "bytes"),
-                    ("float32_bytes", "bytes"),
-                    ("bandwidth", "bytes/s"),
-                    ("baseline_bandwidth", "bytes/s"),
-                    ("wait", "s"),
-                    ("late_sender", "s"),
-                    ("exposed", "s"),
-                ):
-                    value = getattr(link, quantity)
-                    lines.writerow(
-                        (run.name, "link", link.name, quantity, unit, "" if value is None else value)
-                    )
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(CSV_COLUMNS)
+    for run in runs:
+        for attribute, _, unit, _, _ in QUANTITIES:
+            value = getattr(run, attribute)
+            lines.writerow((run.name, "run", "", attribute, unit, "" if value is None else value))
+        for rank in run.ranks:
+            values = {**rank.phases, "useful": rank.useful, "late_sender": rank.late_sender}
+            values |= {"exposed": rank.exposed, "iteration": rank.iteration}
+            for quantity, value in values.items():
+                lines.writerow((run.name, "rank", rank.rank, quantity, "s", value))
+        for link in run.links:
+            for quantity, unit in (
+                ("bytes", "bytes"),
+                ("float32_bytes", "bytes"),
+                ("bandwidth", "bytes/s"),
+                ("baseline_bandwidth", "bytes/s"),
+                ("wait", "s"),
+                ("late_sender", "s"),
+                ("exposed", "s"),
+            ):
+                value = getattr(link, quantity)
+                lines.writerow((run.name, "link", link.name, quantity, unit, "" if value is None else value))
+    write_text(path, text.getvalue())
 
 
 def write_report_json(

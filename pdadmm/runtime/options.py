@@ -204,7 +204,7 @@ class Options:
             When the file is missing, is no TOML, or has a table, key or value that is not an option.
         """
         try:
-            found = tomllib.loads(read_file(path, _FILE_BYTES).decode())
+            found = tomllib.loads(read_file(path, _FILE_BYTES).decode("utf-8-sig"))
         except OSError as error:
             raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
         except RecursionError:
@@ -491,7 +491,9 @@ def _text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8; rename the file") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not UTF-8, or the locale is not (PYTHONUTF8=1 sets it); rename the file"
+        ) from None
     if "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} holds a NUL character")
     return text
