@@ -38,6 +38,7 @@ __all__ = ["predict"]
 
 SCHEMA, SCHEMA_VERSION = "pdadmm-predictions", 1
 _SLACK_BYTES = 1 << 16  # of the file besides its arrays
+_TAG = 20040
 
 
 def predict(waiter: Waiter, arguments: list[str]) -> None:
@@ -79,15 +80,11 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
     measured = measure(found, share.targets, count, classes, waiter)
     accuracies = {name: measured[f"{name}_accuracy"] for name in SPLITS if sizes[name]}
     several = bool(facts.get("multilabel", False))
-    gathered = waiter.gather([(share.nodes[i], scores) for i, scores in found.items()])
+    scores = _collected(found, share, (total, classes), waiter)
 
     def write() -> None:
-        if gathered is None:
-            return
-        scores = np.empty((total, classes), np.float32)
-        for ids, values in (piece for of_rank in gathered for piece in of_rank):
-            scores[ids] = values
-        _write(Path(options.out), scores, several)
+        if scores is not None:
+            _write(Path(options.out), scores, several)
 
     agree(waiter, write)
     if waiter.comm.rank == 0:
@@ -178,6 +175,28 @@ def _scores(
         scores[part.rows - share.first[number]] = network.output(number)
         found[number] = scores
     return found
+
+
+def _collected(
+    found: dict[int, np.ndarray], share: _Share, shape: tuple[int, int], waiter: Waiter
+) -> np.ndarray | None:
+    """All nodes' scores on rank 0, in the order of the data set, part after part; None elsewhere."""
+    sizes = waiter.gather([len(scores) for scores in found.values()])
+    if sizes is None:
+        for number, scores in found.items():
+            sent = waiter.send(share.nodes[number], 0, _TAG) + waiter.send(scores, 0, _TAG)
+            waiter.all(sent, "rank 0 to take scores")
+        return None
+    collected = np.empty(shape, np.float32)
+    for number, scores in found.items():
+        collected[share.nodes[number]] = scores
+    for rank, of_parts in enumerate(sizes):
+        for rows in of_parts if rank else ():
+            nodes, scores = np.empty(rows, np.int64), np.empty((rows, shape[1]), np.float32)
+            waiter.receive(nodes, rank, _TAG)
+            waiter.receive(scores, rank, _TAG)
+            collected[nodes] = scores
+    return collected
 
 
 def _write(path: Path, scores: np.ndarray, multilabel: bool) -> None:
