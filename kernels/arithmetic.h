@@ -253,6 +253,11 @@ PDADMM_FN float exp_nonpositive(float x) {
   return y * float_of((u32)((int)n + 127) << 23);
 }
 
+// Whether a Newton step with the entry d of z is not the last (updates.z_last_cross_entropy)
+PDADMM_FN bool newton_goes_on(float d, float z) {
+  return float_of((u32)magnitude(d)) > 1e-5f * (1.0f + float_of((u32)magnitude(z)));
+}
+
 // Length of a Newton step whose entries span D: log(1 + D) / D (updates.z_last_cross_entropy says why)
 PDADMM_FN float newton_damping(float spread, float log1p_spread) {
   return spread > 1e-3f ? log1p_spread / spread : 1.0f - spread / 2.0f;

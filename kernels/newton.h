@@ -42,7 +42,7 @@ class Newton {
   bool step(const float *A, float *Z, float nu) {
     const int64_t n = classes_;
     float *S = Z + n * NODES, *D = S + n * NODES;
-    alignas(64) int top[NODES], largest[NODES], moved[NODES];
+    alignas(64) int top[NODES], far[NODES], moved[NODES];
     alignas(64) float peak[NODES], total[NODES], along[NODES], denominator[NODES], most[NODES], least[NODES];
     PDADMM_LANE_BY_LANE top[i] = ordered(Z[i]);
     for (int64_t j = 1; j < n; ++j) {
@@ -52,7 +52,7 @@ class Newton {
     PDADMM_LANE_BY_LANE {
       peak[i] = from_ordered(top[i]);
       total[i] = along[i] = denominator[i] = 0.0f;
-      largest[i] = moved[i] = 0;
+      far[i] = moved[i] = 0;
       most[i] = -HUGE_VALF;
       least[i] = HUGE_VALF;
     }
@@ -64,26 +64,26 @@ class Newton {
         total[i] += s[i];
       }
     }
-    // (diag(s + nu) - s s^T)^-1 g by Sherman-Morrison; 1 - sum(s^2/(s+nu)) = sum(nu s/(s+nu))
+    // (diag(s + nu) - s s^T)^-1 g by Sherman-Morrison (updates.z_last_cross_entropy)
     for (int64_t j = 0; j < n; ++j) {
       const float *z = Z + j * NODES, *a = A + j * NODES;
       float *s = S + j * NODES, *d = D + j * NODES;
       PDADMM_LANE_BY_LANE {
         const float share = s[i] / total[i];
         const float g = (share - (label_[i] == j ? 1.0f : 0.0f)) + nu * (z[i] - a[i]);
-        largest[i] = magnitude(g) > largest[i] ? magnitude(g) : largest[i];
         d[i] = g / (share + nu);
         s[i] = share / (share + nu);
-        along[i] += s[i] * g;
-        denominator[i] += nu * s[i];
+        along[i] += (z[i] - a[i]) - d[i];
+        denominator[i] += s[i];
       }
     }
     PDADMM_LANE_BY_LANE along[i] /= denominator[i];
     for (int64_t j = 0; j < n; ++j) {
-      const float *s = S + j * NODES;
+      const float *z = Z + j * NODES, *s = S + j * NODES;
       float *d = D + j * NODES;
       PDADMM_LANE_BY_LANE {
         d[i] += s[i] * along[i];
+        far[i] |= newton_goes_on(d[i], z[i]);
         most[i] = larger(most[i], d[i]);
         least[i] = smaller(least[i], d[i]);
       }
@@ -91,7 +91,6 @@ class Newton {
     alignas(64) float damping[NODES] = {};
     for (int i = 0; i < NODES; ++i) {
       const float spread = most[i] - least[i];
-      open_[i] = open_[i] && !(float_of((u32)largest[i]) <= 1e-6f);
       if (open_[i]) damping[i] = newton_damping(spread, log1pf(spread));
     }
     for (int64_t j = 0; j < n; ++j) {
@@ -104,7 +103,7 @@ class Newton {
       }
     }
     int any = 0;
-    for (int i = 0; i < NODES; ++i) any |= open_[i] = moved[i];
+    for (int i = 0; i < NODES; ++i) any |= open_[i] = moved[i] && far[i];
     return any;
   }
 

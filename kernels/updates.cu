@@ -286,25 +286,23 @@ PDADMM_FN void newton(const float *a, float *z, i64 y, float nu, i64 classes) {
     float total = 0.0f;
     for (i64 j = lane; j < classes; j += 32) total += exp_nonpositive(z[j] - peak);
     total = warp_total(total);
-    int largest = 0;
     float along = 0.0f, denominator = 0.0f;
     for (i64 j = lane; j < classes; j += 32) {
       const float s = exp_nonpositive(z[j] - peak) / total;
       const float g = (s - (j == y ? 1.0f : 0.0f)) + nu * (z[j] - a[j]);
-      largest = magnitude(g) > largest ? magnitude(g) : largest;
-      const float sd = s / (s + nu);
-      along += sd * g;
-      denominator += nu * sd;
+      along += (z[j] - a[j]) - g / (s + nu);
+      denominator += s / (s + nu);
     }
-    if (float_of((u32)warp_max(largest)) <= 1e-6f) return;
     const float scale = warp_total(along) / warp_total(denominator);
-    int most = -0x7fffffff - 1, least = 0x7fffffff;
+    int most = -0x7fffffff - 1, least = 0x7fffffff, far = 0;
     for (i64 j = lane; j < classes; j += 32) {
       const float s = exp_nonpositive(z[j] - peak) / total;
       const float g = (s - (j == y ? 1.0f : 0.0f)) + nu * (z[j] - a[j]);
-      const int d = ordered(g / (s + nu) + s / (s + nu) * scale);
+      const float step = g / (s + nu) + s / (s + nu) * scale;
+      const int d = ordered(step);
       most = d > most ? d : most;
       least = d < least ? d : least;
+      if (newton_goes_on(step, z[j])) far = 1;
     }
     const float spread = from_ordered(warp_max(most)) - from_ordered(warp_min(least));
     const float damping = newton_damping(spread, log1pf(spread));
@@ -316,7 +314,7 @@ PDADMM_FN void newton(const float *a, float *z, i64 y, float nu, i64 classes) {
       if (next != z[j]) moved = 1;
       z[j] = next;
     }
-    if (!warp_max(moved)) return;
+    if (!warp_max(moved) || !warp_max(far)) return;
   }
 }
 

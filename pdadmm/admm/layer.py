@@ -535,10 +535,12 @@ class Layer:
             if h.step != "doubling":  # one length for all nodes: the test is of the projected point of all
                 tau = h.rho + h.nu * float(self._sums(image_of(G))[0]) / norm
             length = updates.projected_length(h.rho, h.nu, tau, trial)
+        if not length:  # p goes to the grid all the same, off which a stage begins
+            trial(0.0)
         self._lap("products")
+        k.subtract(end.own, change, -1.0)
+        k.subtract(self.M, image, -1.0)
         if length:
-            k.subtract(end.own, change, -1.0)
-            k.subtract(self.M, image, -1.0)
             self._changes.append((True, (0.5 / length, k.squared_norm(change))))
         k.encode(end.codec, end.own, end.own_hat, out, key)
         self._send(end)

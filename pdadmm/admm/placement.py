@@ -48,11 +48,14 @@ def place(costs: Sequence[float], ranks: int) -> list[range]:
     cut = [[0] * (layers + 1) for _ in range(ranks + 1)]
     best[0][0] = 0.0
     for r in range(1, ranks + 1):
+        before, j = best[r - 1], r - 1
         for i in range(r, layers - (ranks - r) + 1):
-            for j in range(r - 1, i):
-                cost = max(best[r - 1][j], prefix[i] - prefix[j])
-                if cost < best[r][i]:
-                    best[r][i], cut[r][i] = cost, j
+            # with j the first grows and the second falls, which grows with i: they cross ever later
+            while j < i - 1 and before[j] < prefix[i] - prefix[j]:
+                j += 1
+            best[r][i], cut[r][i] = max(before[j], prefix[i] - prefix[j]), j
+            if j > r - 1 and (cost := max(before[j - 1], prefix[i] - prefix[j - 1])) <= best[r][i]:
+                best[r][i], cut[r][i] = cost, j - 1
     blocks = []
     end = layers
     for r in range(ranks, 0, -1):

@@ -95,13 +95,14 @@ class Replay:
             self._met.add(kind)
             return self._work(iteration, measure)
         captured = self._captured.get(kind)
+        lengths = self._layers[0].passes.lengths
+        assert isinstance(lengths, DeviceLengths)
         if captured is None:
+            lengths.move(0)  # what is noted down names the iteration that it is
             captured = self._captured[kind] = self._capture(iteration, measure)
         else:
             for end in self._ends:
                 end.count_from(end.messages + 1, end.bytes + end.channel.nbytes)
-        lengths = self._layers[0].passes.lengths
-        assert isinstance(lengths, DeviceLengths)
         lengths.move(iteration - captured.iteration)
         captured.graph.launch()
         self.launches += 1

@@ -182,7 +182,7 @@ def u_update(u: Array, p_next: Array, q: Array, rho: float) -> Array:
 
 
 def z_last_cross_entropy(
-    a: Array, y: Array, z: Array, nu: float, tolerance: float = 1e-6, iterations: int = 50
+    a: Array, y: Array, z: Array, nu: float, tolerance: float = 1e-5, iterations: int = 50
 ) -> Array:
     """Minimise ``logsumexp(z) - z_y + (nu/2) |z - a|^2`` for every node by damped Newton.
 
@@ -199,7 +199,7 @@ def z_last_cross_entropy(
     y
         Labels, (V,), integers.
     tolerance
-        Largest entry of the gradient, of all nodes, at which the search ends.
+        Of |d| / (1 + |z|), d the entries of a step of all nodes: one that is no longer is the last.
     iterations
         After which it ends in any case.
     """
@@ -212,16 +212,18 @@ def z_last_cross_entropy(
         s = xp.exp(z - z.max(axis=1, keepdims=True))
         s /= s.sum(axis=1, keepdims=True)
         g = s - onehot + nu * (z - a)
-        if float(xp.abs(g).max()) <= tolerance:
-            break
         inverse = 1 / (s + nu)
         sd = s * inverse
-        # 1 - sum(s^2/(s+nu)) cancels for small nu; as s sums to 1 it is sum(nu s/(s+nu))
-        scale = (sd * g).sum(axis=1, keepdims=True) / (nu * sd).sum(axis=1, keepdims=True)
-        d = g * inverse + sd * scale
+        # the factor of sd is sum(sd g) / (1 - sum(s sd)); as s and onehot sum to 1 it is
+        # sum(z - a - g inverse) / sum(sd), which does not cancel for small nu
+        d = g * inverse
+        d += sd * (((z - a) - d).sum(axis=1, keepdims=True) / sd.sum(axis=1, keepdims=True))
+        near = float((xp.abs(d) - tolerance * xp.abs(z)).max()) <= tolerance
         spread = d.max(axis=1, keepdims=True) - d.min(axis=1, keepdims=True)
         damping = xp.where(spread > 1e-3, xp.log1p(spread) / xp.maximum(spread, 1e-3), 1 - spread / 2)
         z -= damping.astype(z.dtype) * d
+        if near:
+            break
     return z
 
 
@@ -402,15 +404,10 @@ def projected_step(
     Returns
     -------
     change, image, length
-        The step (V, n_in), its image ``change W^T`` (V, n_out), and the accepted ``1/tau``: 0 when no
-        trial passes, and then p stays.
+        The step (V, n_in), its image ``change W^T`` (V, n_out), and the accepted ``1/tau``: 0 when there is
+        no gradient or no trial passes, and then p goes to the grid alone.
     """
     norm = float(norm)  # the search decides on the host
-    if norm == 0.0:
-        return G, G @ W.T, 0.0
-    tau = DOUBLING_START
-    if step != "doubling":
-        tau = rho + nu * float(squared_norm(G @ W.T)) / norm
     change, image = G, G
 
     def trial(length: float) -> tuple[float, float]:
@@ -419,5 +416,11 @@ def projected_step(
         image = change @ W.T
         return float(squared_norm(change)), float(squared_norm(image))
 
-    length = projected_length(rho, nu, tau, trial)
+    length, tau = 0.0, DOUBLING_START
+    if norm:
+        if step != "doubling":
+            tau = rho + nu * float(squared_norm(G @ W.T)) / norm
+        length = projected_length(rho, nu, tau, trial)
+    if not length:
+        trial(0.0)
     return change, image, length

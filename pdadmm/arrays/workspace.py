@@ -16,7 +16,7 @@ __all__ = ["Workspace"]
 
 
 class Workspace:
-    """Scratch arrays by name and shape, shared by the layers of a rank, made once a stage.
+    """Scratch arrays by name, shape and type, shared by the layers of a rank, made once a stage.
 
     Attributes
     ----------
@@ -26,11 +26,11 @@ class Workspace:
 
     def __init__(self, backend: Backend = NUMPY) -> None:
         self.backend = backend
-        self._arrays: dict[tuple[str, tuple[int, ...]], Array] = {}
+        self._arrays: dict[tuple[str, tuple[int, ...], np.dtype], Array] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
-        """The array of that name and shape; what is in it is up to who used it last."""
-        key = (name, shape)
+        """The array of that name, shape and type; what is in it is up to who used it last."""
+        key = (name, shape, np.dtype(dtype))
         if key not in self._arrays:
             self._arrays[key] = self.backend.empty(shape, dtype)
         return self._arrays[key]
