@@ -359,6 +359,21 @@ def test_drawn_split_has_its_sizes_is_disjoint_and_follows_the_seed() -> None:
     assert not np.array_equal(draw_split(labels, 8, "g")[0], train)
 
 
+def test_drawn_test_and_validation_nodes_are_of_all_classes_alike() -> None:
+    """A class of which most nodes train is not rarer among the others that are drawn than among the rest."""
+    labels = np.repeat(np.arange(4), [40, 60, 1000, 3000])
+    left = np.array([20, 40, 980, 2980])
+    found = np.zeros((2, 4))
+    seeds = 300
+    for seed in range(seeds):
+        _, val, test = draw_split(labels, seed, "g", val=500, test=1000)
+        found += [np.bincount(labels[ids], minlength=4) for ids in (val, test)]
+    for counts, size in zip(found / seeds, (500, 1000), strict=True):
+        share = left / left.sum()
+        error = np.sqrt(size * share * (1 - share) / seeds)
+        assert (np.abs(counts - size * share) < 5 * error).all(), (counts, size * share)
+
+
 def test_drawn_split_scales_down_for_small_graphs() -> None:
     labels = np.array([0] * 10 + [1] * 30 + [2])
     train, val, test = draw_split(labels, 0, "g")

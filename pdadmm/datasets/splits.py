@@ -41,10 +41,11 @@ def draw_split(
     """Draw the usual split: `per_class` training nodes a class, then validation and test nodes.
 
     The rule of Shchur et al. ("Pitfalls of graph neural network evaluation", 2018) with fixed
-    validation and test sizes. One permutation of the nodes is drawn from the seed; the first
-    `per_class` nodes of each class in that order train, and the next nodes are for test and
-    validation. Small graphs scale down: a class gives at most half its nodes (at least one) to
-    training, and when too few nodes are left, validation and test share them in proportion.
+    validation and test sizes. A permutation of the nodes is drawn from the seed; the first
+    `per_class` nodes of each class in that order train. The others are permuted anew, since small
+    classes lack in the front of what is left, and are for test and validation in that order. Small
+    graphs scale down: a class gives at most half its nodes (at least one) to training, and when too few
+    nodes are left, validation and test share them in proportion.
 
     Parameters
     ----------
@@ -65,13 +66,14 @@ def draw_split(
         When a class has no node, a label is negative or no node is left for validation or test.
     """
     counts = class_sizes(labels, where)
-    order = np.random.default_rng(seed).permutation(labels.size)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(labels.size)
     by_class = order[np.argsort(labels[order], kind="stable")]  # and in that order inside a class
     place = np.arange(labels.size) - np.repeat(np.cumsum(counts) - counts, counts)
     train = by_class[
         place < np.repeat(np.minimum(min(per_class, labels.size), np.maximum(1, counts // 2)), counts)
     ]
-    rest = order[~np.isin(order, train)]
+    rest = generator.permutation(order[~np.isin(order, train)])
     if rest.size < val + test:
         test = rest.size * test // (val + test)
         val = rest.size - test
