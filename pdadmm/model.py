@@ -90,7 +90,7 @@ class Model:
             Of the hidden layers; told by the modules, or relu where they have none to tell.
         input_norm
             How the network's inputs were made of the features: see
-            `pdadmm.inputs.scaling.normalise_inputs`.
+            `pdadmm.inputs.scaling.normalise_inputs`; told by a network of `to_torch`.
         hop_decay
             Weight of an operator's features against those of the one before, likewise.
         features_per_hop
@@ -110,6 +110,10 @@ class Model:
             name = activation or "relu"
         else:
             weights, biases, found = torch_mlp.layers_of_module(source)
+            if (input_norm, hop_decay) == ("none", 1.0) and hasattr(source, "features_per_hop"):
+                # of to_torch
+                input_norm, hop_decay = source.input_norm, source.hop_decay
+                features_per_hop = source.features_per_hop
             name = activation or found or "relu"
             if found and name != found:
                 raise InputError(f"the network's activation is {found}, not {name}; leave activation out")
@@ -219,20 +223,20 @@ class Model:
         write_tensors(Path(path), tensors, {**self.attributes, "activation": self.activation})
 
     def to_torch(self) -> torch.nn.Sequential:
-        """A ``torch.nn.Sequential`` that computes the same; a forward hook scales the inputs if need be."""
-        import torch
+        """A ``torch.nn.Sequential`` that computes the same; one that scales its inputs if need be."""
         from torch import nn
 
         modules = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
         parts: list[nn.Module] = []
         for W in self.weights:
             parts += [nn.Linear(W.shape[1], W.shape[0]), modules[self.activation]()]
-        network = nn.Sequential(*parts[:-1])
-        network.load_state_dict(self.state_dict())
         if self._scales:
-            network.register_forward_pre_hook(
-                lambda _, inputs: torch.from_numpy(self._scaled(inputs[0].numpy(force=True))).to(
-                    inputs[0].device
-                )
-            )
+            from pdadmm.admm.scaled_mlp import ScaledMLP
+
+            norm, decay = self._scaling
+            features = int(self.attributes["features_per_hop"])
+            network = ScaledMLP(*parts[:-1], features_per_hop=features, input_norm=norm, hop_decay=decay)
+        else:
+            network = nn.Sequential(*parts[:-1])
+        network.load_state_dict(self.state_dict())
         return network

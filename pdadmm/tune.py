@@ -167,7 +167,7 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
     report.close()
     warn(_NAME, graph)
     rows = ranked(search.outcomes)
-    if not math.isfinite(rows[0][2]):
+    if not any(math.isfinite(run.loss) for runs in search.outcomes.values() for run in runs):
         raise InputError(
             f"{graph.origin}: every run diverged; scale the features, or give another list with --try"
         )

@@ -38,6 +38,26 @@ def graph() -> Graph:
     return synthetic_graph(nodes=300, features=40, classes=3, seed=1)
 
 
+@pytest.mark.parametrize("split", [3, None, "random", ([0], [1], [2])])
+def test_a_split_that_would_not_count_is_refused(graph: Graph, split: Any) -> None:
+    none = dict.fromkeys(("train_mask", "val_mask", "test_mask"))
+    with pytest.raises(InputError, match="has no masks"):
+        from_pyg(planetoid(graph, **none), split=split)
+    with pytest.raises(InputError, match="the masks are one split"):
+        from_pyg(planetoid(graph), split=split)
+
+
+def test_a_drawn_split_is_drawn_again_from_a_file(graph: Graph, tmp_path: Path) -> None:
+    none = dict.fromkeys(("train_mask", "val_mask", "test_mask"))
+    drawn = from_pyg(planetoid(graph, **none), seed=3)
+    write_npz(tmp_path / "g.npz", drawn)
+    for seed, same_split in ((3, True), (4, False)):
+        found = load(str(tmp_path / "g.npz"), seed=seed)
+        assert found.drawn and np.array_equal(found.train, drawn.train) is same_split
+    write_npz(tmp_path / "g.npz", from_pyg(planetoid(graph)))
+    assert np.array_equal(load(str(tmp_path / "g.npz"), seed=4).train, graph.train)
+
+
 def test_graphs_to_predict_on_need_no_labels(graph: Graph) -> None:
     networkx = pytest.importorskip("networkx")
     data = planetoid(graph, y=None, train_mask=None, val_mask=None, test_mask=None)

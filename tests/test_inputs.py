@@ -112,6 +112,21 @@ def test_the_torch_network_scales_too(counts: Path, tmp_path: Path) -> None:
     model = pdadmm.Model.load(tmp_path / "out" / "model.h5")
     with FeatureFile(counts) as features:
         X = features.x("test")
-    with torch.no_grad():
-        found = model.to_torch()(torch.from_numpy(X.copy())).numpy()
-    np.testing.assert_allclose(found, model.forward(X), rtol=1e-4, atol=1e-4)
+    network, inputs = model.to_torch(), torch.from_numpy(X.copy())
+    torch.save(network, tmp_path / "network.pt")
+    inputs[:1] = 0  # words of nobody
+    X[:1] = 0
+    for form in (
+        network,
+        torch.load(tmp_path / "network.pt", weights_only=False),
+        torch.jit.trace(network, inputs[:3]),
+        pdadmm.Model.from_torch(network).to_torch(),
+    ):
+        with torch.no_grad():
+            found = form(inputs).numpy()
+        np.testing.assert_allclose(found, model.forward(X), rtol=1e-4, atol=1e-4)
+    assert "input_norm='hellinger'" in repr(network)
+    assert set(network.state_dict()) == set(model.state_dict())
+    network.register_forward_pre_hook(lambda module, inputs: inputs)
+    with pytest.raises(InputError, match="forward hooks"):
+        pdadmm.Model.from_torch(network)

@@ -14,9 +14,8 @@ from pdadmm.admm.options import OPTIONS, Config, check
 from pdadmm.admm.start import Start
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.mpi import MPITransport
-from pdadmm.comm.start import start_mpi
+from pdadmm.comm.start import start_alone
 from pdadmm.comm.waiter import Waiter
-from pdadmm.comm.where import Where
 from pdadmm.errors import InputError, RunError
 from pdadmm.files import Record
 from pdadmm.inputs.feature_file import FeatureArrays
@@ -137,12 +136,11 @@ def fit(task: Task | Exception) -> Fitted:
         When the run diverges, or a rank fails otherwise; the same on all ranks.
     """
     try:
-        MPI = start_mpi(Where(), 0.0)
-    except (ImportError, RuntimeError) as error:
+        MPI = start_alone()
+    except InputError:
         if isinstance(task, Exception):
             raise task from None
-        reason = str(error).splitlines()[0]
-        raise InputError(f"no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'") from None
+        raise
     waiter = Waiter(MPI.COMM_WORLD)
     ranks = waiter.comm.size
     if ranks > 1:

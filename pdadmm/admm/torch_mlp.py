@@ -56,6 +56,8 @@ def layers_of_module(module: torch.nn.Module) -> tuple[list[np.ndarray], list[np
     """
     from torch import nn
 
+    if getattr(module, "_forward_pre_hooks", None):
+        raise InputError("the network has forward hooks, which a model has not; give its modules alone")
     pairs: list[tuple[str, Any, Any]] = []
     between: list[str] = []  # activations since the last Linear module
     found: set[str] = set()

@@ -13,10 +13,9 @@ import numpy as np
 from pdadmm.admm.command import resolve
 from pdadmm.admm.options import parse
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
-from pdadmm.comm.start import start_mpi
+from pdadmm.comm.start import start_alone
 from pdadmm.comm.waiter import Waiter
-from pdadmm.comm.where import Where
-from pdadmm.errors import InputError, RunError
+from pdadmm.errors import RunError
 from pdadmm.files import Record
 from pdadmm.runtime.threads import set_threads
 
@@ -90,11 +89,7 @@ def try_out(
         When an option is wrong, the features do not go with the candidate's scaling, or there is no MPI
         library.
     """
-    try:
-        MPI = start_mpi(Where(), 0.0)
-    except (ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'") from None
+    MPI = start_alone()
     own = ["--seed", str(seed), "--quiet"]
     own += ["--backend", "numpy", "--eval-every", "1000000"]  # evaluated at the end of a stage only
     config = parse([*options, *candidate.arguments(), *own], lambda _: preset)
@@ -116,7 +111,7 @@ def try_out(
 
 
 def ranked(outcomes: dict[Candidate, list[Outcome]]) -> list[tuple[Candidate, float, float, float, float]]:
-    """Candidates, best first, by mean validation accuracy; equal ones by loss.
+    """Candidates, best first, by mean validation accuracy; equal ones by loss, and any that diverged last.
 
     Parameters
     ----------
@@ -130,9 +125,10 @@ def ranked(outcomes: dict[Candidate, list[Outcome]]) -> list[tuple[Candidate, fl
         standard error (NaN of a single run).
     """
 
-    def order(candidate: Candidate) -> tuple[float, float]:
+    def order(candidate: Candidate) -> tuple[bool, float, float]:
         runs = outcomes[candidate]
-        return -round(mean(run.accuracy for run in runs), 6), mean(run.loss for run in runs)
+        loss = mean(run.loss for run in runs)
+        return not math.isfinite(loss), -round(mean(run.accuracy for run in runs), 6), loss
 
     found = sorted(outcomes, key=order)
     best = outcomes[found[0]]

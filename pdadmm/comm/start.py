@@ -15,7 +15,7 @@ from pdadmm.comm.witness import FORWARDING
 from pdadmm.errors import InputError
 from pdadmm.process import end_job
 
-__all__ = ["leave", "separate_worlds", "start_mpi"]
+__all__ = ["leave", "no_library", "separate_worlds", "start_alone", "start_mpi"]
 
 #: bytes of /dev/shm that MPICH takes a rank, once UCX takes none; measured, and a bit
 _BYTES_A_RANK = 1.2e6
@@ -41,6 +41,26 @@ def start_mpi(where: Where, seconds: float) -> ModuleType:
         from mpi4py import MPI
     _forget_names()
     return MPI
+
+
+def start_alone() -> ModuleType:
+    """The same in a process of a user's, which waits for nobody.
+
+    Raises
+    ------
+    InputError
+        Without an MPI library, or enough shared memory.
+    """
+    try:
+        return start_mpi(Where(), 0.0)
+    except (ImportError, RuntimeError) as error:
+        raise InputError(no_library(error)) from None
+
+
+def no_library(error: ImportError | RuntimeError) -> str:
+    """What to say of an error of :func:`start_mpi`."""
+    reason = str(error).splitlines()[0]
+    return f"no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'"
 
 
 def separate_worlds(size: int) -> str:

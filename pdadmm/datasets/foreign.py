@@ -78,6 +78,10 @@ def from_pyg(
             ]
         elif any(mask is not None for mask in masks):
             raise InputError(f"{where}: has some of train_mask, val_mask, test_mask; give all three or none")
+        elif not _first(split):
+            raise InputError(
+                f"{where}: has no masks, of which `split` would choose; give it a mapping of ids"
+            )
     x, y = _array(data.x), getattr(data, "y", None)
     labels = np.full(len(x) if x.ndim else 0, UNLABELLED) if y is None else _array(y)
     return _graph(name, where, edges, x, labels, ids, seed, classes)
@@ -148,7 +152,7 @@ def from_networkx(
 
 
 def write_npz(path: str | os.PathLike[str], graph: Graph) -> None:
-    """Write a graph, with its split, as the `.npz` that the commands read.
+    """Write a graph, with the split that it was given, as the `.npz` that the commands read.
 
     The file appears when it is complete.
 
@@ -176,7 +180,8 @@ def write_npz(path: str | os.PathLike[str], graph: Graph) -> None:
     for prefix, matrix in matrices.items():
         for part in ("data", "indices", "indptr", "shape"):
             arrays[f"{prefix}_{part}"] = np.asarray(getattr(matrix, part))
-    arrays.update({f"{part}_idx": graph.split(part) for part in ("train", "val", "test")})
+    if not graph.drawn:  # one that was drawn is drawn again, from whatever seed
+        arrays.update({f"{part}_idx": graph.split(part) for part in ("train", "val", "test")})
     with replacing(target) as temporary, open(temporary, "wb") as file:
         np.savez(file, **cast(Any, arrays))  # stubs take a keyword for allow_pickle
         file.flush()
@@ -216,9 +221,16 @@ def _array(value: Foreign) -> np.ndarray:
     return np.asarray(value)
 
 
+def _first(split: object) -> bool:
+    """Whether it is the default of `split`."""
+    return isinstance(split, int) and split == 0
+
+
 def _of_split(mask: np.ndarray, split: object, where: str) -> np.ndarray:
     """A mask (N,), or one of S of them, (N, S)."""
     if mask.ndim != 2:
+        if not _first(split):
+            raise InputError(f"{where}: the masks are one split; leave `split` out, or give it node ids")
         return mask
     if not isinstance(split, int) or not 0 <= split < mask.shape[1]:
         raise InputError(f"{where}: there is no split {split!r}; the masks have {mask.shape[1]}, from 0")

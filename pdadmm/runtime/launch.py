@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pdadmm.comm.start import leave, separate_worlds, start_mpi
+from pdadmm.comm.start import leave, no_library, separate_worlds, start_mpi
 from pdadmm.comm.waiter import PATIENT, Waiter, end_all
 from pdadmm.comm.where import Where
 from pdadmm.errors import InputError, RunError, denied, one_line
@@ -49,9 +49,7 @@ def _main(command: Callable[[Waiter, list[str]], None], arguments: list[str], wh
     except InputError as error:
         return leave(where, error)
     except (ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        problem = f"no MPI library could be loaded ({reason}); pip install 'pdadmm[mpich]'"
-        return leave(where, InputError(problem))
+        return leave(where, InputError(no_library(error)))
     comm = MPI.COMM_WORLD
     rank = comm.rank
     where.set_rank(rank)
