@@ -13,6 +13,7 @@ import pytest
 from support import Finished, python, records_of, succeed, weights_of, without_times, words
 from threadpoolctl import threadpool_limits
 
+from pdadmm.arrays.groups import rows_of_groups
 from pdadmm.arrays.products import Products
 
 
@@ -46,6 +47,31 @@ def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int], turned: tupl
         np.testing.assert_array_equal(found[0], other)
     exact = a.astype(np.float64) @ b
     np.testing.assert_allclose(found[0], exact, rtol=1e-4, atol=2e-6 * max(k, 1) ** 0.5 * 10)
+
+
+@pytest.mark.parametrize("groups", [0, 1, 2, 4, 8])
+@pytest.mark.parametrize(("rows", "cols"), [(9, 5), (2048, 128), (5000, 300), (2100, 1100)])
+def test_a_matrix_with_itself(rows: int, cols: int, groups: int) -> None:
+    """Half is formed, on any threads the same, where something else stood before; shards add up to it."""
+    G = np.random.default_rng(0).standard_normal((rows, cols)).astype(np.float32)
+    found = []
+    for threads in (1, 2, 3, 8):
+        products, out = Products(threads, groups), np.full((cols, cols), np.nan, np.float32)
+        other = np.full_like(out, np.nan)
+        products.over_rows(G, G.copy(), other)  # in the room that the sums have
+        products.over_rows(G, G, out)
+        np.testing.assert_allclose(out, other, rtol=2e-6, atol=1e-5 * rows**0.5)
+        found.append(out)
+    for out in found[1:]:
+        np.testing.assert_array_equal(found[0], out)
+    np.testing.assert_allclose(found[0], G.T.astype(np.float64) @ G, rtol=1e-4, atol=2e-5 * rows**0.5)
+    if groups > 1:
+        halves = []
+        for part in rows_of_groups(rows, 2):
+            half, mine = np.empty_like(found[0]), G[part]
+            Products(2, groups // 2).over_rows(mine, mine, half)
+            halves.append(half)
+        assert groups == 2 or rows < 2048 or np.array_equal(halves[0] + halves[1], found[0])
 
 
 def test_float64_and_given_results() -> None:

@@ -30,6 +30,8 @@ _STEP = 64
 _GROUPS, _MANY = MOST_GROUPS, 2048
 #: entries of a sum of which every group has one of its own; a larger one is formed by so many columns
 _LARGEST, _COLUMNS = 1 << 20, 512
+#: columns of a tile of a symmetric sum
+_TRIANGLE = 128
 
 
 class Products:
@@ -106,33 +108,43 @@ class Products:
             self._in_groups(G, A, out, _GROUPS)
 
     def _in_groups(self, G: Array, A: Array, out: Array, groups: int) -> None:
-        """``out = Gᵀ A``, the groups' sums added up by their tree."""
+        """``out = Gᵀ A``, the groups' sums added up by their tree.
+
+        Of ``Gᵀ G`` the tiles up to the diagonal are formed, and mirrored.
+        """
         work, rows = len(G) * out.size, rows_of_groups(len(G), groups)
+        symmetric = A is G
         if out.size > _LARGEST and groups > 1:
+            parts = _parts(out.shape[1], 0, _COLUMNS)
 
             def columns(part: slice) -> None:
-                sums = self._room_for((len(out), part.stop - part.start), out.dtype, groups)
+                upper = slice(part.stop if symmetric else len(out))
+                sums = self._room_for((len(out), part.stop - part.start), out.dtype, groups)[:, upper]
                 for number, of_group in enumerate(rows):
-                    np.matmul(G[of_group].T, A[of_group, part], out=sums[number])
-                _add_up(sums, out[:, part])
+                    np.matmul(G[of_group, upper].T, A[of_group, part], out=sums[number])
+                _add_up(sums, out[upper, part])
 
-            self._each(columns, _parts(out.shape[1], 0, _COLUMNS), work)
+            self._each(columns, parts, work)
+            if symmetric:
+                _mirror(out, parts)
             return
         sums = self._room_for(out.shape, out.dtype, groups) if groups > 1 else out[None]
 
         def piece(item: tuple[int, slice]) -> None:
             number, part = item
-            of_group = rows[number]
-            np.matmul(G[of_group].T, A[of_group, part], out=sums[number, :, part])
+            of_group, upper = rows[number], slice(part.stop if symmetric else len(out))
+            np.matmul(G[of_group, upper].T, A[of_group, part], out=sums[number, upper, part])
 
-        pieces = [
-            (number, part)
-            for number, group in enumerate(rows)
-            for part in _parts(out.shape[1], 0, _tile(len(out) * (group.stop - group.start)))
-        ]
+        def parts_of(group: slice) -> tuple[slice, ...]:
+            step = _TRIANGLE if symmetric else _tile(len(out) * (group.stop - group.start))
+            return _parts(out.shape[1], 0, step)
+
+        pieces = [(number, part) for number, group in enumerate(rows) for part in parts_of(group)]
         self._each(piece, pieces, work)
         if groups > 1:
             _add_up(sums, out)
+        if symmetric:
+            _mirror(out, parts_of(rows[0]))
 
     def close(self) -> None:
         """End the threads."""
@@ -143,7 +155,7 @@ class Products:
         """Room for the sums of the groups, made once a thread and shape."""
         key = (threading.get_ident(), groups, shape, dtype)
         if key not in self._room:
-            self._room[key] = np.empty((groups, *shape), dtype)
+            self._room[key] = np.zeros((groups, *shape), dtype)
         return self._room[key]
 
     def _each(self, work: Callable[[Item], None], items: Sequence[Item], size: int = _SMALL + 1) -> None:
@@ -171,6 +183,12 @@ def _add_up(sums: np.ndarray, out: Array) -> None:
         np.add(left, sums[apart :: 2 * apart], out=left)
         apart *= 2
     np.add(sums[0], sums[apart], out=out)
+
+
+def _mirror(out: Array, parts: Sequence[slice]) -> None:
+    """Fill what is below the tiles on the diagonal, of a symmetric matrix, by what is above them."""
+    for part in parts:
+        out[part.stop :, part] = out[part, part.stop :].T
 
 
 @lru_cache(1024)
