@@ -180,7 +180,7 @@ _OPERATORS: dict[str, tuple[str, str, Record]] = {
     "cora": ("ppr:0.4,ppr:0.1", "none", {"hop_decay": 1.5}),
     "citeseer": ("ppr:0.1", "none", {}),
     "amazon-computers": ("ppr:0.4,ppr:0.1", "none", {"mu": 3e-5}),
-    "amazon-photo": ("ppr:0.2:rw", "none", {"mu": 1e-4}),
+    "amazon-photo": ("ppr:0.2:rw", "row", {"mu": 3e-5}),
     "coauthor-cs": ("x,ppr:0.4", "row", {"hop_decay": 1.5, "mu": 0.003}),
     "coauthor-physics": ("x,ppr:0.2", "row", {"hop_decay": 2.0}),
 }
