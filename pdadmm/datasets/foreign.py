@@ -47,7 +47,7 @@ def from_pyg(
     seed
         Draws the split where there is none.
     classes
-        C, where the graph is to be predicted on, as of :func:`pdadmm.datasets.load`: it needs no `y`.
+        C, where the graph is to be predicted on, as of `pdadmm.datasets.load`: it needs no `y`.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def from_networkx(
     seed
         Draws the split where there is none.
     classes
-        C, where the graph is to be predicted on, as of :func:`pdadmm.datasets.load`: nodes need no label.
+        C, where the graph is to be predicted on, as of `pdadmm.datasets.load`: nodes need no label.
 
     Raises
     ------
