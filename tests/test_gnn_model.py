@@ -104,6 +104,8 @@ def test_graphs_that_do_not_fit(tmp_path: Path) -> None:
     graph = load(str(source))
     with pytest.raises(InputError, match=r"9 features, the model takes 7; give a graph of the same kind"):
         model.forward(load(str(write_npz(tmp_path / "other.npz", **npz_arrays(features=9)))))
+    with pytest.raises(InputError, match=r"int is no graph; give that of .*from_pyg\(data, classes=3\)"):
+        model.forward(3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"samples without a graph; pdadmm\.Model is for these"):
         model.forward(replace(graph, adjacency=None))
     with pytest.raises(InputError, match=r"model\.h5: no such file; a run writes model\.h5 into its --out"):

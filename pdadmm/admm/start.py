@@ -142,8 +142,9 @@ class Start:
                 "prepare it with the operators that the model was trained on"
             )
         if classes != self.widths[-1]:
+            labels = "y" if where == "X" else where
             raise InputError(
-                f"{self.name} tells {self.widths[-1]} classes apart, but {where} has {classes}; "
+                f"{self.name} tells {self.widths[-1]} classes apart, but {labels} has {classes}; "
                 "give a model of that data set"
             )
         per_hop = self.attributes.get("features_per_hop", features_per_hop)

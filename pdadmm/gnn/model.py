@@ -73,8 +73,13 @@ class GraphModel:
         Raises
         ------
         InputError
-            When the graph has no adjacency, or another number of features than the model takes.
+            When it is no graph or has no adjacency, or another number of features than the model takes.
         """
+        if not isinstance(graph, Graph):
+            raise InputError(
+                f"{type(graph).__name__} is no graph; give that of pdadmm.datasets.load, or of "
+                f"from_pyg(data, classes={self.shape.widths[-1]})"
+            )
         adjacency, X = graph.adjacency, graph.features
         if adjacency is None:
             raise InputError(f"{graph.origin}: samples without a graph; pdadmm.Model is for these")
