@@ -6,10 +6,9 @@ begins there. pdADMM has two::
     P  p goes from every rank to the one below
     Q  q goes from every rank to the one above
 
-A graph network of L layers has 2L - 1: F1 ... FL forward, BL ... B2 back, F1 but where neighbours' inputs are
-at hand. A rank without a part of a
-round passes over it. Transports whose messages must be enqueued in one order everywhere (NCCL) take it
-from here: the turn is an index into the cycle.
+A graph network of L layers has 2L - 1: F1 ... FL forward, BL ... B2 back, but for F1 where the inputs of
+neighbours are at hand. A rank without a part of a round passes over it. Transports whose messages must be
+enqueued in one order everywhere (NCCL) take it from here: the turn is an index into the cycle.
 """
 
 from __future__ import annotations
