@@ -22,6 +22,7 @@ from support import python
 from pdadmm import prepare
 from pdadmm.datasets import load, synthetic_graph
 from pdadmm.errors import InputError
+from pdadmm.gnn.metis import metis
 from pdadmm.gnn.partition import cut, partition
 from pdadmm.gnn.prepare import main
 from pdadmm.inputs.graph_file import GraphFile
@@ -287,7 +288,7 @@ def test_the_command_as_users_start_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after", [0.0, 0.05, 0.2])
 def test_sigterm_while_metis_works_ends_the_command_as_at_any_other_moment(after: float) -> None:
-    """METIS makes an error of it and leaves the signal blocked.
+    """METIS itself would jump out of what it does, and leave the process hanging or crashing now and then.
 
     It is started past Python's buffers: one that a signal interrupts while it is emptied, is emptied again.
     """
@@ -314,6 +315,28 @@ def test_sigterm_while_metis_works_ends_the_command_as_at_any_other_moment(after
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (128 + signal.SIGTERM, "", "")
+
+
+def test_metis_makes_the_same_parts_in_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    needs("metis")
+    adjacency = synthetic_graph(nodes=3000, features=20, communities=9, seed=0).adjacency
+    found = []
+    for few in (0, 1 << 40):
+        monkeypatch.setattr("pdadmm.gnn.metis._FEW", few)
+        monkeypatch.chdir(tmp_path)  # from wherever it is started
+        found.append(metis(adjacency, 5, 3))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert found[0].dtype == np.int32 and np.bincount(found[0]).size == 5
+    monkeypatch.setattr("pdadmm.gnn.metis._FEW", 0)
+    for program, error in (
+        ("raise ValueError('broken')", RuntimeError),
+        ("import os; os.kill(os.getpid(), 9)", MemoryError),
+    ):
+        monkeypatch.setattr("pdadmm.gnn.metis._PROGRAM", program)
+        with pytest.raises(error, match="broken" if error is RuntimeError else ""):
+            metis(adjacency, 5, 3)
 
 
 def test_under_mpirun_one_rank_speaks(tmp_path: Path, mpirun: Any) -> None:

@@ -7,7 +7,6 @@ J. Sci. Comput. 20, 1998. Parts are balanced in numbers of nodes.
 from __future__ import annotations
 
 import importlib.util
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from pdadmm.datasets.npy import load_npy
 from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.gnn.blocks import balanced, cut_into_blocks
+from pdadmm.gnn.metis import metis
 from pdadmm.inputs.graph_file import GraphArrays
 
 __all__ = ["PARTITIONERS", "cut", "partition"]
@@ -98,7 +98,7 @@ def partition(adjacency: sp.csr_matrix, parts: int, method: str = "auto", seed: 
     if method == "random":
         return np.random.default_rng(seed).permutation(np.arange(nodes) % parts).astype(np.int32)
     if method == "metis":
-        made = balanced(adjacency, _metis(adjacency, parts, seed), parts, seed)
+        made = balanced(adjacency, metis(adjacency, parts, seed), parts, seed)
     else:
         made = cut_into_blocks(adjacency, parts, seed)
     return _without_empty(made, parts)
@@ -113,34 +113,6 @@ def _chosen(method: str) -> str:
             f"--partitioner {method} is unknown; choose {', '.join(PARTITIONERS)} or name an .npy file"
         )
     return method
-
-
-def _metis(adjacency: sp.csr_matrix, parts: int, seed: int) -> Parts:
-    try:
-        import pymetis
-    except ImportError:
-        raise InputError(
-            "--partitioner metis needs pymetis: pip install 'pdadmm[gnn]', or give --partitioner blocks"
-        ) from None
-    index = pymetis.zero_copy_dtype()
-    csr = pymetis.CSRAdjacency(
-        np.ascontiguousarray(adjacency.indptr, index), np.ascontiguousarray(adjacency.indices, index)
-    )
-    # Bisection over and over cuts a little less than METIS's k-way scheme does, and so do four attempts at
-    # each bisection, whose sides may be 1 % over the half.
-    options = pymetis.Options(seed=seed % 2**31, ufactor=10, ncuts=4)
-    try:
-        found = pymetis.part_graph(parts, csr, recursive=True, options=options)
-    except RuntimeError:
-        # METIS takes a SIGTERM that comes while it works for an error of its own, and leaves the signal
-        # blocked: what this process does on it is put back, and done
-        handler = signal.getsignal(signal.SIGTERM)
-        if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()) and callable(handler):
-            signal.signal(signal.SIGTERM, handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-            signal.raise_signal(signal.SIGTERM)
-        raise
-    return np.asarray(found.vertex_part, dtype=np.int32)
 
 
 def _without_empty(part: Parts, parts: int) -> Parts:
