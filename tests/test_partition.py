@@ -335,7 +335,7 @@ def test_metis_makes_the_same_parts_in_a_process_of_its_own(
         ("import os; os.kill(os.getpid(), 9)", MemoryError),
     ):
         monkeypatch.setattr("pdadmm.gnn.metis._PROGRAM", program)
-        with pytest.raises(error, match="broken" if error is RuntimeError else ""):
+        with pytest.raises(error, match="broken" if error is RuntimeError else None):
             metis(adjacency, 5, 3)
 
 
