@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import pdadmm
 from pdadmm.errors import one_line
 from pdadmm.process import begin
+from pdadmm.runtime.parser import answered
 
 __all__ = ["main"]
 
@@ -25,11 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else ""
-    if command in ("-h", "--help"):
-        print(_USAGE, end="")
-        return 0
-    if command == "--version":
-        print(f"pdadmm {pdadmm.__version__}")
+    if answered(_USAGE, command):
         return 0
     # imported here: only links needs MPI
     if command == "links":

@@ -23,7 +23,7 @@ from pdadmm.errors import InputError
 if TYPE_CHECKING:
     from pymetis import CSRAdjacency
 
-__all__ = ["metis"]
+__all__ = ["bisect", "metis"]
 
 #: entries of an adjacency that takes METIS less time than another Python to start
 _FEW = 200_000
@@ -33,12 +33,11 @@ import ctypes, mmap, signal, sys
 parts, seed, rows, graph, result = map(int, sys.argv[1:])
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with who wants the parts
 import numpy as np, pymetis
+from pdadmm.gnn.metis import bisect
 numbers = np.frombuffer(mmap.mmap(graph, 0), pymetis.zero_copy_dtype())
 csr = pymetis.CSRAdjacency(numbers[: rows + 1], numbers[rows + 1 :])
-options = pymetis.Options(seed=seed, ufactor=10, ncuts=4)
-found = pymetis.part_graph(parts, csr, recursive=True, options=options)
 with open(result, "wb") as file:
-    np.asarray(found.vertex_part, np.int32).tofile(file)
+    bisect(csr, parts, seed).tofile(file)
 """
 
 Parts = npt.NDArray[np.int32]
@@ -63,7 +62,7 @@ def metis(adjacency: sp.csr_matrix, parts: int, seed: int) -> Parts:
     index, seed = pymetis.zero_copy_dtype(), seed % 2**31
     indptr, indices = adjacency.indptr.astype(index), adjacency.indices.astype(index)
     if indices.size < _FEW:
-        return _here(pymetis.CSRAdjacency(indptr, indices), parts, seed)
+        return bisect(pymetis.CSRAdjacency(indptr, indices), parts, seed)
     with tempfile.TemporaryFile() as result:
         graph = os.memfd_create("pdadmm-graph")
         try:
@@ -101,7 +100,8 @@ def _run(arguments: list[int], descriptors: tuple[int, ...]) -> None:
         raise RuntimeError(f"METIS failed, exit code {process.returncode}: {reason}")
 
 
-def _here(csr: CSRAdjacency, parts: int, seed: int) -> Parts:
+def bisect(csr: CSRAdjacency, parts: int, seed: int) -> Parts:
+    """The same of an adjacency as METIS takes it, in this process."""
     import pymetis
 
     # Bisection over and over cuts a little less than METIS's k-way scheme does, and so do four attempts at

@@ -8,7 +8,14 @@ from typing import Any, NoReturn
 import pdadmm
 from pdadmm.errors import InputError
 
-__all__ = ["Parser"]
+__all__ = ["Parser", "answered"]
+
+
+def answered(usage: str, argument: str) -> bool:
+    """Print what ``--help`` or ``--version`` of a list of commands asks for; whether it was one of them."""
+    known = {"-h": usage, "--help": usage, "--version": f"pdadmm {pdadmm.__version__}\n"}
+    print(known.get(argument, ""), end="")
+    return argument in known
 
 
 class Parser(argparse.ArgumentParser):

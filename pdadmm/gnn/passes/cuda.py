@@ -8,9 +8,9 @@ import numpy as np
 
 from pdadmm.arrays import DeviceArray as Array
 from pdadmm.arrays import Scalar
-from pdadmm.codec import DeltaCodec
 from pdadmm.codec.rows import FLOAT32, WIDTHS, row_message_bytes
 from pdadmm.gnn.equations import ADAM_EPSILON, ADAM_FIRST, ADAM_SECOND, dropout_threshold
+from pdadmm.gnn.passes.changes import PlainChanges
 from pdadmm.gnn.passes.protocol import Drop, Sparse
 from pdadmm.kernels.cuda import BLOCK, MOST_BLOCKS, CudaLibrary, row_blocks
 
@@ -29,7 +29,7 @@ _ROWS = 4 * _GROUPS
 _MOST_SHARES = 256
 
 
-class CudaPasses(CudaLibrary):
+class CudaPasses(CudaLibrary, PlainChanges):
     """Kernels on CuPy arrays; methods and results as in :class:`pdadmm.gnn.passes.protocol.Passes`.
 
     Nothing here waits for the device: loss and hits come back as 0-d float64 arrays, and NaN or Inf in a
@@ -158,13 +158,6 @@ class CudaPasses(CudaLibrary):
             self._run("scatter_rows", (row_blocks(count),), message, rows, X, *shape)
         else:
             self._run("decode_rows", (row_blocks(count),), message, rows, X, *shape, np.int32(bits))
-
-    def encode_change(self, X: Array, rows: Array, codec: DeltaCodec, hat: Array, out: Array) -> None:
-        codec.encode(X[rows], hat, out)
-
-    def decode_change(self, message: Array, rows: Array, codec: DeltaCodec, hat: Array, X: Array) -> None:
-        codec.decode(message, hat)
-        X[rows] = hat
 
     def add_variances(
         self, message: Array, bits: int, rows: Array, first: int, cols: int, sums: Array

@@ -6,7 +6,6 @@ import numpy as np
 import scipy.sparse as sp
 
 from pdadmm.arrays import Array
-from pdadmm.codec import DeltaCodec
 from pdadmm.codec.rows import decode_rows, encode_rows, spans
 from pdadmm.gnn.equations import (
     Moments,
@@ -17,12 +16,13 @@ from pdadmm.gnn.equations import (
     softmax_cross_entropy,
     variance_of_row,
 )
+from pdadmm.gnn.passes.changes import PlainChanges
 from pdadmm.gnn.passes.protocol import Drop, Sparse
 
 __all__ = ["ReferencePasses"]
 
 
-class ReferencePasses:
+class ReferencePasses(PlainChanges):
     """One operation at a time; see :class:`pdadmm.gnn.passes.protocol.Passes`."""
 
     name = "reference"
@@ -80,13 +80,6 @@ class ReferencePasses:
 
     def decode_rows(self, message: Array, bits: int, rows: Array, X: Array) -> None:
         decode_rows(message, bits, rows, X)
-
-    def encode_change(self, X: Array, rows: Array, codec: DeltaCodec, hat: Array, out: Array) -> None:
-        codec.encode(X[rows], hat, out)
-
-    def decode_change(self, message: Array, rows: Array, codec: DeltaCodec, hat: Array, X: Array) -> None:
-        codec.decode(message, hat)
-        X[rows] = hat
 
     def add_variances(
         self, message: Array, bits: int, rows: Array, first: int, cols: int, sums: Array
