@@ -26,10 +26,12 @@ from pdadmm.runtime.preparing import (
     listen,
     load_graph,
     on_first_rank,
+    refuse_beside_like,
     warn,
 )
 
 if TYPE_CHECKING:
+    from pdadmm.inputs.feature_norm import FeatureNorm
     from pdadmm.inputs.parallel import Share
 
 __all__ = ["main"]
@@ -43,8 +45,8 @@ def _parser() -> Parser:
         parser,
         "data/NAME.h5",
         "draws splits and the synthetic graph",
-        norm=None,
-        norm_text="the data set's own, else none",
+        "the data set's own, else none",
+        "the operators and the norm of a feature file",
     )
     parser.add_argument(
         "--operators",
@@ -57,14 +59,15 @@ def _parser() -> Parser:
     return parser
 
 
-def _given_operators(options: argparse.Namespace) -> str | None:
-    """The list that the options give, looked at before any work.
+def _given(options: argparse.Namespace) -> tuple[str | None, str | FeatureNorm | None]:
+    """The operators and the norm that the options give, looked at before any work.
 
     Raises
     ------
     InputError
-        When it is no list of operators, or --hops is given beside it.
+        When they are no operators, or one option says what another does.
     """
+    from pdadmm.inputs.feature_file import FeatureFile
     from pdadmm.inputs.operators import parse_operators, powers
 
     if options.hops is not None:
@@ -72,8 +75,12 @@ def _given_operators(options: argparse.Namespace) -> str | None:
             raise InputError("--hops and --operators both say what to compute; give one of them")
         if options.hops < 0:
             raise InputError(f"--hops {options.hops} is negative; give 0 or more")
-        return parse_operators(powers(options.hops))[0]
-    return None if options.operators is None else parse_operators(options.operators)[0]
+    if options.like is not None:
+        refuse_beside_like(options, "hops", "operators", "feature_norm")
+        with FeatureFile(options.like) as other:
+            return other.operators, other.norm
+    given = options.operators if options.hops is None else powers(options.hops)
+    return None if given is None else parse_operators(given)[0], options.feature_norm
 
 
 def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> None:
@@ -83,12 +90,12 @@ def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> Non
 
     listen()
     began = time.perf_counter()
-    given = _given_operators(options)
+    given, norm = _given(options)
     out = choose_target(options, ".h5", SCHEMA, KIND)
     graph, entry = load_graph(options, report)
     operators = given or (entry.operators if entry else None)
     own_norm = entry.norm_for(operators) if entry and operators else "none"
-    work = Augmentation(graph, 4, options.feature_norm or own_norm, options.nodes, operators)
+    work = Augmentation(graph, 4, norm or own_norm, options.nodes, operators)
 
     def watched(pieces: Iterator[Piece]) -> Iterator[Piece]:
         total = work.shape[1]

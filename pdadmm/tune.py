@@ -3,11 +3,11 @@
     python -m pdadmm.tune mygraph.npz
     python -m pdadmm.tune mygraph.npz --try x,ppr:0.3 --try powers:2 --seeds 5 --layers 4
 
-It trains on every list of operators, without scaling of the inputs and, where no feature is negative, with
-``--input-norm hellinger``; on the best lists with other penalties of the network's weights, and with
-features normalised first; on the best of these with other weights of its operators, and once more with other
-penalties. Then it prints a table and the commands to use. Test nodes have no say. Nothing is written but raw
-files that are downloaded.
+It trains on every list of operators: on the features as they are, where most are not zeros with
+``--feature-norm standard``, and where none is negative with ``--input-norm hellinger``; on the best lists
+with other penalties of the network's weights, and under hellinger with ``--feature-norm row``; on the best of
+these with other weights of its operators, and once more with other penalties. Then it prints a table and the
+commands to use. Test nodes have no say. Nothing is written but raw files that are downloaded.
 
 Exit codes: 0 done; 2 bad input, with one line on stderr; other: failure.
 """
@@ -45,8 +45,8 @@ __all__ = ["main"]
 _NAME = "pdadmm.tune"
 #: what won or came close on published data sets, docs/results.md
 _LISTS = ("powers:4", "power:2", "ppr:0.2", "ppr:0.1", "ppr:0.4,ppr:0.1", "x,ppr:0.2", "x,heat:2")
-#: scalings of the inputs, the second where no feature is negative, and the penalty that each is tried with
-#: first: rows of length 1 take larger weights than bags of words do
+#: scalings of the inputs, and the penalty that each is tried with first: rows of length 1 take larger weights
+#: than bags of words do
 _SCALINGS = {"none": 0.01, "hellinger": 0.0003}
 #: how many lists go on after the first runs
 _BEST = 3
@@ -57,7 +57,7 @@ _PENALTIES = (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01)
 def _parser() -> Parser:
     parser = Parser(prog="python -m pdadmm.tune", description="Choose the inputs on validation accuracy.")
     seed = "of the first run; draws its split, too, where none is published"
-    add_data_options(parser, None, seed, norm=None, norm_text="both are tried")
+    add_data_options(parser, None, seed, norm_text="those that suit the features are tried")
     parser.add_argument(
         "--try",
         action="append",
@@ -128,20 +128,25 @@ class _Search:
 def _try_all(options: argparse.Namespace, lists: list[str], search: _Search) -> Graph:
     """Try the lists, then what goes with the best of them, one after the other; returns a graph of them."""
     from pdadmm.admm.trial import Candidate
+    from pdadmm.inputs.feature_norm import mostly_zeros
     from pdadmm.inputs.operators import parse_operators
 
     graph, _ = search.load(options.seed)
     if graph.adjacency is None:
         raise InputError(f"{graph.origin}: samples without a graph have no operators to choose from")
-    scalings = dict(_SCALINGS)
-    if graph.features.min() < 0:  # dense features, rarely without negative ones; bags of words have none
-        del scalings["hellinger"]
-    norm = options.feature_norm or "none"
+    norms = ["none"] if mostly_zeros(graph.features) else ["none", "standard"]
+    scalings = [
+        (norm, scaling, mu)
+        for norm in ([options.feature_norm] if options.feature_norm else norms)
+        for scaling, mu in _SCALINGS.items()
+        # square roots want bags of words, which have no negative numbers
+        if scaling == "none" or (norm != "standard" and graph.features.min() >= 0)
+    ]
 
     def penalties(candidates: Sequence[Candidate]) -> list[Candidate]:
         return [replace(candidate, mu=mu) for candidate in candidates for mu in _PENALTIES]
 
-    search.train("lists", [Candidate(text, norm, *item, 1.0) for text in lists for item in scalings.items()])
+    search.train("lists", [Candidate(text, *scaling, 1.0) for text in lists for scaling in scalings])
     search.train("penalties of the best", penalties(search.leading()[:_BEST]))
     if options.feature_norm is None:  # unscaled, normalised features are too small to train on
         best = search.leading("hellinger")[:_BEST]
@@ -172,12 +177,15 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
             f"{graph.origin}: every run diverged; scale the features, or give another list with --try"
         )
     width = max(len("operators"), *(len(row[0].operators) for row in rows))
+    norm = max(len("norm"), *(len(row[0].feature_norm) for row in rows))
     print(f"{'validation':>10} {'loss':>7} {'to the best':>15}  {'operators':{width}}", end="")
-    print(f"  {'norm':4}  {'scaling':9}  {'decay':>5}  {'mu':>6}")
+    print(f"  {'norm':{norm}}  {'scaling':9}  {'decay':>5}  {'mu':>6}")
     for c, accuracy, loss, behind, error in rows:
         spread = f" ± {100 * error:5.2f}" if options.seeds > 1 else " " * 8  # a single run has none
         print(f"{100 * accuracy:10.2f} {loss:7.3f} {100 * behind:+7.2f}{spread}  ", end="")
-        print(f"{c.operators:{width}}  {c.feature_norm:4}  {c.input_norm:9}  {c.hop_decay:5g}  {c.mu:6g}")
+        print(
+            f"{c.operators:{width}}  {c.feature_norm:{norm}}  {c.input_norm:9}  {c.hop_decay:5g}  {c.mu:6g}"
+        )
     best = rows[0][0]
     given = data_arguments(options)
     print(

@@ -90,6 +90,24 @@ def test_negative_features_are_tried_without_roots_and_what_comes_apart_is_last(
     assert lists[-6:] == ["x"] * 6 and set(lists[:-6]) == {"powers:1"} and len(lists) > 12
 
 
+def test_measurements_are_standardised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Features that say the class, in units that hide it."""
+    random = np.random.default_rng(0)
+    labels = npz_arrays()["labels"]
+    features = np.eye(3)[labels] + 0.2 * random.normal(size=(60, 3))
+    given = dict.fromkeys(("attr_data", "attr_indices", "attr_indptr", "attr_shape"))
+    units = features * [1e-3, 1, 10] + np.array([0, 50, 0])
+    write_npz(tmp_path / "mine.npz", **given, attr_matrix=units.astype(np.float32))
+    assert main([str(tmp_path / "mine.npz"), *SMALL, "--try", "x", "--try", "powers:1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines[1:-3]]
+    norms = {(row[-4], row[-3]) for row in rows}
+    assert norms >= {("none", "none"), ("standard", "none")} and ("standard", "hellinger") not in norms
+    assert rows[0][-4] == "standard" and float(rows[0][0]) > 80
+    assert max(float(row[0]) for row in rows if row[-4] != "standard") < float(rows[0][0]) - 10
+    assert "--feature-norm standard" in lines[-2]
+
+
 def test_ties_go_to_the_lower_loss_and_differences_are_paired() -> None:
     a, b, c = (Candidate(name, "none", "none", 0.01, 1.0) for name in ("x", "power:1", "power:2"))
     outcomes = {

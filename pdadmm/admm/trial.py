@@ -33,7 +33,7 @@ class Candidate:
     ----------
     operators : str
         As :func:`pdadmm.inputs.operators.parse_operators` keeps it.
-    feature_norm : {"none", "row"}
+    feature_norm : {"none", "row", "standard"}
         Of the features before the operators.
     input_norm : str
         Of :data:`pdadmm.inputs.scaling.INPUT_NORMS`.

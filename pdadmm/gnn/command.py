@@ -207,7 +207,9 @@ def _begin_files(
 
     def room() -> ModelRoom:
         path = folder.path / "model.h5"
-        return stack.enter_context(reserved(path, trainer.shape, _attributes(trainer, 0.0)))
+        return stack.enter_context(
+            reserved(path, trainer.shape, _attributes(trainer, 0.0), trainer.facts.norm)
+        )
 
     return begin_files(folder, trainer.config, metrics, resumed, "graph", warn, room)
 
@@ -218,7 +220,7 @@ def _attributes(trainer: Trainer, test_accuracy: float) -> Record:
         "dataset": trainer.facts.dataset,
         "order": trainer.config.network.order,
         "multilabel": int(trainer.facts.multilabel),
-        "feature_norm": trainer.facts.feature_norm,
+        "feature_norm": trainer.facts.norm.name,
         "test_accuracy": test_accuracy,
     }
 
@@ -263,7 +265,8 @@ def _write_results(folder: Path, trainer: Trainer, room: ModelRoom | None, threa
     if trainer.waiter.comm.rank:
         return None
     assert room is not None
-    room.write(trainer.shape, trainer.weights(), _attributes(trainer, summary["test_accuracy"]))
+    attributes = _attributes(trainer, summary["test_accuracy"])
+    room.write(trainer.shape, trainer.weights(), attributes, trainer.facts.norm)
     summary["seconds_total"] = trainer.seconds_total
     write_json(folder / "summary.json", summary)
     return summary

@@ -75,7 +75,7 @@ def _export(arguments: Sequence[str] | None) -> None:
     safe = target.suffix == ".safetensors"
     if not safe and importlib.util.find_spec("torch") is None:
         raise InputError("exporting needs PyTorch; pip install torch, or name a .safetensors file with --out")
-    shape, weights, _ = read_model(model_of(options.run))
+    shape, weights, *_ = read_model(model_of(options.run))
     if os.path.lexists(target):
         raise InputError(f"{target}: exists, so it stays; remove it, or name another one with --out")
     arrays = state_dict(shape, weights)

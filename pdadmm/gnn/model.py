@@ -18,7 +18,7 @@ from pdadmm.gnn.equations import gcn_weights, hidden, mean_weights
 from pdadmm.gnn.export import constructor, state_dict
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.model_file import read_model
-from pdadmm.inputs.augment import normalise_rows
+from pdadmm.inputs.feature_norm import FeatureNorm
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +40,9 @@ class GraphModel:
     weights
         By layer, from 1, and name: float32 arrays, a matrix (n_out, n_in).
     attributes
-        What the run recorded: dataset, test_accuracy, multilabel, and feature_norm, which is applied to
-        the features of a graph here.
+        What the run recorded: dataset, test_accuracy, multilabel, feature_norm.
+    norm
+        What preparing did to the features, which is done to those of a graph here.
 
     Examples
     --------
@@ -55,6 +56,7 @@ class GraphModel:
     shape: Shape
     weights: dict[int, dict[str, np.ndarray]]
     attributes: Record = field(default_factory=dict)
+    norm: FeatureNorm = field(default_factory=FeatureNorm)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GraphModel:
@@ -88,7 +90,7 @@ class GraphModel:
                 f"{graph.origin}: {X.shape[1]} features, the model takes {self.shape.widths[0]}; "
                 "give a graph of the same kind"
             )
-        H = normalise_rows(X, self.attributes.get("feature_norm", "none"))
+        H = FeatureNorm.of(self.norm, X, graph.origin).applied(X)
         A = self._operator(adjacency)
         for layer, named in self.weights.items():
             if self.shape.model == "gcn":

@@ -15,14 +15,15 @@ import numpy as np
 from pdadmm.files import Record, naming, reserve, take_place, write_at
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.part import MODELS
-from pdadmm.inputs.augment import FEATURE_NORMS
+from pdadmm.inputs import FEATURE_NORMS
+from pdadmm.inputs.feature_norm import FeatureNorm
 
 if TYPE_CHECKING:
     import h5py
 
     from pdadmm.files.hdf5 import Attributes, PlainFile
 
-__all__ = ["ModelRoom", "model_of", "read_model", "reserved"]
+__all__ = ["ModelRoom", "is_model", "model_of", "read_model", "reserved"]
 
 SCHEMA, SCHEMA_VERSION = "pdadmm-gnn-model", 1
 #: for summary.json and profile.json, which are written when the model has left this room
@@ -43,20 +44,22 @@ class ModelRoom:
     path: Path  #: which the file takes at the end
     temporary: Path
 
-    def write(self, shape: Shape, weights: Weights, attributes: Record) -> None:
+    def write(self, shape: Shape, weights: Weights, attributes: Record, norm: FeatureNorm) -> None:
         """Write the file, which is whole or not there; on one rank.
 
         Parameters
         ----------
         attributes
             Recorded at the root of the file besides the layers' shape.
+        norm
+            What preparing did to the features.
 
         Raises
         ------
         OSError
             Which names the file.
         """
-        content = _content(shape, weights, attributes)
+        content = _content(shape, weights, attributes, norm)
         with naming(self.path, self.temporary):
             with self.temporary.open("r+b", buffering=0) as file:
                 write_at(file.fileno(), memoryview(content), 0)
@@ -66,12 +69,12 @@ class ModelRoom:
 
 
 @contextmanager
-def reserved(path: Path, shape: Shape, attributes: Record) -> Iterator[ModelRoom]:
+def reserved(path: Path, shape: Shape, attributes: Record, norm: FeatureNorm) -> Iterator[ModelRoom]:
     """Take the space of model.h5; what is not written is given back at the end.
 
     Parameters
     ----------
-    attributes
+    attributes, norm
         As long as those that :meth:`ModelRoom.write` will get.
 
     Raises
@@ -88,13 +91,13 @@ def reserved(path: Path, shape: Shape, attributes: Record) -> Iterator[ModelRoom
     try:
         with naming(path, temporary):
             temporary.unlink(missing_ok=True)  # of a run that was killed
-            reserve(temporary, len(_content(shape, zeros, attributes)) + _SLACK_BYTES)
+            reserve(temporary, len(_content(shape, zeros, attributes, norm)) + _SLACK_BYTES)
         yield ModelRoom(path, temporary)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _content(shape: Shape, weights: Weights, attributes: Record) -> bytes:
+def _content(shape: Shape, weights: Weights, attributes: Record, norm: FeatureNorm) -> bytes:
     """The file, in memory: HDF5 does not survive a full disk."""
     import h5py
 
@@ -107,6 +110,8 @@ def _content(shape: Shape, weights: Weights, attributes: Record) -> bytes:
             layers=shape.layers,
             **attributes,
         )
+        for name, array in norm.arrays.items():
+            file[name] = array
         for layer, named in weights.items():
             group = file.create_group(_group(layer))
             for name, array in named.items():
@@ -120,8 +125,24 @@ def model_of(run: str) -> Path:
     return path if path.is_file() else path / "model.h5"
 
 
-def read_model(path: str | os.PathLike[str]) -> tuple[Shape, dict[int, dict[str, np.ndarray]], Record]:
-    """Shape, float32 parameters by layer and name, and attributes of a file.
+def is_model(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is the model of a graph network.
+
+    Raises
+    ------
+    InputError
+        When it cannot be read.
+    """
+    from pdadmm.files.hdf5 import PlainFile
+
+    with PlainFile(path, "give a file that is there", "give another") as file:
+        return file.attribute("schema") == SCHEMA
+
+
+def read_model(
+    path: str | os.PathLike[str],
+) -> tuple[Shape, dict[int, dict[str, np.ndarray]], Record, FeatureNorm]:
+    """Shape, float32 parameters by layer and name, attributes, and norm of the features of a file.
 
     Raises
     ------
@@ -148,7 +169,8 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Shape, dict[int, dict[str,
                 if found.shape != wanted[name]:
                     raise file.wrong(f"/{_group(layer)}/{name} is {found.shape}, not {wanted[name]}")
             weights[layer] = {name: file.weights(arrays[name]) for name in wanted}
-    return shape, weights, attributes
+        norm = FeatureNorm.read(file, attributes.get("feature_norm", "none"), shape.widths[0])
+    return shape, weights, attributes, norm
 
 
 def _of_all_layers(file: PlainFile, name: str, layers: int) -> dict[int, h5py.Dataset]:

@@ -19,6 +19,7 @@ from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.gnn.blocks import balanced, cut_into_blocks
 from pdadmm.gnn.metis import metis
+from pdadmm.inputs.feature_norm import FeatureNorm
 from pdadmm.inputs.graph_file import GraphArrays
 
 __all__ = ["PARTITIONERS", "cut", "partition"]
@@ -28,7 +29,9 @@ PARTITIONERS = ("auto", "metis", "blocks", "random")
 Parts = npt.NDArray[np.int32]
 
 
-def cut(graph: Graph, parts: int, partitioner: str = "auto", seed: int = 0, **facts: str) -> GraphArrays:
+def cut(
+    graph: Graph, parts: int, partitioner: str = "auto", seed: int = 0, **facts: str | FeatureNorm
+) -> GraphArrays:
     """A graph in memory, cut into parts: what the file of `pdadmm.gnn.prepare` would hold.
 
     Parameters

@@ -26,6 +26,7 @@ from pdadmm.gnn.passes.protocol import Drop, Passes
 from pdadmm.gnn.passes.select import make_passes
 from pdadmm.gnn.products import make_products
 from pdadmm.gnn.reading import read_inputs
+from pdadmm.inputs.feature_norm import FeatureNorm
 from pdadmm.inputs.graph_file import GraphFile, GraphSource
 from pdadmm.runtime.devices import ON_CPUS, make_backend, make_transport
 from pdadmm.runtime.launch import agree, parse
@@ -55,7 +56,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
     parser.add_argument("--out", metavar="FILE.h5", default="predictions.h5", help="what to write")
     parser.add_argument("--threads", type=int, default=0, help="threads of a rank")
     options = parse(waiter, parser, arguments)
-    shape, weights, facts = agree(waiter, lambda: read_model(model_of(options.run)))
+    shape, weights, facts, norm = agree(waiter, lambda: read_model(model_of(options.run)))
     run = Run(threads=options.threads, backend="numpy", transport="mpi")
     agree(waiter, lambda: check_section(run))
     threads = set_threads(run, waiter.comm)
@@ -65,6 +66,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
             target_of(options.out, SCHEMA, "file of predictions", options.graph)
         with open_graph(options.graph, waiter.comm.size) as source:
             _require_fit(source, shape, facts, waiter.comm.size, options.graph)
+            _require_norm(source, norm, options.graph, model_of(options.run))
             if waiter.comm.rank == 0 and isinstance(source, GraphFile):
                 source.check_symmetry()
                 source.cut()
@@ -103,15 +105,23 @@ def _require_fit(source: GraphSource, shape: Shape, facts: Record, ranks: int, p
     if labelled and source.multilabel != bool(facts.get("multilabel", False)):
         one, other = ("several labels", "one label") if source.multilabel else ("one label", "several labels")
         raise InputError(f"{path} has {one} a node, the model is of {other}; give a graph of the same kind")
-    norm, trained = (str(known.get("feature_norm", "none")) for known in (source.attrs, facts))
-    if norm != trained:
-        raise InputError(
-            f"{path} has features of the norm {norm}, the model was trained on {trained}; "
-            f"prepare it with --feature-norm {trained}"
-        )
     if source.parts < ranks:
         raise InputError(
             f"{source.parts} parts cannot occupy {ranks} ranks; start at most {source.parts} ranks"
+        )
+
+
+def _require_norm(source: GraphSource, norm: FeatureNorm, path: str, model: Path) -> None:
+    """Refuse a graph whose features are not normalised as those were that the model was trained on."""
+    if source.norm.name != norm.name:
+        raise InputError(
+            f"{path} has features of the norm {source.norm.name}, the model was trained on {norm.name}; "
+            f"prepare it with {f'--like {model}' if norm.arrays else f'--feature-norm {norm.name}'}"
+        )
+    if not norm.same(source.norm):
+        raise InputError(
+            f"{path} is standardised by means and scales of its own, not by those that the model was trained "
+            f"with; prepare it with --like {model}"
         )
 
 

@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pdadmm.errors import InputError
 from pdadmm.process import begin
@@ -25,8 +27,13 @@ from pdadmm.runtime.preparing import (
     listen,
     load_graph,
     on_first_rank,
+    refuse_beside_like,
     warn,
 )
+
+if TYPE_CHECKING:
+    from pdadmm.files import Record
+    from pdadmm.inputs.feature_norm import FeatureNorm
 
 __all__ = ["main"]
 
@@ -47,7 +54,13 @@ def _parser() -> Parser:
         prog="python -m pdadmm.gnn.prepare",
         description="Cut a graph into parts, for training.",
     )
-    add_data_options(parser, "data/NAME-Pparts.h5", "draws splits, the synthetic graph and the partition")
+    add_data_options(
+        parser,
+        "data/NAME-Pparts.h5",
+        "draws splits, the synthetic graph and the partition",
+        "none",
+        "the norm of a graph file, or of a run's model.h5",
+    )
     parser.add_argument("--parts", type=int, required=True, metavar="P", help="parts to cut the graph into")
     parser.add_argument(
         "--partitioner",
@@ -76,6 +89,21 @@ def _parser() -> Parser:
     return parser
 
 
+def _norm(options: argparse.Namespace) -> str | FeatureNorm:
+    """The norm that the options give, looked at before any work."""
+    from pdadmm.gnn.model_file import is_model, model_of, read_model
+    from pdadmm.inputs.graph_file import GraphFile
+
+    if options.like is None:
+        return options.feature_norm or "none"
+    refuse_beside_like(options, "feature_norm")
+    path = model_of(options.like) if Path(options.like).is_dir() else Path(options.like)
+    if is_model(path):
+        return read_model(path)[-1]
+    with GraphFile(path) as other:
+        return other.norm
+
+
 def _prepare(options: argparse.Namespace, report: Reporter) -> None:
     import numpy as np
 
@@ -93,8 +121,9 @@ def _prepare(options: argparse.Namespace, report: Reporter) -> None:
     if options.fractions is not None and options.split != "random":
         raise InputError("--fractions needs --split random; give that, too, or leave it out")
     out = choose_target(options, f"-{options.parts}parts.h5", SCHEMA, KIND)
+    norm = _norm(options)
     graph, entry = load_graph(options, report)
-    facts = {"split": options.split, "feature_norm": options.feature_norm}
+    facts: Record = {"split": options.split, "feature_norm": norm}
     if options.split == "random":
         fractions = options.fractions or FRACTIONS
         labelled = np.setdiff1d(np.arange(graph.num_nodes), graph.unlabelled)

@@ -45,6 +45,7 @@ from pdadmm.trace.collect import Accounts
 from pdadmm.trace.offsets import read_offset
 
 if TYPE_CHECKING:
+    from pdadmm.inputs.feature_norm import FeatureNorm
     from pdadmm.inputs.graph_file import GraphSource
 
 __all__ = ["Facts", "Trainer"]
@@ -70,7 +71,7 @@ class Facts:
     sizes: dict[str, int]  #: nodes of each split
     content: str  #: hash of the graph, whatever its parts; empty where none is noted
     cut: str  #: hash of its parts
-    feature_norm: str  #: what the preparation did to the features
+    norm: FeatureNorm  #: what preparing did to the features
 
     @classmethod
     def of(cls, source: GraphSource) -> Facts:
@@ -95,7 +96,7 @@ class Facts:
             dict(source.sizes),
             str(source.attrs.get("content", "")),
             source.cut(),
-            str(source.attrs.get("feature_norm", "none")),
+            source.norm,
         )
 
     def fit(self, source: GraphSource) -> bool:

@@ -19,12 +19,11 @@ from pdadmm.datasets.graph import Graph, Matrix
 from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError
 from pdadmm.inputs import Floats, Ids
+from pdadmm.inputs.feature_norm import FeatureNorm
 from pdadmm.inputs.operators import Operator, parse_operators, powers
 from pdadmm.kernels.sparse import SparseProduct, set_threads
 
-__all__ = ["Augmentation", "ColumnBlocks", "Diffusion", "Piece", "Plan", "normalise_rows", "with_loops"]
-
-FEATURE_NORMS = ("none", "row")
+__all__ = ["Augmentation", "ColumnBlocks", "Diffusion", "Piece", "Plan", "with_loops"]
 
 Piece: TypeAlias = tuple[int, int, Floats]
 """Operator by number, first feature column, values (rows, columns): a part of X."""
@@ -87,23 +86,6 @@ def _weights(looped: sp.csr_matrix, walk: bool) -> Floats:
         return np.repeat((1.0 / degrees).astype(np.float32), degrees)
     scale = 1.0 / np.sqrt(degrees.astype(np.float64))
     return (np.repeat(scale, degrees) * scale[looped.indices]).astype(np.float32)
-
-
-def normalise_rows(features: Matrix, feature_norm: str) -> Matrix:
-    """Divide every row by its L1 norm (`row`) or leave the features alone (`none`)."""
-    if feature_norm == "none":
-        return features
-    if feature_norm != "row":
-        raise InputError(
-            f"feature norm {feature_norm!r} is unknown; choose one of {', '.join(FEATURE_NORMS)}"
-        )
-    sums = np.asarray(abs(features).sum(axis=1, dtype=np.float64)).ravel()
-    scale = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
-    if sp.issparse(features):
-        weights = np.repeat(scale, np.diff(features.indptr))
-        data = (features.data * weights).astype(np.float32)
-        return sp.csr_matrix((data, features.indices, features.indptr), shape=features.shape)
-    return (features * scale[:, None]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -264,12 +246,16 @@ class _Recurrence:
 
 
 class ColumnBlocks:
-    """Dense column blocks (N, w) of H, CSR or dense.
+    """Dense column blocks (N, w) of H, CSR or dense, after its norm.
 
     Where an order of the nodes is given, with the new number of each, the rows are in that order.
     """
 
-    def __init__(self, features: Matrix, order: Ids | None = None, numbers: Ids | None = None) -> None:
+    def __init__(
+        self, features: Matrix, norm: FeatureNorm, order: Ids | None = None, numbers: Ids | None = None
+    ) -> None:
+        self._norm = norm if norm.by_columns else None
+        features = features if norm.by_columns else norm.applied(features)
         self._features = features.tocsc() if sp.issparse(features) else features
         self._rows: Ids | slice = slice(None)
         if order is None or numbers is None:
@@ -284,7 +270,10 @@ class ColumnBlocks:
     def __call__(self, start: int, stop: int) -> Floats:
         """Columns start to stop, C-contiguous float32."""
         block = self._features[self._rows, start:stop]
-        return np.ascontiguousarray(block.toarray() if sp.issparse(block) else block, dtype=np.float32)
+        dense = block.toarray() if sp.issparse(block) else block
+        if self._norm is not None:
+            dense = self._norm.applied(dense, slice(start, stop))
+        return np.ascontiguousarray(dense, dtype=np.float32)
 
 
 class Augmentation:
@@ -295,7 +284,7 @@ class Augmentation:
     graph : Graph
     hops : int
         K of I, Ã, …, Ã^K, where `operators` says nothing else.
-    feature_norm : {"none", "row"}
+    feature_norm : {"none", "row", "standard"}, or FeatureNorm
     nodes : {"split", "all"}
         Rows: the nodes in a split, or every node.
     operators : str, optional
@@ -311,7 +300,7 @@ class Augmentation:
         self,
         graph: Graph,
         hops: int = 4,
-        feature_norm: str = "none",
+        feature_norm: str | FeatureNorm = "none",
         nodes: str = "split",
         operators: str | None = None,
     ) -> None:
@@ -327,7 +316,8 @@ class Augmentation:
         if graph.adjacency is None:
             parsed = parse_operators(powers(0))
         self.operators, found = parsed
-        self.graph, self.feature_norm, self.nodes = graph, feature_norm, nodes
+        self.graph, self.nodes = graph, nodes
+        self.norm = FeatureNorm.of(feature_norm, graph.features, graph.origin)
         self.sizes = {name: int(graph.split(name).size) for name in SPLITS}
         order = np.concatenate([graph.split(name) for name in SPLITS])
         if nodes == "all":
@@ -343,7 +333,7 @@ class Augmentation:
             near = near_order(looped)
             numbers = np.argsort(near)
             looped, rows = relabelled(looped, near, numbers), numbers[rows]
-        self.columns = ColumnBlocks(normalise_rows(graph.features, feature_norm), near, numbers)
+        self.columns = ColumnBlocks(graph.features, self.norm, near, numbers)
         self.kernel = Diffusion(looped, rows, found)
 
     @property

@@ -21,6 +21,7 @@ from pdadmm.files import Record
 from pdadmm.files.hdf5 import PlainFile
 from pdadmm.files.names import safe_name
 from pdadmm.inputs import Floats, Ids
+from pdadmm.inputs.feature_norm import FeatureNorm
 from pdadmm.inputs.operators import parse_operators
 
 if TYPE_CHECKING:
@@ -227,6 +228,9 @@ class FeatureFile(Features):
             self._arrays = {name: self._array(name, *wanted) for name, wanted in self._wanted().items()}
             self._check("y", self.num_classes, "label")
             self._check("node_id", self.attrs["num_nodes"], "node")
+            self.norm = FeatureNorm.read(
+                self._file, self.attrs["feature_norm"], self.attrs["features_per_hop"]
+            )
 
     def _wanted(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shapes and types of the arrays."""

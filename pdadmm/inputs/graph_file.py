@@ -24,7 +24,7 @@ from pdadmm.files import Record
 from pdadmm.files.hdf5 import PlainFile
 from pdadmm.files.names import safe_name
 from pdadmm.inputs import Ids
-from pdadmm.inputs.augment import normalise_rows
+from pdadmm.inputs.feature_norm import FeatureNorm
 
 if TYPE_CHECKING:
     import h5py
@@ -60,6 +60,8 @@ class GraphSource(ABC):
         Numbers of nodes by split: train, val, test.
     sparse : bool
         Whether features are CSR matrices.
+    norm : FeatureNorm
+        What preparing did to the features.
     """
 
     attrs: Record
@@ -73,6 +75,7 @@ class GraphSource(ABC):
     part_ptr: Ids
     sizes: dict[str, int]
     sparse: bool
+    norm: FeatureNorm
     where: str
 
     def _adopt(self, attrs: Record, where: str) -> None:
@@ -244,8 +247,8 @@ class GraphArrays(GraphSource):
         How it was made: metis, blocks, random, file.
     partition_seed, seed : int
         Of the partitioner; of everything else that was drawn.
-    feature_norm : {"none", "row"}
-        `row` divides every row of the features by its L1 norm.
+    feature_norm : {"none", "row", "standard"}, or FeatureNorm
+        What is done to the features: every row divided by its L1 norm, or every column standardised.
     split : {"public", "random"}
         The data set's own rule, or shuffled and cut by `fractions`.
     fractions : str
@@ -266,14 +269,15 @@ class GraphArrays(GraphSource):
         partitioner: str,
         partition_seed: int,
         seed: int,
-        feature_norm: str = "none",
+        feature_norm: str | FeatureNorm = "none",
         split: str = "public",
         fractions: str = "",
         title: str = "",
         licence: str = "",
         citation: str = "",
     ) -> None:
-        self._graph, self._norm = graph, feature_norm
+        self._graph = graph
+        self.norm = FeatureNorm.of(feature_norm, graph.features, graph.origin)
         self._order: Ids = np.argsort(part, kind="stable").astype(np.int64)
         self._number = np.empty(graph.num_nodes, dtype=np.int64)
         self._number[self._order] = np.arange(graph.num_nodes)
@@ -287,7 +291,8 @@ class GraphArrays(GraphSource):
         nodes, features = graph.num_nodes, graph.num_features
         given = graph.features
         self.entries = int(given.nnz if sp.issparse(given) else np.count_nonzero(given))
-        sparse = 8 * self.entries + 8 * (nodes + 1) < 4 * nodes * features
+        fills = self.norm.name == "standard"
+        sparse = not fills and 8 * self.entries + 8 * (nodes + 1) < 4 * nodes * features
         attrs: Record = {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
@@ -301,7 +306,7 @@ class GraphArrays(GraphSource):
             "num_classes": graph.num_classes,
             "multilabel": int(graph.multilabel),
             "features": "csr" if sparse else "dense",
-            "feature_norm": feature_norm,
+            "feature_norm": self.norm.name,
             **{f"n_{name}": int(graph.split(name).size) for name in SPLITS},
             "split": split,
             "fractions": fractions,
@@ -330,8 +335,8 @@ class GraphArrays(GraphSource):
     def _stored(self, rows: Matrix) -> Matrix:
         """Rows of the graph's features, normalised, in the form that takes less room."""
         if self.sparse:
-            return normalise_rows(sp.csr_matrix(rows), self._norm)
-        return normalise_rows(rows.toarray() if sp.issparse(rows) else np.ascontiguousarray(rows), self._norm)
+            return self.norm.applied(sp.csr_matrix(rows))
+        return self.norm.applied(rows.toarray() if sp.issparse(rows) else np.ascontiguousarray(rows))
 
     def _rows(self, name: str, first: int, last: int) -> np.ndarray:
         nodes = self._order[first:last]
@@ -411,6 +416,7 @@ class GraphFile(GraphSource):
         with self._file.reading():
             self._adopt(_checked_attributes(self._file), self._file.where)
             self._arrays = {name: self._array(name, *wanted) for name, wanted in self._wanted().items()}
+            self.norm = FeatureNorm.read(self._file, self.attrs["feature_norm"], self.num_features)
             self.part_ptr = np.asarray(self._arrays["part_ptr"][...])
             self._check()
 

@@ -21,6 +21,7 @@ from pdadmm.files.names import safe_name
 from pdadmm.files.target import target_of
 from pdadmm.inputs.augment import Augmentation, Piece, Plan
 from pdadmm.inputs.feature_file import KIND, SCHEMA, SCHEMA_VERSION, X_SHA256, FeatureArrays, hops_of
+from pdadmm.inputs.feature_norm import FeatureNorm
 
 __all__ = ["in_memory", "write_features"]
 
@@ -42,7 +43,7 @@ def _attributes(
         "operators": work.operators,
         **({} if hops is None else {"hops": hops}),
         "features_per_hop": graph.num_features,
-        "feature_norm": work.feature_norm,
+        "feature_norm": work.norm.name,
         "seed": seed,
         "num_nodes": graph.num_nodes,
         "num_classes": graph.num_classes,
@@ -54,7 +55,7 @@ def _attributes(
 def in_memory(
     graph: Graph,
     hops: int = 4,
-    feature_norm: str = "none",
+    feature_norm: str | FeatureNorm = "none",
     *,
     operators: str | None = None,
     nodes: str = "split",
@@ -71,8 +72,8 @@ def in_memory(
         V nodes with F features.
     hops : int
         K of I, Ã, …, Ã^K; taken as 0 when there is no graph.
-    feature_norm : {"none", "row"}
-        Whether each row of the features is divided by its L1 norm first.
+    feature_norm : {"none", "row", "standard"}, or FeatureNorm
+        What is done to the features first: each row divided by its L1 norm, or each column standardised.
     operators : str, optional
         Others, as in ``--operators`` of pdadmm.prepare; taken as ``powers:0`` when there is no graph.
     nodes : {"split", "all"}
@@ -124,7 +125,8 @@ def write_features(
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
             # A full disk shows here, and as an error of the system: HDF5 does not survive it.
-            reserve(temporary, 4 * math.prod(work.shape) + 16 * work.node_id.size + _SLACK_BYTES)
+            small = 16 * work.node_id.size + sum(array.nbytes for array in work.norm.arrays.values())
+            reserve(temporary, 4 * math.prod(work.shape) + small + _SLACK_BYTES)
             attrs = _attributes(work, seed, title, licence, citation, dataset)
             offset = _create(temporary, attrs, work)
             reserve(temporary, offset + 4 * math.prod(work.shape))
@@ -143,6 +145,8 @@ def _create(path: Path, attrs: Record, work: Augmentation) -> int:
         file.attrs[X_SHA256] = np.bytes_("0" * 64)  # its place; there is room for it later
         file.create_dataset("y", data=work.labels)
         file.create_dataset("node_id", data=work.node_id)
+        for name, array in work.norm.arrays.items():
+            file.create_dataset(name, data=array)
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plist.set_obj_track_times(False)  # a time would make the bytes differ
         plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

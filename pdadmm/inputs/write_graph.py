@@ -76,6 +76,7 @@ def _layout(graph: GraphArrays) -> Layout:
         "split": ((nodes,), np.dtype("i1")),
         "indptr": ((nodes + 1,), long),
         "indices": ((2 * graph.num_edges,), np.dtype(index_type(nodes)).newbyteorder("<")),
+        **{name: (array.shape, array.dtype) for name, array in graph.norm.arrays.items()},
     }
     if graph.sparse:
         layout["x/indptr"] = ((nodes + 1,), long)
@@ -116,7 +117,8 @@ def _write(
             write_at(descriptor, content.data.cast("B"), places[name])
         places[name] += content.nbytes
 
-    append("part_ptr", graph.part_ptr)
+    for name, array in {"part_ptr": graph.part_ptr, **graph.norm.arrays}.items():
+        append(name, array)
     pointers = ("indptr", "x/indptr") if graph.sparse else ("indptr",)
     ends = dict.fromkeys(pointers, 0)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pdadmm.errors import InputError, denied, one_line
 from pdadmm.files.target import target_of
+from pdadmm.inputs import FEATURE_NORMS
 from pdadmm.process import heed
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "listen",
     "load_graph",
     "on_first_rank",
+    "refuse_beside_like",
     "warn",
 ]
 
@@ -111,8 +113,8 @@ def add_data_options(
     parser: argparse.ArgumentParser,
     out: str | None,
     seed: str,
-    norm: str | None = "none",
-    norm_text: str | None = None,
+    norm_text: str,
+    like: str = "",
 ) -> None:
     """Add the options that say what to read and where to write.
 
@@ -123,10 +125,10 @@ def add_data_options(
         The default of --out, as its help says it; None: there is no such option.
     seed : str
         What the seed draws.
-    norm : {"none", "row"} or None
-        The default of --feature-norm.
-    norm_text : str, optional
-        What its help says of the default; by default its name.
+    norm_text : str
+        What the help of --feature-norm says of its default.
+    like : str, optional
+        What --like takes its norm from; by default there is no such option.
     """
     parser.add_argument(
         "name", metavar="NAME|FILE.npz", help="data set, or a graph in the gnn-benchmark keys"
@@ -137,14 +139,29 @@ def add_data_options(
     parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
     parser.add_argument(
         "--feature-norm",
-        choices=("none", "row"),
-        default=norm,
-        help=f"row: divide each node's features by their L1 norm first ({norm_text or norm})",
+        choices=FEATURE_NORMS,
+        help="of the features first: row divides each node's by their sum, standard takes from each feature "
+        f"its mean and divides by its deviation ({norm_text})",
     )
+    if like:
+        parser.add_argument("--like", metavar="FILE.h5", help=f"prepare as it was: {like}")
     parser.add_argument("--no-verify", action="store_true", help="do not compare checksums")
     group = parser.add_argument_group("synthetic graph")
     for name, (kind, text) in _SYNTHETIC.items():
         group.add_argument(f"--synthetic-{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+
+
+def refuse_beside_like(options: argparse.Namespace, *names: str) -> None:
+    """Refuse options that say what --like says.
+
+    Raises
+    ------
+    InputError
+    """
+    for name in names:
+        if getattr(options, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} and --like both say how to prepare; give one of them")
 
 
 def data_arguments(options: argparse.Namespace) -> list[str]:
