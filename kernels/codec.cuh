@@ -45,9 +45,26 @@ PDADMM_FN void store4(float *p, int n, bool wide, const float (&v)[4]) {
   }
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // which has no reductions of its own
+PDADMM_FN int warp_max(int x) {
+#pragma unroll
+  for (int offset = 16; offset; offset >>= 1) {
+    const int other = __shfl_xor_sync(ALL, x, offset);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+PDADMM_FN int warp_min(int x) { return ~warp_max(~x); }
+PDADMM_FN int warp_sum(int x) {
+#pragma unroll
+  for (int offset = 16; offset; offset >>= 1) x += __shfl_xor_sync(ALL, x, offset);
+  return x;
+}
+#else
 PDADMM_FN int warp_max(int x) { return __reduce_max_sync(ALL, x); }
 PDADMM_FN int warp_min(int x) { return __reduce_min_sync(ALL, x); }
 PDADMM_FN int warp_sum(int x) { return __reduce_add_sync(ALL, x); }
+#endif
 
 template <class T>
 PDADMM_FN T warp_total(T x) {

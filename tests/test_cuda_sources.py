@@ -12,7 +12,7 @@ import pytest
 from pdadmm.arrays import sources
 from pdadmm.kernels import cuda
 
-ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
+ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100"]
 SOURCES = ["quantize.cu", "updates.cu", "graph_passes.cu"]
 #: kernels a source must have, by what they are called
 EXPECTED = {"quantize.cu": 22, "updates.cu": 57, "graph_passes.cu": 16}

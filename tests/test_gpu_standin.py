@@ -52,7 +52,7 @@ WAYS = {
     "delta2": ("--codec delta --bits 2 --refresh 5", "nccl"),
     "delta1": ("--codec delta --bits 1 --activation leaky_relu --step doubling --no-overlap", "mpi"),
     "row": ("--codec delta --bits 4 --step row", "nccl"),
-    "grid8": ("--codec grid --bits 8", "nccl"),
+    "grid8": ("--codec grid --bits 8 --timeout 60", "nccl"),
     "affine4": ("--codec affine --bits 4 --risk least_squares", "nccl"),
     "exact": ("--codec float32 --solver exact --no-overlap", "nccl"),
     "accelerated": ("--solver exact --damping 1 --momentum 0.9 --z-centre linear", "mpi"),
@@ -224,6 +224,21 @@ def test_a_gpu_that_fails_ends_the_job_in_one_line(
     assert finished.code == 1 and "Traceback" not in finished.err
     lines = [line for line in finished.err.splitlines() if "the GPU has failed" in line]
     assert lines and all("cudaErrorIllegalAddress" in line and "rank" in line for line in lines)
+
+
+def test_a_damaged_kernel_is_compiled_again(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++")
+    load = "from pdadmm.kernels import cuda; cuda._module('quantize.cu', 0)"
+
+    def kept() -> tuple[Path, bytes]:
+        succeed(start([sys.executable, "-c", load], 120, on_standin(CUPY_CACHE_DIR=str(tmp_path))))
+        (path,) = tmp_path.glob("pdadmm_*")
+        return path, path.read_bytes()
+
+    path, whole = kept()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert kept() == (path, whole)
 
 
 def test_ranks_of_which_some_have_no_gpu_are_refused(small: Path, tmp_path: Path) -> None:

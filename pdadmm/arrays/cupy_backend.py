@@ -98,7 +98,9 @@ class CupyBackend:
     def _product(self, a: Array, b: Array, out: Array, beta: np.ndarray) -> Array:
         """``out = a b + beta out``."""
         if not a.shape[1]:
-            return out.fill(0) if beta is self._zero else out
+            if beta is self._zero:
+                out.fill(0)
+            return out
         plain = cublas.COMPUTE_FLOAT32
         if self.precision != "bf16x3":
             compute = cublas.COMPUTE_TF32 if self.precision == "tf32" else plain

@@ -335,6 +335,7 @@ class CupyNccl(Streams):
     def __init__(self, nccl: ModuleType, communicator: NcclCommunicator) -> None:
         super().__init__()
         self._nccl = nccl
+        self._device = self._cupy.cuda.Device()
         self.communicator = communicator
         self.peers: list[int] = []
         self.peers_now: list[int] = []
@@ -360,6 +361,7 @@ class CupyNccl(Streams):
         """What NCCL met asynchronously or waits for too long, and the links it is about, or None."""
         peers = self.peers_now or self.peers
         links = " or ".join(f"rank {peer}" for peer in peers)
+        self._device.use()  # asked for in a thread of its own, which begins on device 0
         try:
             self.communicator.check_async_error()
         except (self._nccl.NcclError, KeyError) as error:  # CuPy looks up what a status means

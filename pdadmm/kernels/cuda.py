@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,23 +81,29 @@ def _module(name: str, device: int) -> Module:
     ``cupy.RawModule`` would flush numbers below 1.2e-38 to zero, whatever the options say, and the host
     does not.
     """
-    from cupy.cuda import Device, Module, compiler, nvrtc
+    from cupy.cuda import Device, Module, compiler, driver, nvrtc
 
     text = source(name)
     made_by = (*OPTIONS, Device(device).compute_capability, nvrtc.getVersion())
     digest = hashlib.sha256(repr((text, made_by)).encode()).hexdigest()[:40]
     kept = Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache").expanduser() / f"pdadmm_{digest}"
-    module = Module()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, driver.CUDADriverError):  # not there, or damaged
+        module = Module()
         module.load(kept.read_bytes())
         return module
     compiled, _ = compiler.compile_using_nvrtc(text, OPTIONS, filename=name)
+    module = Module()
     module.load(compiled)
     with contextlib.suppress(OSError):  # another run compiles it again
         kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_name(f"{kept.name}.{os.getpid()}")
-        beside.write_bytes(compiled)
-        beside.replace(kept)
+        number, beside = tempfile.mkstemp(dir=kept.parent, prefix=kept.name)
+        try:
+            with open(number, "wb") as file:
+                file.write(compiled)
+            os.replace(beside, kept)
+        except BaseException:
+            os.unlink(beside)
+            raise
     return module
 
 

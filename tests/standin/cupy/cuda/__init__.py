@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import cupy
-from cupy.cuda import compiler, cublas, device, nccl, nvrtc, nvtx, runtime  # noqa: F401
+from cupy.cuda import compiler, cublas, device, driver, nccl, nvrtc, nvtx, runtime  # noqa: F401
 from cupy.cuda.function import Module  # noqa: F401
 
 
@@ -22,6 +22,7 @@ class Event:
         self._reached = threading.Event()
         self._reached.set()
         self._timed = not disable_timing
+        self.device = runtime.current.device
         self.ptr = id(self)
         runtime.events[self.ptr] = self
         self.time = time.perf_counter()
@@ -141,7 +142,8 @@ def get_current_stream() -> Any:
 
 
 class Device:
-    def __init__(self, number: int = 0) -> None:
+    def __init__(self, number: int | None = None) -> None:
+        number = runtime.current.device if number is None else number
         if not 0 <= number < runtime.getDeviceCount():
             raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
         self.id = number
@@ -149,7 +151,7 @@ class Device:
     compute_capability = "90"
 
     def use(self) -> None:
-        pass
+        runtime.current.device = self.id
 
 
 def alloc_pinned_memory(nbytes: int) -> bytearray:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from cupy.cuda import driver
 
 
 class Function:
@@ -33,7 +36,10 @@ class Module:
 
         cuda_on_cpu.RawModule.folder = Path(os.environ["CUPY_CACHE_DIR"])
         cuda_on_cpu.RawModule.folder.mkdir(parents=True, exist_ok=True)
-        self._module = cuda_on_cpu.RawModule(source.decode(), ("--fmad=false",))
+        try:
+            self._module = cuda_on_cpu.RawModule(source.decode(), ("--fmad=false",))
+        except subprocess.CalledProcessError as error:
+            raise driver.CUDADriverError("CUDA_ERROR_INVALID_IMAGE") from error
 
     def get_function(self, name: str) -> Function:
         return Function(self._module.get_function(name))

@@ -1,11 +1,21 @@
 """As many devices as $STANDIN_DEVICES says, one by default."""
 
 import os
+import threading
 import weakref
 from typing import Any
 
 #: those that were made, by their ptr
 events: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+class _Current(threading.local):
+    """The device of a thread, which begins on the first."""
+
+    device = 0
+
+
+current = _Current()
 
 
 class CUDARuntimeError(RuntimeError):
@@ -15,8 +25,13 @@ class CUDARuntimeError(RuntimeError):
 
 
 def eventQuery(ptr: int) -> int:
-    """0 where it was reached, 600 where not; 700 from query number $STANDIN_FAILS_AT on."""
+    """0 where it was reached, 600 where not; 700 on another device, and from query $STANDIN_FAILS_AT on.
+
+    A GPU would make a context on that one, which takes memory and may fail.
+    """
     global queries
+    if events[ptr].device != current.device:
+        return 700
     queries += 1
     if queries >= int(os.environ.get("STANDIN_FAILS_AT", "1000000000")):
         return 700

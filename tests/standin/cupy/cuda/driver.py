@@ -1,0 +1,5 @@
+"""What loading a module raises."""
+
+
+class CUDADriverError(RuntimeError):
+    pass
