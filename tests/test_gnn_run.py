@@ -49,12 +49,16 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    """The parameters of a run's model, read without the package."""
+    """The parameters of a run's models, of the last epoch and of the best, read without the package."""
     found: dict[str, bytes] = {}
-    with h5py.File(folder / "model.h5") as file:
-        file.visititems(
-            lambda name, x: found.update({name: x[...].tobytes()}) if isinstance(x, h5py.Dataset) else None
-        )
+
+    def add(model: str, name: str, x: object) -> None:
+        if isinstance(x, h5py.Dataset):
+            found[f"{model}/{name}"] = x[...].tobytes()
+
+    for model in ("model.h5", "model_best.h5"):
+        with h5py.File(folder / model) as file:
+            file.visititems(partial(add, model))
     return found
 
 
@@ -257,6 +261,30 @@ def test_predictions_are_those_of_the_run_on_any_ranks(mpirun: MPIRun, graph: Pa
     test = split == 3
     hits = (found[0][0][ids][test] == y[test]).mean()
     assert hits == pytest.approx(summary_of(run)["test_accuracy"])
+
+
+def test_the_best_model_is_that_of_the_best_epoch(graph: Path, tmp_path: Path) -> None:
+    """Also where the run goes on from a later checkpoint."""
+    options = words(
+        "--hidden 16 --epochs 40 --eval-every 4 --lr 0.05 --dropout 0 --quiet --checkpoint-every 28"
+    )
+    succeed(python("-m", "pdadmm.gnn.run", graph, *options, "--out", tmp_path / "a"))
+    found = records_of(tmp_path / "a")
+    best = max(found, key=lambda record: (record["val_accuracy"], record["epoch"]))
+    assert best["epoch"] < 28 and best["test_accuracy"] != found[-1]["test_accuracy"]
+    for _ in range(2):
+        best_file = tmp_path / "a" / "model_best.h5"
+        said = succeed(python("-m", "pdadmm.gnn.predict", best_file, graph, "--out", tmp_path / "p.h5")).out
+        accuracies = [float(re.findall(rf"{name} (\d\.\d+)", said)[0]) for name in ("val", "test")]
+        assert accuracies == pytest.approx([best["val_accuracy"], best["test_accuracy"]], abs=6e-5)
+        summary = summary_of(tmp_path / "a")
+        assert summary["test_accuracy_at_best_val"] == best["test_accuracy"]
+        with h5py.File(best_file) as file:
+            assert file.attrs["test_accuracy"] == best["test_accuracy"]
+        once = weights(tmp_path / "a")
+        (tmp_path / "a" / "summary.json").unlink()
+        succeed(python("-m", "pdadmm.gnn.run", graph, "--resume", "--quiet", "--out", tmp_path / "a"))
+        assert weights(tmp_path / "a") == once
 
 
 def test_graphs_that_cannot_be_predicted_on_are_refused_on_all_ranks(

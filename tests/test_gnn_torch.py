@@ -183,7 +183,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_exported_tensors_have_pyg_s_names_and_shapes(trained: tuple[Path, Path]) -> None:
-    shape, weights, _ = read_model(trained[1] / "model.h5")
+    shape, weights, *_ = read_model(trained[1] / "model.h5")
     found = state_dict(shape, weights)
     of_gcn = shape.model == "gcn"
     convolutions = ["bias", "lin.weight"] if of_gcn else ["lin_l.bias", "lin_l.weight", "lin_r.weight"]
@@ -246,7 +246,7 @@ def test_a_safetensors_file_needs_no_torch(trained: tuple[Path, Path], tmp_path:
     program = "import sys; sys.modules['torch'] = None; from pdadmm.gnn.export import main; sys.exit(main())"
     out = tmp_path / "m.safetensors"
     said = succeed(python("-c", program, trained[1], "--out", out)).out
-    shape, weights, _ = read_model(trained[1] / "model.h5")
+    shape, weights, *_ = read_model(trained[1] / "model.h5")
     wanted = state_dict(shape, weights)
     with safe.safe_open(out, "numpy") as file:
         assert set(file.keys()) == set(wanted)

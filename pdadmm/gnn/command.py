@@ -64,14 +64,14 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
             trainer = agree(waiter, lambda: _trainer(config, facts, waiter, threads, choice, control, record))
         resumed = newest(folder.path, waiter, warn, trainer.fits) if o.resume else None
         with waiter.patient():
-            room = agree(waiter, lambda: _begin_files(stack, folder, trainer, metrics, resumed))
+            rooms = agree(waiter, lambda: _begin_files(stack, folder, trainer, metrics, resumed))
         _announce(trainer, threads)
         baseline = _measure_links(trainer)
         with progress:
             finished = trainer.run(folder.path, resumed, metrics.mark)
         trainer.close()
         with waiter.patient():
-            summary = _write_results(folder.path, trainer, room, threads) if finished else None
+            summary = _write_results(folder.path, trainer, rooms, threads) if finished else None
             _write_profile(folder.path, trainer, threads, baseline)
         if not finished:
             stop_early(waiter, f"epoch {trainer.epoch}", folder.path)
@@ -198,24 +198,25 @@ def _begin_files(
     trainer: Trainer,
     metrics: Metrics,
     resumed: Checkpoint | None,
-) -> ModelRoom | None:
-    """Room for model.h5, and the files that a run begins with, on rank 0."""
+) -> list[ModelRoom] | None:
+    """Room for the models of the last and the best epoch, and the files that a run begins with, on rank 0."""
     if trainer.waiter.comm.rank:
         return None
 
     trainer.config.run.kernels = trainer.passes.name
 
-    def room() -> ModelRoom:
-        path = folder.path / "model.h5"
-        return stack.enter_context(
-            reserved(path, trainer.shape, _attributes(trainer, 0.0), trainer.facts.norm)
-        )
+    def rooms() -> list[ModelRoom]:
+        attributes, norm = _attributes(trainer, 0.0), trainer.facts.norm
+        return [
+            stack.enter_context(reserved(folder.path / name, trainer.shape, attributes, norm))
+            for name in ("model.h5", "model_best.h5")
+        ]
 
-    return begin_files(folder, trainer.config, metrics, resumed, "graph", warn, room)
+    return begin_files(folder, trainer.config, metrics, resumed, "graph", warn, rooms)
 
 
 def _attributes(trainer: Trainer, test_accuracy: float) -> Record:
-    """Of model.h5."""
+    """Of a model."""
     return {
         "dataset": trainer.facts.dataset,
         "order": trainer.config.network.order,
@@ -259,14 +260,23 @@ def _write_profile(folder: Path, trainer: Trainer, threads: int, baseline: Recor
     write_profile(folder, in_profile(trainer, threads), trainer.accounts, trainer.waiter, seconds, baseline)
 
 
-def _write_results(folder: Path, trainer: Trainer, room: ModelRoom | None, threads: int) -> Record | None:
-    """Write model.h5 and summary.json, which rank 0 returns; collective."""
+def _write_results(
+    folder: Path, trainer: Trainer, rooms: list[ModelRoom] | None, threads: int
+) -> Record | None:
+    """Write the models and summary.json, which rank 0 returns; collective."""
     summary = summarise(trainer, threads)
     if trainer.waiter.comm.rank:
         return None
-    assert room is not None
-    attributes = _attributes(trainer, summary["test_accuracy"])
-    room.write(trainer.shape, trainer.weights(), attributes, trainer.facts.norm)
+    assert rooms is not None
+    found = [
+        (trainer.parameters.vectors, summary["test_accuracy"]),
+        (trainer.best_vectors, summary["test_accuracy_at_best_val"]),
+    ]
+    for room, (vectors, accuracy) in zip(rooms, found, strict=True):
+        if vectors is not None:
+            room.write(
+                trainer.shape, trainer.weights(vectors), _attributes(trainer, accuracy), trainer.facts.norm
+            )
     summary["seconds_total"] = trainer.seconds_total
     write_json(folder / "summary.json", summary)
     return summary

@@ -70,9 +70,9 @@ class Parameters:
         self.vectors = {layer: backend.asarray(self._start(seed, layer)) for layer in sizes}
         self.moments = {layer: Moments(zeros(size), zeros(size)) for layer, size in sizes.items()}
         self._of_part = {part: {layer: zeros(size) for layer, size in sizes.items()} for part in mine}
-        self.weights = {layer: self._named(layer, vector) for layer, vector in self.vectors.items()}
+        self.weights = {layer: self.named(layer, vector) for layer, vector in self.vectors.items()}
         self.gradients = {
-            part: {layer: self._named(layer, vector) for layer, vector in vectors.items()}
+            part: {layer: self.named(layer, vector) for layer, vector in vectors.items()}
             for part, vectors in self._of_part.items()
         }
         self._reductions = {
@@ -121,7 +121,7 @@ class Parameters:
     def _start(self, seed: int, layer: int) -> np.ndarray:
         """A layer's first vector."""
         vector = np.zeros(_size(self._shapes[layer]), np.float32)
-        named = self._named(layer, vector)
+        named = self.named(layer, vector)
         rng = np.random.default_rng([seed, layer])
         for name in sorted(named):
             if named[name].ndim == 2:
@@ -131,7 +131,7 @@ class Parameters:
                 named[name][...] = 1
         return vector
 
-    def _named(self, layer: int, vector: Array) -> Mapping[str, Array]:
+    def named(self, layer: int, vector: Array) -> Mapping[str, Array]:
         """Views of a layer's vector."""
         views, place = {}, 0
         for name, shape in self._shapes[layer].items():

@@ -1,6 +1,7 @@
 """What a checkpoint of a graph network must hold to be gone on from: its state, weights, traces and widths.
 
-The weights and Adam's moments are under the position of their layer, one vector each, written by rank 0. What
+The weights, those that were best on validation, and Adam's moments are under the position of their layer, one
+vector each, written by rank 0. What
 a part keeps of the messages that come to it is under the number of layers, one, and the number of the part.
 """
 
@@ -26,8 +27,10 @@ from pdadmm.runtime.checkpoint import START_AFRESH, Checkpoint
 from pdadmm.runtime.index import Whole
 from pdadmm.runtime.saved import ContentHash, Mark, NotNegative, require_same
 
-__all__ = ["State", "arrays_of", "check", "restore", "restore_hats", "state_of"]
+__all__ = ["State", "arrays_of", "best_of", "check", "restore", "restore_hats", "state_of"]
 
+
+_BEST = "best"  # array of a layer
 
 #: of a slot, or a number of bits
 Name = Annotated[str, Meta(pattern=r"\A([FB]?[0-9]{1,6})\Z")]
@@ -114,12 +117,15 @@ def check(
     for layer, size in layers.items():
         saved = checkpoint.layers.get(layer)
         wanted = dict.fromkeys(("vector", "first", "second"), ("<f4", (size,)))
+        if saved is not None and _BEST in saved:  # not before the first evaluation, nor in older ones
+            wanted[_BEST] = "<f4", (size,)
         if saved is None or {name: saved.form(name) for name in saved} != wanted:
             raise ValueError(f"the arrays of layer {layer} are not its own")
 
 
 def arrays_of(
     parameters: Parameters,
+    best: Mapping[int, np.ndarray] | None,
     parts: Mapping[int, Part],
     slots: Sequence[Slot],
     widths: Widths,
@@ -137,6 +143,8 @@ def arrays_of(
             found[layer] = {
                 "vector": host(vector), "first": host(moments.first), "second": host(moments.second)
             }  # fmt: skip
+            if best is not None:
+                found[layer][_BEST] = best[layer]
     layers = len(parameters.vectors)
     for (slot_name, sender, receiver), hat in hats.items():
         if receiver in parts:  # the sender's copy is the same
@@ -189,6 +197,14 @@ def restore(
                     checkpoint, layers + 1 + other, slot, number, len(rows)
                 )
     return found
+
+
+def best_of(checkpoint: Checkpoint, layers: int) -> dict[int, np.ndarray] | None:
+    """The parameters that were best on validation so far, by layer; None of a checkpoint without them."""
+    saved = {layer: checkpoint.layers[layer] for layer in range(1, layers + 1)}
+    if not all(_BEST in arrays for arrays in saved.values()):
+        return None
+    return {layer: np.array(arrays[_BEST]) for layer, arrays in saved.items()}
 
 
 def restore_hats(

@@ -193,6 +193,8 @@ class Trainer:
         self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
         self.last: Record | None = None
         self.best: Record | None = None
+        #: parameters when `best` was measured, on the host; None where an older checkpoint does not know them
+        self.best_vectors: dict[int, np.ndarray] | None = None
         self.epoch = 0
         self.message_bytes = 0
         #: epoch after which they are counted: other parts than now may have sent those before
@@ -361,6 +363,7 @@ class Trainer:
         }
         arrays = saved.arrays_of(
             self.parameters,
+            self.best_vectors,
             self.parts,
             self._affine,
             self.widths,
@@ -380,7 +383,7 @@ class Trainer:
 
     def _bytes_saved(self) -> int:
         """Of a checkpoint, by the rank that writes most; collective."""
-        vectors = 3 * sum(vector.nbytes for vector in self.parameters.vectors.values())
+        vectors = 4 * sum(vector.nbytes for vector in self.parameters.vectors.values())
         hats = sum(hat.nbytes for key, hat in self.exchange.hats().items() if key[2] in self.parts)
         return int(max(self.waiter.gather(vectors * (self.waiter.comm.rank == 0) + hats) or [0]))
 
@@ -396,6 +399,7 @@ class Trainer:
             self.waiter, lambda: saved.restore_hats(resumed, self.parts, self._changes, layers)
         )
         self.epoch, self.best = state.epoch, state.best
+        self.best_vectors = saved.best_of(resumed, layers)
         self.assigned = msgspec.to_builtins(state.assigned)
         self.parameters.step = state.step
         same_parts = state.parts in (0, self.facts.parts)
@@ -590,6 +594,8 @@ class Trainer:
         self.last = record
         if self.best is None or record["val_accuracy"] >= self.best["val_accuracy"]:
             self.best = record
+            host = self.backend.to_host
+            self.best_vectors = {layer: host(v).copy() for layer, v in self.parameters.vectors.items()}
         bound = DIVERGED * (np.log(self.facts.classes) if not self.facts.multilabel else self.facts.classes)
         if not record["loss"] < bound:
             raise RunError(
@@ -607,12 +613,12 @@ class Trainer:
         except NonFiniteError:
             raise RunError("NaN or Inf in a message; lower --lr or take more bits") from None
 
-    def weights(self) -> dict[int, dict[str, np.ndarray]]:
-        """Parameters by layer and name, on the host."""
+    def weights(self, vectors: Mapping[int, Array]) -> dict[int, dict[str, np.ndarray]]:
+        """Parameters by layer and name, on the host, of the layers' vectors."""
         host = self.backend.to_host
         return {
-            layer: {name: host(x) for name, x in named.items()}
-            for layer, named in self.parameters.weights.items()
+            layer: {name: host(x) for name, x in self.parameters.named(layer, vector).items()}
+            for layer, vector in vectors.items()
         }
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ LOCK = "run.lock"
 #: what a run begins with
 _BEGUN = ("config.toml", "metrics.jsonl")
 #: what a run leaves at its end
-RESULTS = ("summary.json", "model.h5", "profile.json", "trace.json")
+RESULTS = ("summary.json", "model.h5", "model_best.h5", "profile.json", "trace.json")
 _FIRST_LINE = b"a run of pdadmm\n"
 _SECOND_LINE = "This file marks its folder, and is locked while the run goes on.\n"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
