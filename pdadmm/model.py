@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ __all__ = ["Model"]
 _ROWS = 4096
 
 
-@dataclass(eq=False)  # arrays have no single answer
+@dataclass(eq=False, repr=False)  # arrays have no single answer, and fill screens
 class Model:
     """A trained network.
 
@@ -55,6 +56,10 @@ class Model:
     biases: list[np.ndarray]
     activation: str = "relu"
     attributes: Record = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        widths = [self.weights[0].shape[1], *(len(b) for b in self.biases)]
+        return f"<Model: {len(self.weights)} layers of widths {reprlib.repr(widths)}, {self.activation}>"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:

@@ -58,6 +58,7 @@ def npz_arrays(nodes: int = 60, features: int = 7, classes: int = 3, seed: int =
     graph = random_graph(nodes, features, classes, seed)
     i, j = graph["edges"].T
     a = sp.csr_matrix((np.ones(len(i), dtype=np.float32), (i, j)), shape=(nodes, nodes))
+    a.data[:] = 1  # of edges that were drawn more than once, too
     x = sp.csr_matrix(graph["features"])
     return {
         "adj_data": a.data,

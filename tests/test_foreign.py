@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from support import python, succeed, summary_of
 
 from pdadmm.datasets import Graph, from_networkx, from_pyg, load, synthetic_graph, write_npz
 from pdadmm.errors import InputError
+from pdadmm.prepare import main as prepare
 
 
 class Tensor:
@@ -106,6 +108,40 @@ def test_a_planetoid_is_taken_over(graph: Graph) -> None:
     assert (found.name, found.directed, found.num_classes) == ("mine", False, 3)
 
 
+def test_sparse_features_stay_sparse(graph: Graph) -> None:
+    words = sp.random(graph.num_nodes, 9, 0.2, "coo", np.float32, np.random.default_rng(0))
+    for x in (words, words.tocsc()):
+        found = from_pyg(planetoid(graph, x=x)).features
+        assert sp.issparse(found) and (found != words.tocsr()).nnz == 0
+    torch = pytest.importorskip("torch", reason="there is no PyTorch")
+    whole = torch.from_numpy(words.toarray())
+    for x in (whole.to_sparse_coo(), whole.to_sparse_csr()):
+        found = from_pyg(planetoid(graph, x=x)).features
+        assert sp.issparse(found) and (found != words.tocsr()).nnz == 0
+
+
+def test_weights_of_edges_are_noticed_and_edges_that_are_there_twice_are_none(
+    graph: Graph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = np.array(graph.adjacency.nonzero())
+    assert not from_pyg(planetoid(graph, edge_index=np.concatenate([twice, twice], axis=1))).weighted
+    assert prepare(["synthetic", "--out", str(tmp_path / "x.h5")]) == 0 and not capsys.readouterr().err
+    write_npz(tmp_path / "g.npz", graph)
+    with np.load(tmp_path / "g.npz") as file:
+        arrays = dict(file)
+    arrays["adj_data"] = arrays["adj_data"] * np.float32(0.5)
+    np.savez(tmp_path / "g.npz", **arrays)
+    assert load(str(tmp_path / "g.npz")).weighted
+    assert prepare([str(tmp_path / "g.npz"), "--out", str(tmp_path / "x.h5")]) == 0
+    said = f"pdadmm.prepare: warning: {tmp_path / 'g.npz'}: edges have weights; each counts as 1\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_graph_is_shown_in_a_line(graph: Graph) -> None:
+    assert repr(graph).startswith("<Graph 'synthetic': 300 nodes, ") and "\n" not in repr(graph)
+    assert len(repr(graph)) < 150
+
+
 @pytest.mark.parametrize("mark", [-1, np.nan])
 def test_nodes_without_a_label_are_in_no_split(graph: Graph, tmp_path: Path, mark: float) -> None:
     y = graph.labels.astype(np.float64)
@@ -194,8 +230,6 @@ def test_networkx(graph: Graph) -> None:
 def test_from_an_object_to_a_trained_network(graph: Graph, sparse: bool, tmp_path: Path) -> None:
     found = from_pyg(planetoid(graph))
     if sparse:
-        import scipy.sparse as sp
-
         found.features = sp.csr_matrix(found.features)
     path = tmp_path / "mine.npz"
     write_npz(path, found)

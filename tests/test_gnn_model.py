@@ -45,6 +45,9 @@ def test_scores_are_those_of_the_command(tmp_path: Path, run: str) -> None:
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, scores, rtol=0, atol=2e-5 * np.abs(scores).max())
     assert model.attributes["feature_norm"] == "row"
+    assert repr(model).startswith(
+        f"<GraphModel {model.shape.model}: {model.shape.layers} layers of widths [7, 16"
+    )
     hits = (model.predict(graph) == graph.labels)[graph.test].mean()
     assert hits == pytest.approx(summary_of(out)["test_accuracy"])
     chances = model.predict_proba(graph)

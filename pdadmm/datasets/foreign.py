@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from ..errors import InputError
 from ..files import replacing
-from .graph import UNLABELLED, Graph, as_features, mask_ids
+from .graph import UNLABELLED, Graph, Matrix, as_csr, as_features, mask_ids
 from .splits import assemble, check_seed
 
 __all__ = ["from_networkx", "from_pyg", "write_npz"]
@@ -38,7 +38,8 @@ def from_pyg(
     ----------
     data
         A ``torch_geometric.data.Data``, or anything with `x` (N, F), `edge_index` (2, E) and `y` (N,) or
-        (N, 1), -1 or NaN where a node has no label, or (N, C) of 0 and 1; tensors or arrays. `train_mask`,
+        (N, 1), -1 or NaN where a node has no label, or (N, C) of 0 and 1; tensors or arrays, and of `x`
+        sparse ones, too. `train_mask`,
         `val_mask` and `test_mask` (N,) or (N, S) are its splits. Weights of edges are not used.
     name
         What files and reports call it.
@@ -62,6 +63,9 @@ def from_pyg(
     edges = _array(data.edge_index)
     if edges.ndim != 2 or len(edges) != 2 or edges.dtype.kind not in "iu":
         raise InputError(f"{where}: edge_index is {edges.dtype} {edges.shape}; it must be integers (2, E)")
+    x = _matrix(data.x)
+    if x.ndim != 2:
+        raise _no_matrix(x, where)
     ids = None
     if isinstance(split, Mapping):
         names = ("train", "valid" if "valid" in split else "val", "test")
@@ -73,7 +77,7 @@ def from_pyg(
         masks = [getattr(data, f"{part}_mask", None) for part in ("train", "val", "test")]
         if all(mask is not None for mask in masks):
             ids = [
-                mask_ids(_of_split(_array(mask), split, where), len(_array(data.x)), f"{where} ({part}_mask)")
+                mask_ids(_of_split(_array(mask), split, where), x.shape[0], f"{where} ({part}_mask)")
                 for part, mask in zip(("train", "val", "test"), masks, strict=True)
             ]
         elif any(mask is not None for mask in masks):
@@ -82,8 +86,8 @@ def from_pyg(
             raise InputError(
                 f"{where}: has no masks, of which `split` would choose; give it a mapping of ids"
             )
-    x, y = _array(data.x), getattr(data, "y", None)
-    labels = np.full(len(x) if x.ndim else 0, UNLABELLED) if y is None else _array(y)
+    y = getattr(data, "y", None)
+    labels = np.full(x.shape[0] if x.ndim else 0, UNLABELLED) if y is None else _array(y)
     return _graph(name, where, edges, x, labels, ids, seed, classes)
 
 
@@ -192,7 +196,7 @@ def _graph(
     name: str,
     where: str,
     edges: np.ndarray,
-    x: np.ndarray,
+    x: Matrix,
     y: np.ndarray,
     ids: list[np.ndarray] | None,
     seed: int,
@@ -200,18 +204,32 @@ def _graph(
 ) -> Graph:
     """From arrays: edges (2, E), x (N, F), y, and the ids of the nodes of each split."""
     if x.ndim != 2:
-        kind = f" {type(x.item()).__name__}" if x.ndim == 0 and x.dtype == object else ""
-        raise InputError(
-            f"{where}: the features are{kind} {x.shape}; they must be an array (nodes, features)"
-        )
-    nodes = len(x)
+        raise _no_matrix(x, where)
+    nodes = x.shape[0]
     if edges.size and not (edges.min() >= 0 and edges.max() < nodes):
         raise InputError(f"{where}: an edge leads to node {edges.max()} or {edges.min()} of {nodes} nodes")
     check_seed(seed)
     values = np.ones(edges.shape[1], np.float32)
     adjacency = sp.csr_matrix((values, (edges[0], edges[1])), shape=(nodes, nodes))
-    features = as_features(x, f"{where} (x)")
+    adjacency.data[:] = 1  # an edge that is there twice is one
+    features = as_csr(x) if sp.issparse(x) else as_features(x, f"{where} (x)")
     return assemble(name, where, adjacency, features, y, ids, seed, ("y", "train", "val", "test"), classes)
+
+
+def _matrix(value: Foreign) -> Matrix:
+    """Features, a CSR matrix where they are sparse: a matrix of SciPy, or a tensor in any sparse layout."""
+    if sp.issparse(value):
+        return sp.csr_matrix(value)
+    layout = str(getattr(value, "layout", ""))
+    if layout.startswith("torch.sparse"):
+        entries = value.detach().cpu().to_sparse_coo().coalesce()
+        return sp.csr_matrix((_array(entries.values()), _array(entries.indices())), tuple(value.shape))
+    return _array(value)
+
+
+def _no_matrix(x: np.ndarray, where: str) -> InputError:
+    kind = f" {type(x.item()).__name__}" if x.ndim == 0 and x.dtype == object else ""
+    return InputError(f"{where}: the features are{kind} {x.shape}; they must be an array (nodes, features)")
 
 
 def _array(value: Foreign) -> np.ndarray:

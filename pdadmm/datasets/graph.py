@@ -38,7 +38,7 @@ Matrix: TypeAlias = Any
 """A row a node, float32: a scipy.sparse.csr_matrix, for which there are no types, or an array."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Graph:
     """A node classification problem.
 
@@ -64,6 +64,8 @@ class Graph:
         The file or folder that messages name.
     directed : bool
         Whether the edges had directions, which are dropped.
+    weighted : bool
+        Whether the edges had weights, which are dropped.
     unlabelled : ndarray int64
         Ids of nodes whose label is not known and stands as 0; they are in no split.
     complete : bool
@@ -92,10 +94,19 @@ class Graph:
     unlabelled: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     complete: bool = True
     drawn: bool = False
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         self.origin = self.origin or self.name
         self._check()
+
+    def __repr__(self) -> str:
+        edges = "no graph" if self.adjacency is None else f"{self.adjacency.nnz // 2} edges"
+        sizes = ", ".join(f"{self.split(name).size} {name}" for name in SPLITS)
+        return (
+            f"<Graph {self.name!r}: {self.num_nodes} nodes, {edges}, {self.num_features} features, "
+            f"{self.num_classes} classes; {sizes}>"
+        )
 
     @property
     def num_nodes(self) -> int:

@@ -181,9 +181,11 @@ def assemble(
         raise InputError(f"{where} ({of_labels}): {num_classes} classes, not the {classes} asked for")
     cleaned = clean_adjacency(adjacency, where)
     directed = is_directed(adjacency, cleaned)
+    # A + Aᵀ of a graph that is symmetric already has 2, and means nothing by it
+    weighted = not bool(np.isin(adjacency.data, (0, 1, 2)).all())
     unlabelled = np.setdiff1d(np.arange(len(found)), known)
     found[unlabelled] = 0
     return Graph(
         name, cleaned, features, found, train, val, test, num_classes, where, directed, unlabelled,
-        complete=not classes, drawn=ids is None and not classes,
+        complete=not classes, drawn=ids is None and not classes, weighted=weighted,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["GraphModel"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class GraphModel:
     """A trained GCN or GraphSAGE.
 
@@ -57,6 +58,10 @@ class GraphModel:
     weights: dict[int, dict[str, np.ndarray]]
     attributes: Record = field(default_factory=dict)
     norm: FeatureNorm = field(default_factory=FeatureNorm)
+
+    def __repr__(self) -> str:
+        widths = reprlib.repr(list(self.shape.widths))
+        return f"<GraphModel {self.shape.model}: {self.shape.layers} layers of widths {widths}>"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GraphModel:

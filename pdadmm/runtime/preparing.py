@@ -217,7 +217,7 @@ def load_graph(options: argparse.Namespace, report: Reporter) -> tuple[Graph, Da
 
 
 def warn(program: str, graph: Graph) -> None:
-    """Say on stderr what may not be meant: classes without a training node, and edges with directions.
+    """Say on stderr what may not be meant: classes without a training node, edges with directions or weights.
 
     Not of the edges of a data set of the registry: that is how everybody uses those.
     """
@@ -226,6 +226,8 @@ def warn(program: str, graph: Graph) -> None:
     warnings = []
     if graph.directed and graph.name not in REGISTRY:
         warnings.append(f"{graph.origin}: edges have directions; each is taken both ways")
+    if graph.weighted and graph.name not in REGISTRY:
+        warnings.append(f"{graph.origin}: edges have weights; each counts as 1")
     if graph.complete and graph.untrained:
         some = ", ".join(str(c) for c in graph.untrained[:10])
         warnings.append(f"no training node of class {some}")
