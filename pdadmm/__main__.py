@@ -17,6 +17,7 @@ commands:
   tune         tries inputs on validation nodes
   run          trains a network of layers by ADMM
   gnn.prepare  cuts a graph into parts
+  gnn.tune     tries options of a graph network on validation nodes
   gnn.run      trains a graph network
   gnn.predict  classes of the nodes of a graph
   gnn.export   weights of a graph network for PyTorch Geometric

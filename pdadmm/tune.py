@@ -37,8 +37,9 @@ from pdadmm.runtime.preparing import (
 )
 
 if TYPE_CHECKING:
-    from pdadmm.admm.trial import Candidate, Outcome
+    from pdadmm.admm.trial import Candidate
     from pdadmm.datasets import Dataset, Graph
+    from pdadmm.runtime.trials import Outcome
 
 __all__ = ["main"]
 
@@ -94,7 +95,7 @@ class _Search:
 
     def leading(self, input_norm: str | None = None) -> list[Candidate]:
         """The best so far of every list of operators, of one scaling or of all, best first."""
-        from pdadmm.admm.trial import ranked
+        from pdadmm.runtime.trials import ranked
 
         found: dict[str, Candidate] = {}
         for candidate, *_ in ranked(self.outcomes):
@@ -159,8 +160,8 @@ def _try_all(options: argparse.Namespace, lists: list[str], search: _Search) -> 
 
 
 def _tune(options: argparse.Namespace, report: Reporter) -> None:
-    from pdadmm.admm.trial import ranked
     from pdadmm.inputs.operators import parse_operators
+    from pdadmm.runtime.trials import ranked
 
     listen()
     for name in ("seeds", "layers", "hidden", "iterations"):

@@ -13,7 +13,8 @@ from data_files import ROOT, idx_bytes, npz_arrays, write_npz
 from support import python, succeed, summary_of
 
 from pdadmm.admm import trial
-from pdadmm.admm.trial import Candidate, Outcome, ranked
+from pdadmm.admm.trial import Candidate
+from pdadmm.runtime.trials import Outcome, ranked
 from pdadmm.tune import _LISTS, main
 
 SMALL = ["--layers", "3", "--hidden", "8", "--iterations", "6", "--seeds", "2"]

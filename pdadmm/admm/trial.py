@@ -1,11 +1,10 @@
-"""Trials: short runs in this process on features in memory, compared by their validation accuracy."""
+"""Trials: short runs in this process on features in memory, for their validation accuracy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,11 +17,12 @@ from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import RunError
 from pdadmm.files import Record
 from pdadmm.runtime.threads import set_threads
+from pdadmm.runtime.trials import Outcome
 
 if TYPE_CHECKING:
     from pdadmm.inputs.feature_file import Features
 
-__all__ = ["Candidate", "Outcome", "ranked", "try_out"]
+__all__ = ["Candidate", "try_out"]
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,6 @@ class Candidate:
         """What ``pdadmm.run`` is to be told."""
         values = {"--input-norm": self.input_norm, "--hop-decay": self.hop_decay, "--mu": self.mu}
         return [word for name, value in values.items() for word in (name, f"{value}".removesuffix(".0"))]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The final iterate of a run: accuracy, and the mean loss where accuracies are equal."""
-
-    accuracy: float
-    loss: float
 
 
 def try_out(
@@ -108,35 +100,3 @@ def try_out(
         finally:
             trainer.close()
     return Outcome(records[-1]["val_accuracy"], records[-1]["val_loss"])
-
-
-def ranked(outcomes: dict[Candidate, list[Outcome]]) -> list[tuple[Candidate, float, float, float, float]]:
-    """Candidates, best first, by mean validation accuracy; equal ones by loss, and any that diverged last.
-
-    Parameters
-    ----------
-    outcomes
-        Of every candidate as many, with the same seeds and splits in the same order.
-
-    Returns
-    -------
-    list of tuple
-        Candidate; mean accuracy; mean loss; mean of the paired differences from the best one, and its
-        standard error (NaN of a single run).
-    """
-
-    def order(candidate: Candidate) -> tuple[bool, float, float]:
-        runs = outcomes[candidate]
-        loss = mean(run.loss for run in runs)
-        return not math.isfinite(loss), -round(mean(run.accuracy for run in runs), 6), loss
-
-    found = sorted(outcomes, key=order)
-    best = outcomes[found[0]]
-    table = []
-    for candidate in found:
-        runs = outcomes[candidate]
-        pairs = [run.accuracy - other.accuracy for run, other in zip(runs, best, strict=True)]
-        error = stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.nan
-        accuracy, loss = mean(run.accuracy for run in runs), mean(run.loss for run in runs)
-        table.append((candidate, accuracy, loss, mean(pairs), error))
-    return table

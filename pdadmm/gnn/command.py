@@ -6,6 +6,7 @@ import contextlib
 import platform
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from pdadmm.runtime.progress import Progress
 from pdadmm.runtime.threads import set_threads, too_many
 from pdadmm.trace.collect import write_profile
 
-__all__ = ["open_graph", "train"]
+__all__ = ["choose_arrays", "configure", "make_trainer", "open_graph", "train"]
 
 
 def train(waiter: Waiter, arguments: list[str]) -> None:
@@ -45,8 +46,8 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     """
     started = time.monotonic()
     np.seterr(all="ignore")  # overflow shows as NaN in a message or the loss, which ends the run in words
-    config, facts = _configure(waiter, arguments)
-    choice = _choose(config, waiter)
+    config, facts = configure(waiter, arguments)
+    choice = choose_arrays(config, waiter)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(run_folder(waiter, config.output, facts.dataset, warn))
         threads = set_threads(config.run, waiter.comm)
@@ -61,7 +62,9 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
             waiter, o.checkpoint_every, o.checkpoint_seconds, o.max_seconds, started, listen=True
         )
         with waiter.patient():
-            trainer = agree(waiter, lambda: _trainer(config, facts, waiter, threads, choice, control, record))
+            trainer = agree(
+                waiter, lambda: make_trainer(config, facts, waiter, threads, choice, control, record)
+            )
         resumed = newest(folder.path, waiter, warn, trainer.fits) if o.resume else None
         with waiter.patient():
             rooms = agree(waiter, lambda: _begin_files(stack, folder, trainer, metrics, resumed))
@@ -82,7 +85,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
 # ---- getting ready ----------------------------------------------------------------------------------
 
 
-def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
+def configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
     """Options and facts of the graph, read on rank 0, on all ranks."""
 
     @waiter.limit("reading the options and the graph")
@@ -137,7 +140,7 @@ def _require_known(config: Config) -> None:
         run.backend = "numpy"
 
 
-def _choose(config: Config, waiter: Waiter) -> Choice:
+def choose_arrays(config: Config, waiter: Waiter) -> Choice:
     """Backend and transport, in the options too; collective."""
     choice = choose(config.run, waiter)
     config.run.backend, config.run.transport = choice.backend, choice.transport
@@ -162,15 +165,16 @@ def open_graph(path: str, parts: int, partitioner: str = "auto") -> GraphSource:
     return cut(synthetic_graph(), parts, partitioner)
 
 
-def _trainer(
+def make_trainer(
     config: Config,
     facts: Facts,
     waiter: Waiter,
     threads: int,
     choice: Choice,
-    control: Control,
-    record: partial[None],
+    control: Control | None,
+    record: Callable[[Record], None],
 ) -> Trainer:
+    """A trainer of this rank's parts of the graph."""
     with open_graph(config.graph, facts.parts, facts.partitioner) as source:
         if not facts.fit(source):
             raise InputError(
