@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pdadmm.datasets import Graph, synthetic_graph
 from pdadmm.datasets.graph import clean_adjacency
 from pdadmm.errors import InputError
-from pdadmm.inputs import augment
+from pdadmm.inputs import augment, write
 from pdadmm.inputs.augment import Augmentation, Plan
 from pdadmm.inputs.feature_file import _ATTRIBUTES, X_SHA256, FeatureFile
 from pdadmm.inputs.write import in_memory, write_features
@@ -167,7 +167,13 @@ def test_schema_is_as_documented(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_budgets")
-def test_blocks_and_panels_do_not_change_the_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("short", "rows"), [(0, 1), (1024, 1), (1024, 4 * 9 * 4 * 7), (1024, 1 << 25)])
+def test_blocks_and_panels_do_not_change_the_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: int, rows: int
+) -> None:
+    """However panels are written: every row's columns alone, or by whole rows, few or all of them at once."""
+    monkeypatch.setattr(write, "_SHORT", short)
+    monkeypatch.setattr(write, "_ROWS_BYTES", rows)
     graph, a, x = make_graph()
     plan = Plan(40, 9, 30, 3)
     assert len(plan.blocks()) == 3
@@ -192,6 +198,7 @@ def test_memory_does_not_grow_with_the_hops(
     mib = 1 << 20
     for budget in ("_BLOCK_BYTES", "_HOPS_BYTES", "_PANEL_BYTES"):
         monkeypatch.setattr(augment, budget, mib)
+    monkeypatch.setattr(write, "_ROWS_BYTES", mib)
     graph, _, _ = make_graph(300, 1000, sparse=sparse)
     one_hop = 300 * 1000 * 4
     for hops in (4, 16):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pdadmm.gnn import equations
+from pdadmm.gnn import equations, measure
 
 STEP = 1e-5
 
@@ -153,3 +153,27 @@ def test_weights_start_within_their_bound(rng):
     assert W.shape == (300, 200) and W.dtype == np.float32
     assert np.abs(W).max() <= bound
     assert W.std() == pytest.approx(bound / np.sqrt(3), rel=0.02)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("block", [1, 40, 1 << 24])
+def test_outputs_are_measured_in_blocks_of_rows(
+    multilabel: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "_BLOCK_BYTES", block)
+    random = np.random.default_rng(0)
+    Z = random.normal(size=(23, 4)).astype(np.float32)
+    labels = random.integers(0, 2, (23, 4)) if multilabel else random.integers(0, 4, 23)
+    targets = measure.Targets(labels, np.arange(23) % 4)
+    rows = targets.rows("val")
+    wide = Z[rows].astype(np.float64)
+    if multilabel:
+        chances, said = 1 / (1 + np.exp(-wide)), wide > 0
+        loss = -np.log(np.where(labels[rows] == 1, chances, 1 - chances)).sum()
+        hits, tries = 2 * (said & (labels[rows] == 1)).sum(), said.sum() + labels[rows].sum()
+    else:
+        loss = (np.log(np.exp(wide).sum(axis=1)) - wide[np.arange(len(rows)), labels[rows]]).sum()
+        hits, tries = (wide.argmax(axis=1) == labels[rows]).sum(), len(rows)
+    assert targets.loss(Z, rows) == pytest.approx(loss, rel=1e-5)
+    assert measure._counts(targets, Z, rows) == (hits, tries)
+    assert targets.loss(Z, rows[:0]) == 0 and measure._counts(targets, Z, rows[:0]) == (0, 0)

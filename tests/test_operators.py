@@ -106,10 +106,12 @@ def test_a_list_gives_the_bits_that_its_operators_give_alone() -> None:
     np.testing.assert_array_equal(together, np.hstack(alone))
 
 
-@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("sparse", "most"), [(False, 1000), (True, 1000), (False, 5)])
 def test_the_order_of_the_nodes_in_between_does_not_change_the_bits(
-    sparse: bool, monkeypatch: pytest.MonkeyPatch
+    sparse: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With nodes of more than `most` neighbours put aside, too."""
+    monkeypatch.setattr(augment, "_HUB", most)
     graph, _, _ = graph_with_isolated_nodes(40, 9, 80, 3)
     if sparse:
         graph.features = sp.csr_matrix(np.where(graph.features > 0.3, graph.features, 0))

@@ -253,7 +253,7 @@ def test_failure_to_write_while_ranks_are_at_work_does_not_hang(tmp_path: Path, 
     """The writing rank fails while blocks are on their way to it."""
     done = run_script(
         "import sys; from pdadmm.inputs import augment, write as f; from pdadmm.prepare import main\n"
-        "augment._PANEL_BYTES = 1; augment._BLOCK_BYTES = 1 << 17; write, left = f.write_at, [4000]\n"
+        "augment._PANEL_BYTES = 1; augment._BLOCK_BYTES = 1 << 17; write, left = f.write_at, [2]\n"
         "def failing(*args):\n"
         "    left[0] -= 1\n"
         f"    if left[0] < 0: raise {error}\n"

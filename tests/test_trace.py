@@ -309,6 +309,22 @@ def test_a_timeline_ends_at_the_same_iteration_on_all_ranks() -> None:
     assert stages[0] == {"shown": 12, "iterations": 100}
 
 
+def test_a_timeline_has_no_more_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a stage and of a run; an iteration is shown as a whole."""
+    monkeypatch.setattr("pdadmm.trace.clock._SHOWN_OF_RANK", 100)
+    monkeypatch.setattr("pdadmm.trace.clock._SHOWN_OF_RUN", 220)
+    clock, now = Clock(traced=True), 1
+    for _ in range(4):
+        clock.begin_stage(1)
+        for iteration in range(100):
+            now = iterate(clock, iteration, now)
+        clock.end_stage()
+    (first, _), (second, _), (third, _), (fourth, begun) = clock.shown
+    assert 0 < first == second < 100 and third < first and (fourth, begun) == (0, 100)
+    assert len(clock.events or []) == 8 * (first + second + third)  # of 12 with their messages
+    assert 220 <= 12 * (first + second + third) < 220 + 12
+
+
 def test_what_a_clock_tells_is_of_all_iterations_that_it_counted() -> None:
     clock, now = Clock(), 1
     clock.begin_stage()

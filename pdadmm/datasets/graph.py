@@ -177,7 +177,8 @@ class Graph:
 
     def _check_splits(self) -> None:
         n, where = self.num_nodes, self.origin
-        seen = np.zeros(n, dtype=bool)
+        seen, unknown = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+        unknown[self.unlabelled] = True
         for name in SPLITS:
             ids = self.split(name)
             if ids.size == 0:
@@ -187,13 +188,14 @@ class Graph:
             if int(ids.min()) < 0 or int(ids.max()) >= n:
                 bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
                 raise InputError(f"{where}: node {bad} of the {name} split is out of range 0 to {n - 1}")
-            if seen[ids].any() or np.unique(ids).size != ids.size:
-                raise InputError(f"{where}: the {name} split repeats a node or shares one with another split")
+            before = np.count_nonzero(seen)
             seen[ids] = True
-            unknown = np.intersect1d(ids, self.unlabelled)
-            if unknown.size:
+            if np.count_nonzero(seen) != before + ids.size:
+                raise InputError(f"{where}: the {name} split repeats a node or shares one with another split")
+            if unknown[ids].any():
+                node = ids[unknown[ids]].min()
                 raise InputError(
-                    f"{where}: node {unknown[0]} of the {name} split has no label; take it out of the split"
+                    f"{where}: node {node} of the {name} split has no label; take it out of the split"
                 )
 
 
@@ -281,16 +283,12 @@ def clean_adjacency(adjacency: Matrix, where: str) -> Matrix:
     rows, columns = adjacency.shape
     if rows != columns:
         raise InputError(f"{where}: adjacency is {rows} x {columns}; it must be square")
-    edges = adjacency.tocoo()
-    if np.isnan(edges.data).any():
+    if np.isnan(adjacency.data).any():
         raise InputError(f"{where}: the adjacency holds NaN, which is neither an edge nor none; replace it")
-    keep = (edges.data != 0) & (edges.row != edges.col)
-    i, j = edges.row[keep], edges.col[keep]
-    both = (np.concatenate([i, j]), np.concatenate([j, i]))
-    clean = sp.csr_matrix((np.ones(2 * i.size, dtype=np.float32), both), shape=(rows, rows))
-    clean.sum_duplicates()
+    edges = _pattern(adjacency)
+    clean = edges + edges.T.tocsr()
     clean.sort_indices()
-    clean.data[:] = 1.0
+    clean.data = np.ones(clean.nnz, dtype=np.float32)
     return clean
 
 
@@ -302,12 +300,20 @@ def is_directed(adjacency: Matrix, cleaned: Matrix) -> bool:
     adjacency, cleaned : scipy sparse (N, N)
         Before and after `clean_adjacency`.
     """
-    edges = adjacency.tocoo()
-    keep = (edges.data != 0) & (edges.row != edges.col)
-    ones = np.ones(int(keep.sum()), dtype=bool)
-    given = sp.csr_matrix((ones, (edges.row[keep], edges.col[keep])), shape=cleaned.shape)
-    given.sum_duplicates()
-    return bool(given.nnz < cleaned.nnz)
+    return bool(_pattern(adjacency).nnz < cleaned.nnz)
+
+
+def _pattern(adjacency: Matrix) -> Matrix:
+    """Where entries are not 0, without the diagonal: a CSR matrix of booleans, each entry once."""
+    edges = adjacency.tocsr()
+    rows = np.repeat(np.arange(edges.shape[0], dtype=edges.indices.dtype), np.diff(edges.indptr))
+    keep = (edges.data != 0) & (edges.indices != rows)
+    del rows
+    indptr = np.concatenate([[0], np.cumsum(keep)])[edges.indptr].astype(edges.indptr.dtype)
+    indices = edges.indices[keep]
+    found = sp.csr_matrix((np.ones(indices.size, dtype=bool), indices, indptr), shape=edges.shape)
+    found.sum_duplicates()
+    return found
 
 
 def as_csr(matrix: Matrix) -> Matrix:

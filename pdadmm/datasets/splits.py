@@ -183,7 +183,9 @@ def assemble(
     directed = is_directed(adjacency, cleaned)
     # A + Aᵀ of a graph that is symmetric already has 2, and means nothing by it
     weighted = not bool(np.isin(adjacency.data, (0, 1, 2)).all())
-    unlabelled = np.setdiff1d(np.arange(len(found)), known)
+    unknown = np.ones(len(found), dtype=bool)
+    unknown[known] = False
+    unlabelled = np.flatnonzero(unknown)
     found[unlabelled] = 0
     return Graph(
         name, cleaned, features, found, train, val, test, num_classes, where, directed, unlabelled,

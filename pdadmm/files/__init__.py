@@ -17,6 +17,7 @@ __all__ = [
     "append",
     "free_name",
     "naming",
+    "read_at",
     "replacing",
     "reserve",
     "scratch",
@@ -146,6 +147,15 @@ def write_at(descriptor: int, content: memoryview, offset: int) -> None:
     while content:
         written = os.pwrite(descriptor, content[:_WRITE_BYTES], offset)
         content, offset = content[written:], offset + written
+
+
+def read_at(descriptor: int, content: memoryview, offset: int) -> None:
+    """Fill with the bytes at a place in a file, all of which are there."""
+    while content:
+        read = os.preadv(descriptor, [content[:_WRITE_BYTES]], offset)
+        if not read:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        content, offset = content[read:], offset + read
 
 
 def free_name(path: Path) -> Path:

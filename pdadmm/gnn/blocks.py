@@ -12,11 +12,12 @@ same step, made for many nodes at once.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from scipy.sparse.csgraph import breadth_first_order
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from pdadmm.inputs import Ids
 
@@ -140,18 +141,34 @@ class _Level:
 
     def blocks(self, parts: int, rng: np.random.Generator) -> Ids:
         """Consecutive pieces of equal weight of a breadth-first order, component after component."""
-        seen = self.degree == 0
-        orders = [np.flatnonzero(seen)]
-        for start in rng.permutation(self.nodes):
-            if not seen[start]:
-                found = breadth_first_order(self.graph, start, directed=False, return_predecessors=False)
-                seen[found] = True
-                orders.append(found)
-        order = np.concatenate(orders)
+        alone = np.flatnonzero(self.degree == 0)
+        order = np.concatenate([alone, *self._components(rng.permutation(self.nodes))])
         weight = self.weight[order]
         part = np.empty(self.nodes, dtype=np.int64)
         part[order] = ((np.cumsum(weight) - 0.5 * weight) * parts / self.total).astype(np.int64)
         return np.minimum(part, parts - 1)
+
+    def _components(self, starts: Ids) -> Iterator[Ids]:
+        """Breadth-first orders of the components with edges, each from the first of its nodes in `starts`."""
+        count, component = connected_components(self.graph, directed=False)
+        # nodes of a component side by side, in their order: a search then knows of no others
+        together = np.argsort(component, kind="stable")
+        ends = np.concatenate([[0], np.cumsum(np.bincount(component, minlength=count))])
+        graph = self.graph[together][:, together]
+        graph.sort_indices()
+        place = np.empty(self.nodes, dtype=np.int64)
+        place[together] = np.arange(self.nodes)
+        _, first = np.unique(component[starts], return_index=True)
+        for start in starts[np.sort(first)]:
+            begin, end = ends[component[start]], ends[component[start] + 1]
+            if end - begin == 1:
+                continue
+            own = slice(graph.indptr[begin], graph.indptr[end])
+            indptr = graph.indptr[begin : end + 1] - graph.indptr[begin]
+            parts = graph.data[own], graph.indices[own] - begin, indptr
+            alone = sp.csr_matrix(parts, shape=(end - begin, end - begin))
+            found = breadth_first_order(alone, place[start] - begin, return_predecessors=False)
+            yield together[begin + found]
 
     def cut(self, part: Ids) -> float:
         """Number of edges between parts."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from pdadmm.gnn.equations import sigmoid_cross_entropy, softmax_cross_entropy
 from pdadmm.inputs.graph_file import GraphSource
 
 __all__ = ["Targets", "area_under_curve", "measure"]
+
+_BLOCK_BYTES = 16 << 20  # of outputs that are looked at at once
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,29 @@ class Targets:
     def loss(self, Z: Array, rows: np.ndarray) -> float:
         """Summed loss of some rows."""
         entropy = sigmoid_cross_entropy if self.multilabel else softmax_cross_entropy
-        losses, _ = entropy(Z[rows], self.labels[rows])
-        return float(losses.sum(dtype=np.float64))
+        losses = [entropy(Z[some], self.labels[some])[0] for some in _blocks(rows, Z)]
+        return float(np.concatenate(losses).sum(dtype=np.float64)) if losses else 0.0
+
+
+def _blocks(rows: np.ndarray, Z: Array) -> Iterator[np.ndarray]:
+    """The rows in turn, as many at once as need little memory beside the outputs."""
+    step = max(1, _BLOCK_BYTES // (4 * Z.shape[1]))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
 
 
 def _counts(targets: Targets, Z: Array, rows: np.ndarray) -> tuple[float, float]:
     """Hits and tries: accuracy is their ratio, the micro-averaged F1 where classes are questions."""
-    if not targets.multilabel:
-        return float(np.count_nonzero(Z[rows].argmax(axis=1) == targets.labels[rows])), float(len(rows))
-    said, true = Z[rows] > 0, targets.labels[rows] > 0
-    return 2.0 * np.count_nonzero(said & true), float(np.count_nonzero(said) + np.count_nonzero(true))
+    hits = tries = 0
+    for some in _blocks(rows, Z):
+        if targets.multilabel:
+            said, true = Z[some] > 0, targets.labels[some] > 0
+            hits += 2 * np.count_nonzero(said & true)
+            tries += np.count_nonzero(said) + np.count_nonzero(true)
+        else:
+            hits += np.count_nonzero(Z[some].argmax(axis=1) == targets.labels[some])
+            tries += len(some)
+    return float(hits), float(tries)
 
 
 def measure(

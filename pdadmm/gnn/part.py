@@ -117,7 +117,7 @@ class Part:
 
         degree = np.concatenate([source.degree(slice(first, last)), source.degree(halo)])
         if model == "gcn":
-            row, columns = _with_loops(row, columns, np.arange(first, last))
+            row, columns = _with_loops(row, columns, first, last)
             degree = degree + 1
         counts = np.bincount(row - first, minlength=last - first)
         inside = (columns >= first) & (columns < last)
@@ -173,11 +173,13 @@ def _sends(owners: np.ndarray, own: np.ndarray, place: np.ndarray) -> dict[int, 
     return _by_part(pairs // len(place), place[pairs % len(place)])
 
 
-def _with_loops(row: np.ndarray, columns: np.ndarray, loops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Edges with the loop of every node among them, in the place that its number has."""
-    row, columns = np.concatenate([row, loops]), np.concatenate([columns, loops])
-    sorting = np.lexsort((columns, row))
-    return row[sorting], columns[sorting]
+def _with_loops(row: np.ndarray, columns: np.ndarray, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Edges, ascending, with the loop of every row from `first` on in the place that its number has."""
+    loops, n = np.arange(first, last), last - first
+    counts = np.bincount(row - first, minlength=n)
+    before = np.bincount(row[columns < row] - first, minlength=n)
+    places = np.cumsum(counts) - counts + before
+    return np.repeat(loops, counts + 1), np.insert(columns, places, loops)
 
 
 def _by_part(owners: np.ndarray, rows: np.ndarray) -> dict[int, np.ndarray]:

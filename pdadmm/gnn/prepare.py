@@ -126,7 +126,7 @@ def _prepare(options: argparse.Namespace, report: Reporter) -> None:
     facts: Record = {"split": options.split, "feature_norm": norm}
     if options.split == "random":
         fractions = options.fractions or FRACTIONS
-        labelled = np.setdiff1d(np.arange(graph.num_nodes), graph.unlabelled)
+        labelled = np.delete(np.arange(graph.num_nodes), graph.unlabelled)
         train, val, test = draw_fractions(labelled, options.seed, graph.origin, fractions)
         graph = replace(graph, train=train, val=val, test=test, drawn=True)
         facts["fractions"] = ",".join(f"{fraction:g}" for fraction in fractions)

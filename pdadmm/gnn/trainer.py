@@ -567,6 +567,7 @@ class Trainer:
         """End the accounts of these widths; those too short to have any are left out."""
         if self.accounts.stages and not self.clock.iterations:
             return
+        self.accounts.shorten()  # an assignment follows the other, with thousands of messages each
         ends: list[Outgoing | Incoming] = [*self.exchange.outgoing, *self.exchange.incoming]
         facts = {**self.exchange.facts, **self.parameters.facts()}
         layers = range(1, self.shape.layers + 1)

@@ -35,6 +35,7 @@ _PANEL_BYTES = 448 << 20  # columns gathered before they are written
 _BLOCK_COLUMNS = 64
 #: terms, the features themselves among them, that are not worth another order of the nodes
 _FEW_TERMS = 2
+_HUB = 1000  # neighbours of a node that no order brings near
 
 
 def with_loops(adjacency: sp.csr_matrix) -> sp.csr_matrix:
@@ -59,11 +60,25 @@ def near_order(looped: sp.csr_matrix) -> Ids:
     """An order of the nodes in which neighbours are near: reverse Cuthill-McKee.
 
     Products read rows of a block at a node's neighbours. What is near has just been in the cache: on Coauthor
-    Physics a product takes half the time.
+    Physics a product takes half the time. Nodes with very many neighbours, which are near to none, come last:
+    SciPy sorts a node's neighbours in time that grows with the square of their number.
     """
     from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-    return np.asarray(reverse_cuthill_mckee(looped, symmetric_mode=True), np.int64)
+    hub = np.diff(looped.indptr) > _HUB
+    if not hub.any():
+        return np.asarray(reverse_cuthill_mckee(looped, symmetric_mode=True), np.int64)
+    few = np.flatnonzero(~hub)
+    rows = looped[few]
+    inner = ~hub[rows.indices]
+    indptr = np.concatenate([[0], np.cumsum(inner)])[rows.indptr]
+    number = np.cumsum(~hub) - 1
+    indices = number[rows.indices[inner]].astype(looped.indices.dtype)
+    without = sp.csr_matrix(
+        (rows.data[inner], indices, indptr.astype(looped.indptr.dtype)), shape=(few.size, few.size)
+    )
+    order = reverse_cuthill_mckee(without, symmetric_mode=True)
+    return np.concatenate([few[order], np.flatnonzero(hub)])
 
 
 def relabelled(looped: sp.csr_matrix, order: Ids, numbers: Ids) -> sp.csr_matrix:

@@ -16,7 +16,7 @@ import numpy as np
 
 from pdadmm.datasets.graph import Graph
 from pdadmm.errors import InputError, one_line
-from pdadmm.files import Record, replacing, reserve, write_at
+from pdadmm.files import Record, read_at, replacing, reserve, write_at
 from pdadmm.files.names import safe_name
 from pdadmm.files.target import target_of
 from pdadmm.inputs.augment import Augmentation, Piece, Plan
@@ -26,6 +26,8 @@ from pdadmm.inputs.feature_norm import FeatureNorm
 __all__ = ["in_memory", "write_features"]
 
 _HASHED_BYTES = 1 << 20  # at once
+_SHORT = 1024  # columns of a panel that are not worth a write each
+_ROWS_BYTES = 32 << 20  # of rows that are written at once
 _SLACK_BYTES = 1 << 20  # more than the metadata of a file take
 
 
@@ -167,6 +169,9 @@ def _write_panels(descriptor: int, offset: int, plan: Plan, pieces: Iterable[Pie
         if start == 0 and filled == plan.features == plan.panel:
             write_at(descriptor, panel.reshape(-1).data.cast("B"), offset)
             return
+        if filled - start < _SHORT:
+            _fill_rows(descriptor, offset, plan, panel[:, :, : filled - start], start)
+            return
         segments = panel.reshape(-1, plan.panel)  # row-major: an operator of a row each
         for number in range(plan.rows * plan.operators):
             place = offset + 4 * (number * plan.features + start)
@@ -179,6 +184,24 @@ def _write_panels(descriptor: int, offset: int, plan: Plan, pieces: Iterable[Pie
         filled = column + values.shape[1]
         panel[:, operator, column - start : filled - start] = values
     flush()
+
+
+def _fill_rows(descriptor: int, offset: int, plan: Plan, panel: np.ndarray, start: int) -> None:
+    """Write some columns of every operator, from `start` on, by whole rows: those before are read again.
+
+    Millions of short writes take many times as long.
+    """
+    step = max(1, _ROWS_BYTES // (4 * plan.operators * plan.features))
+    rows = np.zeros((min(step, plan.rows), plan.operators, plan.features), dtype="<f4")
+    for first in range(0, plan.rows, step):
+        part = panel[first : first + step]
+        block = rows[: len(part)]
+        content = block.reshape(-1).data.cast("B")
+        place = offset + 4 * first * plan.operators * plan.features
+        if start:
+            read_at(descriptor, content, place)
+        block[:, :, start : start + part.shape[2]] = part
+        write_at(descriptor, content, place)
 
 
 def _note_sum(path: Path, offset: int, size: int) -> None:

@@ -40,6 +40,9 @@ _MESSAGES_KEPT = 1000
 #: laps and messages of all ranks together that a timeline shows of a stage, about, and those of a layer
 #: in an iteration
 _SHOWN, _SHOWN_A_LAYER = 250_000, 20
+#: laps and messages of a rank after which no other iteration of the stage is shown, and those of the run:
+#: parts of a graph may have thousands of messages in an iteration
+_SHOWN_OF_RANK, _SHOWN_OF_RUN = 100_000, 300_000
 
 #: ``(kind, channel, sequence, start, end, counted)``: kind ``sent`` or ``received``; name of the
 #: channel, the same at both ends; nanoseconds; whether it happened within an iteration after the warm-up
@@ -100,6 +103,7 @@ class Clock:
         self.events: list[tuple[str, int, int, int]] | None = [] if traced else None
         self.past: list[list[Message]] = []
         self.shown: list[tuple[int, int]] = []
+        self._kept = 0  # laps and messages that the stages before show
         self._nvtx = _nvtx() if traced else None
         self._in_range = False
         self._counting = False
@@ -126,7 +130,8 @@ class Clock:
         self._computed = self._updating = 0
         self._part = ("", 0)
         self._about = ""  # which message
-        self._begun = 0
+        self._begun = self._shown = self._shown_messages = 0
+        self._events_before = len(self.events or ())
         self._shown_at_most = max(1, _SHOWN // (_SHOWN_A_LAYER * max(depth, 1)))
         self._showing = self.traced
 
@@ -134,7 +139,13 @@ class Clock:
         """Complete the accounts of the stage, and keep its messages for the timeline."""
         if self.traced:
             self.past.append(self.messages)
-            self.shown.append((min(self._begun, self._shown_at_most), self._begun))
+            self.shown.append((self._shown, self._begun))
+            self._kept += self._of_stage
+
+    @property
+    def _of_stage(self) -> int:
+        """Laps and messages that the stage under way shows so far."""
+        return len(self.events or ()) - self._events_before + self._shown_messages
 
     @property
     def seconds(self) -> dict[int, dict[str, float]]:
@@ -178,7 +189,8 @@ class Clock:
         """Start the first lap of an iteration, counted from 0 in its stage."""
         self._counting = self.counts(iteration)
         self._begun += 1
-        self._showing = self.events is not None and self._begun <= self._shown_at_most
+        self._showing = self.events is not None and self._begun <= self._shown_at_most and self._has_room()
+        self._shown += self._showing
         self._noting = self._counting or self._showing
         # q leaves in the iteration before the one that takes it
         self._sending = self._noting or self.counts(iteration + 1)
@@ -187,6 +199,11 @@ class Clock:
         self._part = ("", 0)
         self._about = ""
         self._last = self._iteration_start = now or perf_counter_ns()
+
+    def _has_room(self) -> bool:
+        """Whether the timeline has room for another iteration."""
+        of_stage = self._of_stage
+        return of_stage < _SHOWN_OF_RANK and self._kept + of_stage < _SHOWN_OF_RUN
 
     def part(self, name: str, layer: int) -> None:
         """Begin a part of the iteration: p, W or z of a layer."""
@@ -263,6 +280,7 @@ class Clock:
         self._about = name
         if self._showing or len(self.messages) < _MESSAGES_KEPT:
             end = now or perf_counter_ns()
+            self._shown_messages += self._showing
             self.messages.append((kind, name, sequence, start, end, self._counting))
 
     @contextmanager

@@ -98,6 +98,12 @@ class Accounts:
         self.messages.append(clock.messages)
         self._wall = 0.0
 
+    def shorten(self) -> None:
+        """Forget the steps, links and messages of the stages so far, whose number may grow without end."""
+        for stage in self.stages:
+            stage["steps"], stage["links"] = [], []
+        self.messages = [[] for _ in self.messages]
+
 
 def _link(end: Outgoing | Incoming, float32_bytes: int) -> Record:
     """One end of a channel."""

@@ -11,6 +11,7 @@ Format: "Trace Event Format", Google, the JSON object form.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from pdadmm.files import Record, replacing
@@ -31,12 +32,20 @@ def timeline(ranks: list[Record]) -> Record:
         What every rank kept: ``rank``, ``host``, ``clock``, ``events``, ``traced_messages`` and
         ``shown`` (see :class:`pdadmm.trace.clock.Clock`).
     """
+    return {**_head(ranks), "traceEvents": list(_events(ranks))}
+
+
+def _head(ranks: list[Record]) -> Record:
+    return {"displayTimeUnit": "ms", "otherData": {"stages": _shown(ranks)}}
+
+
+def _events(ranks: list[Record]) -> Iterator[Record]:
+    """One after the other: all of them may be many times as large as what the ranks kept."""
     to_zero = [alignment(rank) for rank in ranks]
     first = min(
         (aligned(event[2]) for rank, aligned in zip(ranks, to_zero, strict=True) for event in rank["events"]),
         default=0.0,
     )
-    events: list[Record] = []
     arrows: dict[tuple[int, str, int], dict[str, tuple[int, float]]] = {}
     for rank, aligned in zip(ranks, to_zero, strict=True):
         number = rank["rank"]
@@ -44,22 +53,21 @@ def timeline(ranks: list[Record]) -> Record:
         def stamp(nanoseconds: int, aligned: Alignment = aligned) -> float:
             return (aligned(nanoseconds) - first) / 1e3
 
-        events += _names(number, rank["host"])
+        yield from _names(number, rank["host"])
         for name, layer, start, end in rank["events"]:
             shown = f"{name} {layer}" if layer else name
-            events.append(_slice(shown, number, _COMPUTE, stamp(start), stamp(end), {"layer": layer}))
+            yield _slice(shown, number, _COMPUTE, stamp(start), stamp(end), {"layer": layer})
         for stage, messages in enumerate(rank["traced_messages"], 1):
             for kind, channel, sequence, start, end, _ in messages:
                 arguments = {"stage": stage, "channel": channel, "message": sequence}
                 name = f"send {channel}" if kind == "sent" else f"receive {channel}"
                 begin, done = stamp(start), stamp(end)
-                events.append(_slice(name, number, _COMMUNICATION, begin, done, arguments))
+                yield _slice(name, number, _COMMUNICATION, begin, done, arguments)
                 pair = arrows.setdefault((stage, channel, sequence), {})
                 pair[kind] = (number, begin if kind == "sent" else done)
     for identifier, pair in enumerate(arrows.values()):
         if len(pair) == 2:  # the last messages of a run that was stopped may have no receive
-            events += _arrow(identifier, *pair["sent"], *pair["received"])
-    return {"displayTimeUnit": "ms", "otherData": {"stages": _shown(ranks)}, "traceEvents": events}
+            yield from _arrow(identifier, *pair["sent"], *pair["received"])
 
 
 def _shown(ranks: list[Record]) -> list[Record]:
@@ -103,9 +111,8 @@ def _arrow(identifier: int, sender: int, left: float, receiver: int, taken: floa
 
 def write_timeline(path: Path, ranks: list[Record]) -> None:
     """Write the timeline of all ranks, a line an event."""
-    found = timeline(ranks)
-    events = found.pop("traceEvents")
     with replacing(path) as temporary, temporary.open("w") as file:
-        file.write(json.dumps(found)[:-1] + ', "traceEvents": [\n')
-        file.write(",\n".join(json.dumps(event) for event in events))
+        file.write(json.dumps(_head(ranks))[:-1] + ', "traceEvents": [\n')
+        for number, event in enumerate(_events(ranks)):
+            file.write((",\n" if number else "") + json.dumps(event))
         file.write("\n]}\n")
