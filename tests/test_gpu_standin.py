@@ -322,6 +322,7 @@ NONE = Place("node2", "CuPy is not installed; install it")
         (Run(), [replace(GPU, shares=True, nccl_version=22907)] * 2, "cupy", "mpi"),
         (Run(), [GPU, replace(OTHER, nccl_version=22907)], "cupy", "mpi"),
         (Run(), [replace(GPU, nccl_problem="CuPy found no NCCL library")], "cupy", "mpi"),
+        (Run(precision="tf32"), [replace(GPU, capability=75)], "cupy", "mpi"),
     ],
 )
 def test_choice(run: Run, places: list[Place], backend: str, transport: str) -> None:
@@ -341,6 +342,11 @@ def test_choice(run: Run, places: list[Place], backend: str, transport: str) -> 
         (Run(transport="nccl"), [replace(GPU, nccl_version=22907)] * 2, "NCCL 2.29.7 does not allow"),
         (Run(transport="nccl"), [NONE], "CuPy is not installed"),
         (Run(transport="nccl", cuda_aware_mpi=True), [GPU, OTHER], "--cuda-aware-mpi"),
+        (
+            Run(precision="bf16x3"),
+            [GPU, replace(OTHER, name="T4", capability=75)],
+            "rank 1 on node1 has a T4 of 7.5",
+        ),
     ],
 )
 def test_refusals_name_what_is_missing(run: Run, places: list[Place], words: str) -> None:

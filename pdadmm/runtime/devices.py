@@ -20,6 +20,7 @@ from pdadmm.runtime.sections import Run
 
 __all__ = ["ON_CPUS", "Choice", "Place", "choose", "decide", "make_backend", "make_transport"]
 
+_BFLOAT16 = 80  # compute capability from which on there are products of bfloat16
 _INSTALL = "pip install 'pdadmm[cuda12]' or 'pdadmm[cuda13]'"
 
 
@@ -35,6 +36,7 @@ class Place:
     nccl_problem: str | None = None
     nccl_version: int = 0  #: 23007 for 2.30.7
     shares: bool = False  #: NCCL_MULTI_RANK_GPU_ENABLE=1
+    capability: int = _BFLOAT16  #: 90 for 9.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def look_around(run: Run, waiter: Waiter) -> Place:
     except InputError as error:
         problem = str(error)
     shares = os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
-    return Place(host, None, device, name, uuid, problem, version, shares)
+    capability = int(cupy.cuda.Device(device).compute_capability)
+    return Place(host, None, device, name, uuid, problem, version, shares, capability)
 
 
 def decide(run: Run, places: Sequence[Place]) -> Choice:
@@ -123,6 +126,12 @@ def decide(run: Run, places: Sequence[Place]) -> Choice:
             f"{len(places) - len(without)} ranks have a GPU and {len(without)} have none ({where}: "
             f"{first.problem}); all ranks must compute alike: give every rank a GPU, or use --backend numpy"
         )
+    for rank, place in enumerate(places):
+        if run.precision == "bf16x3" and place.capability < _BFLOAT16:
+            raise InputError(
+                f"--precision bf16x3 needs GPUs of compute capability 8.0 or more, and rank {rank} on "
+                f"{place.host} has a {place.name} of {place.capability / 10:.1f}; use float32"
+            )
     obstacle = why_not_nccl(places)
     if run.transport == "nccl":
         if obstacle:
