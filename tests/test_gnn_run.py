@@ -287,6 +287,49 @@ def test_the_best_model_is_that_of_the_best_epoch(graph: Path, tmp_path: Path) -
         assert weights(tmp_path / "a") == once
 
 
+def test_training_starts_from_a_model(graph: Path, tmp_path: Path, mpirun: MPIRun) -> None:
+    """With its weights, on any ranks, and no more after a checkpoint; on a graph of its kind only."""
+    own = words("--hidden 12 --layers 2 --model sage --epochs 10 --eval-every 10 --quiet --out")
+    succeed(python("-m", "pdadmm.gnn.run", graph, *own, tmp_path / "a"))
+    model = tmp_path / "a" / "model.h5"
+    # a step of nothing leaves the weights as they were
+    still = ["--start", model, *words("--lr 1e-37 --epochs 1 --quiet --out")]
+    succeed(python("-m", "pdadmm.gnn.run", graph, *still, tmp_path / "still"))
+    before, after = (
+        {name: x for name, x in weights(folder).items() if name.startswith("model.h5")}
+        for folder in (tmp_path / "a", tmp_path / "still")
+    )
+    assert before == after
+    summaries = [summary_of(tmp_path / name) for name in ("a", "still")]
+    assert summaries[0]["test_accuracy"] == summaries[1]["test_accuracy"]
+    assert {name: summaries[1][name] for name in ("model", "layers", "hidden")} == {
+        "model": "sage", "layers": 2, "hidden": 12
+    }  # fmt: skip
+    on = ["--start", model, *words("--epochs 12 --eval-every 6 --checkpoint-every 5 --quiet --out")]
+    for ranks, name in ((1, "b"), (3, "c")):
+        succeed(mpirun(ranks, "-m", "pdadmm.gnn.run", graph, *on, tmp_path / name))
+    assert weights(tmp_path / "b") == weights(tmp_path / "c")
+    whole = weights(tmp_path / "b")
+    (tmp_path / "b" / "summary.json").unlink()
+    model.rename(tmp_path / "elsewhere.h5")
+    succeed(mpirun(2, "-m", "pdadmm.gnn.run", graph, "--resume", "--quiet", "--out", tmp_path / "b"))
+    assert weights(tmp_path / "b") == whole
+    other = tmp_path / "other.h5"
+    prepare = words(f"synthetic --parts 2 {PREPARE} --synthetic-features 30 --out")
+    succeed(python("-m", "pdadmm.gnn.prepare", *prepare, other))
+    model = tmp_path / "elsewhere.h5"
+    for arguments, said in (
+        ([graph, "--start", model, "--hidden", "16"], "--hidden is 16, but"),
+        ([graph, "--start", model, "--model", "gcn"], "give --model sage"),
+        ([other, "--start", model], "has 30 features and 7 classes, the model 40 and 7"),
+        ([graph, "--start", graph], "not the model of a graph network"),
+        ([graph, "--start", tmp_path / "nowhere.h5"], "no such file"),
+    ):
+        found = mpirun(2, "-m", "pdadmm.gnn.run", *arguments, "--quiet", "--out", tmp_path / "no")
+        assert found.code == 2 and found.err.count("\n") == 1 and said in found.err, found.err
+        assert not (tmp_path / "no").exists()
+
+
 def test_graphs_that_cannot_be_predicted_on_are_refused_on_all_ranks(
     mpirun: MPIRun, graph: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import InputError
 from pdadmm.files import Record, write_json
+from pdadmm.gnn.fit import network_of, require_start
 from pdadmm.gnn.model_file import ModelRoom, reserved
 from pdadmm.gnn.options import Config, parse
 from pdadmm.gnn.report import final_table, in_profile, show, summarise
@@ -92,11 +93,13 @@ def configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
     def check() -> tuple[Config, Facts] | None:
         if waiter.comm.rank:
             return None
-        config = parse(arguments)
+        config = parse(arguments, network_of)
         _require_known(config)
         with open_graph(config.graph, _parts(config, waiter.comm.size)) as source:
             facts = Facts.of(source)
             _require_splits(config.graph, facts)
+            if config.training.start and not config.output.resume:
+                require_start(config, source)
             if isinstance(source, GraphFile):
                 source.check_symmetry()
         if facts.parts < waiter.comm.size:

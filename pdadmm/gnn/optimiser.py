@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pdadmm.arrays import Array
+from pdadmm.arrays import Array, copy_into
 from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.comm.reduction import Reduction
 from pdadmm.comm.waiter import Waiter
@@ -130,6 +130,12 @@ class Parameters:
             elif name == "gamma":
                 named[name][...] = 1
         return vector
+
+    def take(self, weights: Mapping[int, Mapping[str, np.ndarray]]) -> None:
+        """Begin with given arrays, by layer and name."""
+        for layer, named in weights.items():
+            for name, array in named.items():
+                copy_into(self.weights[layer][name], array)
 
     def named(self, layer: int, vector: Array) -> Mapping[str, Array]:
         """Views of a layer's vector."""

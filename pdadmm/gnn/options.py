@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pdadmm.codec.rows import FLOAT32
@@ -103,6 +103,9 @@ class Network:
 class Training:
     """Full-batch training with Adam."""
 
+    start: str = option(
+        "", "start from the weights of this model.h5, not random ones", metavar="FILE.h5", path=True
+    )
     epochs: int = option(200, "epochs", within=COUNT)
     lr: float = option(0.01, "rate of Adam", within=POSITIVE)
     weight_decay: float = option(0.0, "L2 penalty, added to the gradient", within=Range(0, POSITIVE.most))
@@ -201,8 +204,15 @@ def _forget_scheme(of_file: Record, given: Record) -> None:
         messages.pop("bits", None)  # nothing is left to be coded
 
 
-def parse(arguments: Sequence[str]) -> Config:
+def parse(arguments: Sequence[str], network_of: Callable[[str], Record] | None = None) -> Config:
     """Configuration of a command line.
+
+    Parameters
+    ----------
+    arguments
+    network_of
+        Gives the options of the network of a model.h5, which are weaker than all but defaults, where a run
+        that does not go on from a checkpoint is to start from one.
 
     Raises
     ------
@@ -212,7 +222,11 @@ def parse(arguments: Sequence[str]) -> Config:
     config = Config()
     of_file, given = OPTIONS.sources(arguments)
     _forget_scheme(of_file, given)
-    fill(config, merged(of_file, given))
+    values = merged(of_file, given)
+    path = values.get("training", {}).get("start")
+    if network_of is not None and path and not values.get("output", {}).get("resume"):
+        fill(config.network, network_of(path))
+    fill(config, values)
     n, m = config.network, config.messages
     n.order = n.order or config.scheme.order
     m.forward, m.backward = m.forward or config.scheme.codec, m.backward or config.scheme.codec

@@ -14,9 +14,10 @@ from pdadmm.codec.rows import FLOAT32
 from pdadmm.comm.waiter import Waiter
 from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError
-from pdadmm.files import Record, replacing, reserve
+from pdadmm.files import replacing, reserve
 from pdadmm.files.target import target_of
 from pdadmm.gnn.command import open_graph
+from pdadmm.gnn.fit import require_kind, require_norm
 from pdadmm.gnn.halo import Exchange, uniform_widths
 from pdadmm.gnn.layer import Inputs, Network, Shape, slots_of
 from pdadmm.gnn.measure import Targets, measure
@@ -26,7 +27,6 @@ from pdadmm.gnn.passes.protocol import Drop, Passes
 from pdadmm.gnn.passes.select import make_passes
 from pdadmm.gnn.products import make_products
 from pdadmm.gnn.reading import read_inputs
-from pdadmm.inputs.feature_norm import FeatureNorm
 from pdadmm.inputs.graph_file import GraphFile, GraphSource
 from pdadmm.runtime.devices import ON_CPUS, make_backend, make_transport
 from pdadmm.runtime.launch import agree, parse
@@ -65,8 +65,13 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
         if waiter.comm.rank == 0:
             target_of(options.out, SCHEMA, "file of predictions", options.graph)
         with open_graph(options.graph, waiter.comm.size) as source:
-            _require_fit(source, shape, facts, waiter.comm.size, options.graph)
-            _require_norm(source, norm, options.graph, model_of(options.run))
+            require_kind(source, shape, facts, options.graph)
+            require_norm(source, norm, options.graph, model_of(options.run))
+            if source.parts < waiter.comm.size:
+                raise InputError(
+                    f"{source.parts} parts cannot occupy {waiter.comm.size} ranks; start at most "
+                    f"{source.parts} ranks"
+                )
             if waiter.comm.rank == 0 and isinstance(source, GraphFile):
                 source.check_symmetry()
                 source.cut()
@@ -93,36 +98,6 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
         said = ", ".join(f"{name} {value:.4f}" for name, value in accuracies.items())
         score = f"{'micro-F1' if several else 'accuracy'} {said}" if said else "none has a label"
         print(f"{options.out}: {total} nodes; {score}", file=sys.stdout, flush=True)
-
-
-def _require_fit(source: GraphSource, shape: Shape, facts: Record, ranks: int, path: str) -> None:
-    if (source.num_features, source.num_classes) != (shape.widths[0], shape.widths[-1]):
-        raise InputError(
-            f"{path} has {source.num_features} features and {source.num_classes} classes, the model "
-            f"{shape.widths[0]} and {shape.widths[-1]}; give a graph of the same kind"
-        )
-    labelled = any(source.sizes.values())
-    if labelled and source.multilabel != bool(facts.get("multilabel", False)):
-        one, other = ("several labels", "one label") if source.multilabel else ("one label", "several labels")
-        raise InputError(f"{path} has {one} a node, the model is of {other}; give a graph of the same kind")
-    if source.parts < ranks:
-        raise InputError(
-            f"{source.parts} parts cannot occupy {ranks} ranks; start at most {source.parts} ranks"
-        )
-
-
-def _require_norm(source: GraphSource, norm: FeatureNorm, path: str, model: Path) -> None:
-    """Refuse a graph whose features are not normalised as those were that the model was trained on."""
-    if source.norm.name != norm.name:
-        raise InputError(
-            f"{path} has features of the norm {source.norm.name}, the model was trained on {norm.name}; "
-            f"prepare it with {f'--like {model}' if norm.arrays else f'--feature-norm {norm.name}'}"
-        )
-    if not norm.same(source.norm):
-        raise InputError(
-            f"{path} is standardised by means and scales of its own, not by those that the model was trained "
-            f"with; prepare it with --like {model}"
-        )
 
 
 @dataclass

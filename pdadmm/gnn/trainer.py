@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from pdadmm.gnn.laps import Laps, timed
 from pdadmm.gnn.layer import Network, Shape, slots_of
 from pdadmm.gnn.links import LinkModel, Times, measure_links
 from pdadmm.gnn.measure import Targets, measure
+from pdadmm.gnn.model_file import read_model
 from pdadmm.gnn.optimiser import Parameters
 from pdadmm.gnn.options import CHANGE_BITS, Config
 from pdadmm.gnn.part import Part, parts_of_rank
@@ -166,6 +168,8 @@ class Trainer:
         self.parameters = Parameters(
             self.shape, owners[rank], owners, waiter, self.passes, config.training.seed, laps, backend
         )
+        if config.training.start and not config.output.resume:
+            self.parameters.take(read_model(config.training.start)[1])
         inputs, own = read_inputs(source, self.parts, self.shape, on_host, backend)
         self.network = Network(
             self.shape,
@@ -309,7 +313,9 @@ class Trainer:
         cut = {"parts": f.parts, "edge_cut": f.edge_cut, "halo_rows": f.halo_rows}
         cut = cut if self._coded else {}
         data = {"dataset": f.dataset, "widths": list(self.shape.widths), **cut}
-        return {**data, **asdict(c.network), **asdict(c.training), **asdict(c.messages)}
+        training = asdict(c.training)
+        training.update({"start": os.path.abspath(start)} if (start := training.pop("start")) else {})
+        return {**data, **asdict(c.network), **training, **asdict(c.messages)}
 
     @property
     def _coded(self) -> bool:
