@@ -70,9 +70,13 @@ def test_every_column_has_mean_0_and_deviation_1(
 def test_sparse_features_are_refused_and_so_are_other_numbers_of_them(tmp_path: Path) -> None:
     thin = sp.random(NODES, 6, 0.4, "csr", np.float32, np.random.default_rng(0))
     norm = FeatureNorm.of("standard", measurements(), "mine")
-    for given in ("standard", norm):
-        with pytest.raises(InputError, match=r"mine: most features are zeros, .* give --feature-norm row"):
-            FeatureNorm.of(given, thin, "mine")
+    with pytest.raises(InputError, match=r"mine: most features are zeros, .* give --feature-norm row"):
+        FeatureNorm.of("standard", thin, "mine")
+    fitted = FeatureNorm.of(norm, thin, "mine").applied(thin)  # the user has said so
+    np.testing.assert_array_equal(fitted, norm.applied(thin.toarray()))
+    far = np.full((3, 6), 3e38, np.float32)
+    with pytest.raises(InputError, match="mine: features are too far from the means"):
+        FeatureNorm.of(norm, far, "mine")
     FeatureNorm.of("standard", thin.toarray(), "mine")  # that is as large as it will be
     with pytest.raises(InputError, match="5 features, the means to standardise them by are of 6"):
         FeatureNorm.of(norm, measurements()[:, :5], "mine")
@@ -187,6 +191,6 @@ def test_damaged_means_are_refused(tmp_path: Path, name: str, values: np.ndarray
             del file[name]
             if values is not None:
                 file[name] = values
-        with pytest.raises(InputError) as error:
-            kind(path)
+        with pytest.raises(InputError) as error, kind(path) as opened:
+            print(opened.norm)
         assert said in str(error.value)

@@ -63,9 +63,7 @@ def from_pyg(
     edges = _array(data.edge_index)
     if edges.ndim != 2 or len(edges) != 2 or edges.dtype.kind not in "iu":
         raise InputError(f"{where}: edge_index is {edges.dtype} {edges.shape}; it must be integers (2, E)")
-    x = _matrix(data.x)
-    if x.ndim != 2:
-        raise _no_matrix(x, where)
+    x = _matrix(data.x, where)
     ids = None
     if isinstance(split, Mapping):
         names = ("train", "valid" if "valid" in split else "val", "test")
@@ -216,20 +214,34 @@ def _graph(
     return assemble(name, where, adjacency, features, y, ids, seed, ("y", "train", "val", "test"), classes)
 
 
-def _matrix(value: Foreign) -> Matrix:
+def _matrix(value: Foreign, where: str) -> Matrix:
     """Features, a CSR matrix where they are sparse: a matrix of SciPy, or a tensor in any sparse layout."""
-    if sp.issparse(value):
-        return sp.csr_matrix(value)
     layout = str(getattr(value, "layout", ""))
-    if layout.startswith("torch.sparse"):
-        entries = value.detach().cpu().to_sparse_coo().coalesce()
-        return sp.csr_matrix((_array(entries.values()), _array(entries.indices())), tuple(value.shape))
-    return _array(value)
+    if not sp.issparse(value) and not layout.startswith("torch.sparse"):
+        found = _array(value)
+        if found.ndim != 2:
+            raise _no_matrix(found, where)
+        return found
+    if len(value.shape) != 2:
+        raise _no_matrix(value, where)
+    if sp.issparse(value):
+        entries, found = value.dtype, sp.csr_matrix(value)
+    else:
+        tensor = value.detach().cpu().to_sparse_coo().coalesce()
+        values = _array(tensor.values())
+        if values.ndim != 1:
+            raise InputError(f"{where}: the features are a sparse tensor of blocks; give to_dense() of it")
+        entries, found = values.dtype, sp.csr_matrix((values, _array(tensor.indices())), tuple(value.shape))
+    if entries.kind not in "biuf":
+        raise InputError(f"{where}: the features are {entries}; they must be numbers")
+    return found
 
 
-def _no_matrix(x: np.ndarray, where: str) -> InputError:
-    kind = f" {type(x.item()).__name__}" if x.ndim == 0 and x.dtype == object else ""
-    return InputError(f"{where}: the features are{kind} {x.shape}; they must be an array (nodes, features)")
+def _no_matrix(x: Foreign, where: str) -> InputError:
+    kind = f" {type(x.item()).__name__}" if not x.shape and x.dtype == object else ""
+    return InputError(
+        f"{where}: the features are{kind} {tuple(x.shape)}; they must be an array (nodes, features)"
+    )
 
 
 def _array(value: Foreign) -> np.ndarray:

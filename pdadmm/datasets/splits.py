@@ -181,8 +181,8 @@ def assemble(
         raise InputError(f"{where} ({of_labels}): {num_classes} classes, not the {classes} asked for")
     cleaned = clean_adjacency(adjacency, where)
     directed = is_directed(adjacency, cleaned)
-    # A + Aᵀ of a graph that is symmetric already has 2, and means nothing by it
-    weighted = not bool(np.isin(adjacency.data, (0, 1, 2)).all())
+    # whole numbers are edges that are there several times, as A + Aᵀ makes of a symmetric graph
+    weighted = bool((adjacency.data != np.rint(adjacency.data)).any())
     unknown = np.ones(len(found), dtype=bool)
     unknown[known] = False
     unlabelled = np.flatnonzero(unknown)

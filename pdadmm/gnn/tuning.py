@@ -107,7 +107,10 @@ class _Search:
             trainer.run()
         except RunError as error:
             if not error.everywhere and w.comm.size > 1:
-                raise  # the other ranks know nothing of it
+                # the other ranks know nothing of it
+                raise RunError(
+                    f"{error}; or prepare the graph with --feature-norm standard, or tune on one rank"
+                ) from None
             return Outcome(0.0, math.inf)
         finally:
             trainer.close()

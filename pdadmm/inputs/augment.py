@@ -69,6 +69,8 @@ def near_order(looped: sp.csr_matrix) -> Ids:
     if not hub.any():
         return np.asarray(reverse_cuthill_mckee(looped, symmetric_mode=True), np.int64)
     few = np.flatnonzero(~hub)
+    if not few.size:
+        return np.flatnonzero(hub)
     rows = looped[few]
     inner = ~hub[rows.indices]
     indptr = np.concatenate([[0], np.cumsum(inner)])[rows.indptr]

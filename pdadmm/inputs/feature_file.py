@@ -21,11 +21,12 @@ from pdadmm.files import Record
 from pdadmm.files.hdf5 import PlainFile
 from pdadmm.files.names import safe_name
 from pdadmm.inputs import Floats, Ids
-from pdadmm.inputs.feature_norm import FeatureNorm
 from pdadmm.inputs.operators import parse_operators
 
 if TYPE_CHECKING:
     import h5py
+
+    from pdadmm.inputs.feature_norm import FeatureNorm
 
 __all__ = [
     "KIND",
@@ -228,9 +229,6 @@ class FeatureFile(Features):
             self._arrays = {name: self._array(name, *wanted) for name, wanted in self._wanted().items()}
             self._check("y", self.num_classes, "label")
             self._check("node_id", self.attrs["num_nodes"], "node")
-            self.norm = FeatureNorm.read(
-                self._file, self.attrs["feature_norm"], self.attrs["features_per_hop"]
-            )
 
     def _wanted(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shapes and types of the arrays."""
@@ -254,6 +252,14 @@ class FeatureFile(Features):
             for value in (int(part.min()), int(part.max())):
                 if not 0 <= value < count:
                     raise self._file.wrong(f"{what} {value} is out of range 0 to {count - 1}")
+
+    @property
+    def norm(self) -> FeatureNorm:
+        """What preparing did to the features before the operators; training does not ask for it."""
+        from pdadmm.inputs.feature_norm import FeatureNorm  # and SciPy with it
+
+        with self._file.reading():
+            return FeatureNorm.read(self._file, self.attrs["feature_norm"], self.attrs["features_per_hop"])
 
     @property
     def node_id(self) -> Ids:
@@ -310,7 +316,11 @@ _OPERATORS: dict[str, type] = {"operators": str}
 
 
 def _checked_attributes(file: PlainFile) -> Record:
-    others = {"pdadmm-graph": "a graph file, not a feature file"}
+    others = {
+        "pdadmm-graph": "a graph file, not a feature file",
+        "pdadmm-model": "a model, not a feature file",
+        "pdadmm-gnn-model": "a model of graphs, not a feature file",
+    }
     operators = file.attribute("operators")
     wanted = {**_ATTRIBUTES, **({} if operators is None else _OPERATORS)}
     if operators is None or (isinstance(operators, str) and hops_of(operators) is not None):

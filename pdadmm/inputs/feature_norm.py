@@ -68,7 +68,7 @@ class FeatureNorm:
         if norm.name != "standard":
             return norm
         columns = features.shape[1]
-        if sp.issparse(features) and mostly_zeros(features):
+        if norm.mean is None and sp.issparse(features) and mostly_zeros(features):
             raise InputError(
                 f"{where}: most features are zeros, which the norm standard would fill; "
                 "give --feature-norm row or none"
@@ -78,6 +78,12 @@ class FeatureNorm:
         if norm.mean.size != columns:
             raise InputError(
                 f"{where}: {columns} features, the means to standardise them by are of {norm.mean.size}; "
+                "give a graph of the same kind"
+            )
+        extremes = np.stack(_extremes(features)) - norm.mean
+        if (np.abs(extremes) > np.finfo(np.float32).max * np.asarray(norm.scale)).any():
+            raise InputError(
+                f"{where}: features are too far from the means to standardise them by; "
                 "give a graph of the same kind"
             )
         return norm
@@ -139,9 +145,8 @@ class FeatureNorm:
             return features
         mean, scale = self.mean[columns], self.scale[columns]
         out = np.empty(features.shape, np.float32)
-        with np.errstate(over="ignore"):  # Inf is found where it is looked for
-            for rows in _row_blocks(*features.shape):
-                out[rows] = (_dense(features[rows]).astype(np.float64) - mean) / scale
+        for rows in _row_blocks(*features.shape):
+            out[rows] = (_dense(features[rows]).astype(np.float64) - mean) / scale
         return out
 
 
@@ -161,15 +166,22 @@ def _dense(rows: Matrix) -> Floats:
     return np.asarray(rows.toarray() if sp.issparse(rows) else rows)
 
 
+def _extremes(features: Matrix) -> tuple[Doubles, Doubles]:
+    """Least and largest value of every column."""
+    low, high = np.full(features.shape[1], math.inf), np.full(features.shape[1], -math.inf)
+    for rows in _row_blocks(*features.shape):
+        values = _dense(features[rows])
+        low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
+    return low, high
+
+
 def _moments(features: Matrix) -> tuple[Doubles, Doubles]:
     """Mean and standard deviation of every column; of one that does not vary, exactly its value and 1."""
     nodes, columns = features.shape
     total, squares = np.zeros(columns), np.zeros(columns)
-    low, high = np.full(columns, math.inf), np.full(columns, -math.inf)
     for rows in _row_blocks(nodes, columns):
-        values = _dense(features[rows])
-        total += values.sum(axis=0, dtype=np.float64)
-        low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
+        total += _dense(features[rows]).sum(axis=0, dtype=np.float64)
+    low, high = _extremes(features)
     mean = np.where(low == high, low, total / nodes)
     for rows in _row_blocks(nodes, columns):
         apart = _dense(features[rows]) - mean

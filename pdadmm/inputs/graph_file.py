@@ -578,7 +578,11 @@ _ATTRIBUTES: dict[str, type] = {
 
 
 def _checked_attributes(file: PlainFile) -> Record:
-    others = {"pdadmm-features": "a feature file, not a graph file"}
+    others = {
+        "pdadmm-features": "a feature file, not a graph file",
+        "pdadmm-model": "a model of layers, not a graph file",
+        "pdadmm-gnn-model": "a model, not a graph file",
+    }
     attrs = file.attributes(_ATTRIBUTES, SCHEMA, SCHEMA_VERSION, "pdadmm.gnn.prepare", others)
     least = dict.fromkeys(
         ("num_edges", "seed", "edge_cut", "halo_rows", *(f"n_{split}" for split in SPLITS)), 0

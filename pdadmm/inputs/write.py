@@ -26,7 +26,7 @@ from pdadmm.inputs.feature_norm import FeatureNorm
 __all__ = ["in_memory", "write_features"]
 
 _HASHED_BYTES = 1 << 20  # at once
-_SHORT = 1024  # columns of a panel that are not worth a write each
+_SHORT = 128  # columns of a panel that are not worth a write each: rows are read and written again
 _ROWS_BYTES = 32 << 20  # of rows that are written at once
 _SLACK_BYTES = 1 << 20  # more than the metadata of a file take
 

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,14 +95,12 @@ def _module(name: str, device: int) -> Module:
     module.load(compiled)
     with contextlib.suppress(OSError):  # another run compiles it again
         kept.parent.mkdir(parents=True, exist_ok=True)
-        number, beside = tempfile.mkstemp(dir=kept.parent, prefix=kept.name)
+        beside = kept.with_name(f"{kept.name}.{os.urandom(8).hex()}")  # ranks of one number may share it
         try:
-            with open(number, "wb") as file:
-                file.write(compiled)
-            os.replace(beside, kept)
-        except BaseException:
-            os.unlink(beside)
-            raise
+            beside.write_bytes(compiled)
+            beside.replace(kept)
+        finally:
+            beside.unlink(missing_ok=True)
     return module
 
 

@@ -103,7 +103,7 @@ class Clock:
         self.events: list[tuple[str, int, int, int]] | None = [] if traced else None
         self.past: list[list[Message]] = []
         self.shown: list[tuple[int, int]] = []
-        self._kept = 0  # laps and messages that the stages before show
+        self._kept = 0  # messages that the stages before show
         self._nvtx = _nvtx() if traced else None
         self._in_range = False
         self._counting = False
@@ -140,12 +140,7 @@ class Clock:
         if self.traced:
             self.past.append(self.messages)
             self.shown.append((self._shown, self._begun))
-            self._kept += self._of_stage
-
-    @property
-    def _of_stage(self) -> int:
-        """Laps and messages that the stage under way shows so far."""
-        return len(self.events or ()) - self._events_before + self._shown_messages
+            self._kept += self._shown_messages
 
     @property
     def seconds(self) -> dict[int, dict[str, float]]:
@@ -202,8 +197,9 @@ class Clock:
 
     def _has_room(self) -> bool:
         """Whether the timeline has room for another iteration."""
-        of_stage = self._of_stage
-        return of_stage < _SHOWN_OF_RANK and self._kept + of_stage < _SHOWN_OF_RUN
+        laps = len(self.events or ())  # of stages that nobody ended, too
+        of_stage = laps - self._events_before + self._shown_messages
+        return of_stage < _SHOWN_OF_RANK and laps + self._kept + self._shown_messages < _SHOWN_OF_RUN
 
     def part(self, name: str, layer: int) -> None:
         """Begin a part of the iteration: p, W or z of a layer."""

@@ -18,25 +18,9 @@ from pdadmm.files import Record, replacing
 from pdadmm.trace.messages import alignment
 from pdadmm.trace.offsets import Alignment
 
-__all__ = ["timeline", "write_timeline"]
+__all__ = ["write_timeline"]
 
 _COMPUTE, _COMMUNICATION = 0, 1
-
-
-def timeline(ranks: list[Record]) -> Record:
-    """Trace events of all ranks.
-
-    Parameters
-    ----------
-    ranks
-        What every rank kept: ``rank``, ``host``, ``clock``, ``events``, ``traced_messages`` and
-        ``shown`` (see :class:`pdadmm.trace.clock.Clock`).
-    """
-    return {**_head(ranks), "traceEvents": list(_events(ranks))}
-
-
-def _head(ranks: list[Record]) -> Record:
-    return {"displayTimeUnit": "ms", "otherData": {"stages": _shown(ranks)}}
 
 
 def _events(ranks: list[Record]) -> Iterator[Record]:
@@ -110,9 +94,18 @@ def _arrow(identifier: int, sender: int, left: float, receiver: int, taken: floa
 
 
 def write_timeline(path: Path, ranks: list[Record]) -> None:
-    """Write the timeline of all ranks, a line an event."""
+    """Write the timeline of all ranks, a line an event.
+
+    Parameters
+    ----------
+    path
+    ranks
+        What every rank kept: ``rank``, ``host``, ``clock``, ``events``, ``traced_messages`` and
+        ``shown`` (see :class:`pdadmm.trace.clock.Clock`).
+    """
+    head = {"displayTimeUnit": "ms", "otherData": {"stages": _shown(ranks)}}
     with replacing(path) as temporary, temporary.open("w") as file:
-        file.write(json.dumps(_head(ranks))[:-1] + ', "traceEvents": [\n')
+        file.write(json.dumps(head)[:-1] + ', "traceEvents": [\n')
         for number, event in enumerate(_events(ranks)):
             file.write((",\n" if number else "") + json.dumps(event))
         file.write("\n]}\n")
