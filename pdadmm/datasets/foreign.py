@@ -85,7 +85,7 @@ def from_pyg(
                 f"{where}: has no masks, of which `split` would choose; give it a mapping of ids"
             )
     y = getattr(data, "y", None)
-    labels = np.full(x.shape[0] if x.ndim else 0, UNLABELLED) if y is None else _array(y)
+    labels = np.full(x.shape[0], UNLABELLED) if y is None else _array(y)
     return _graph(name, where, edges, x, labels, ids, seed, classes)
 
 
