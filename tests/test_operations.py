@@ -353,7 +353,9 @@ def test_a_signal_to_one_rank_while_it_loads_ends_all(
     given = ["synthetic"] if program == "prepare" else ["--quiet"]
     command = [*mpirun_of(3).split(), str(tmp_path / "one.py"), *given, "--out", str(tmp_path / "o.h5")]
     ended = start(command, 60)
-    assert (ended.code, ended.out) == (128 + number, ""), ended
+    # Hydra may have words of its own, about a rank that it has killed before it learnt why
+    said = re.sub(r"\n=+\n=   BAD TERMINATION.*?\n=+\n", "", ended.out, flags=re.DOTALL)
+    assert (ended.code, said) == (128 + number, ""), ended
     assert not re.search("^pdadmm", ended.err, re.MULTILINE) and not (tmp_path / "o.h5").exists()
 
 
