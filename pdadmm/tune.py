@@ -135,13 +135,13 @@ def _try_all(options: argparse.Namespace, lists: list[str], search: _Search) -> 
     graph, _ = search.load(options.seed)
     if graph.adjacency is None:
         raise InputError(f"{graph.origin}: samples without a graph have no operators to choose from")
+    words = graph.features.min() >= 0  # square roots want bags of words, which have no negative numbers
     norms = ["none"] if mostly_zeros(graph.features) else ["none", "standard"]
     scalings = [
         (norm, scaling, mu)
         for norm in ([options.feature_norm] if options.feature_norm else norms)
         for scaling, mu in _SCALINGS.items()
-        # square roots want bags of words, which have no negative numbers
-        if scaling == "none" or (norm != "standard" and graph.features.min() >= 0)
+        if scaling == "none" or (norm != "standard" and words)
     ]
 
     def penalties(candidates: Sequence[Candidate]) -> list[Candidate]:

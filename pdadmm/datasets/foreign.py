@@ -139,7 +139,7 @@ def from_networkx(
     rows = [np.atleast_1d(_array(value)) for value in column(features)]
     if len({row.shape for row in rows}) > 1:
         raise InputError(f"{where}: nodes have different numbers of features {features!r}; give all as many")
-    x = np.stack(rows) if rows else np.zeros((0, 0))
+    x = _matrix(np.stack(rows) if rows else np.zeros((0, 0)), where)
     edges = np.array([(number[a], number[b]) for a, b, *_ in graph.edges], np.int64).reshape(-1, 2).T
     if not graph.is_directed():
         edges = np.concatenate([edges, edges[::-1]], axis=1)
@@ -201,8 +201,6 @@ def _graph(
     classes: int,
 ) -> Graph:
     """From arrays: edges (2, E), x (N, F), y, and the ids of the nodes of each split."""
-    if x.ndim != 2:
-        raise _no_matrix(x, where)
     nodes = x.shape[0]
     if edges.size and not (edges.min() >= 0 and edges.max() < nodes):
         raise InputError(f"{where}: an edge leads to node {edges.max()} or {edges.min()} of {nodes} nodes")

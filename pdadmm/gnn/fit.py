@@ -70,7 +70,10 @@ def network_of(path: str) -> Record:
     InputError
         When it is missing, damaged, no graph network's, or has hidden layers of several widths.
     """
-    shape, *_ = read_model(path)
+    return _network(read_model(path)[0], path)
+
+
+def _network(shape: Shape, path: str) -> Record:
     hidden = sorted(set(shape.widths[1:-1]))
     if len(hidden) > 1:
         raise InputError(
@@ -88,13 +91,13 @@ def require_start(config: Config, source: GraphSource) -> None:
     InputError
     """
     path = config.training.start
-    for name, value in network_of(path).items():
+    shape, _, facts, norm = read_model(path)
+    for name, value in _network(shape, path).items():
         if getattr(config.network, name) != value:
             raise InputError(
                 f"--{name} is {getattr(config.network, name)}, but {path} was trained with {value}; give "
                 f"--{name} {value}"
             )
-    shape, _, facts, norm = read_model(path)
     graph = config.graph or "the embedded graph"
     require_kind(source, shape, facts, graph)
     require_norm(source, norm, graph, Path(path))

@@ -71,15 +71,7 @@ def near_order(looped: sp.csr_matrix) -> Ids:
     few = np.flatnonzero(~hub)
     if not few.size:
         return np.flatnonzero(hub)
-    rows = looped[few]
-    inner = ~hub[rows.indices]
-    indptr = np.concatenate([[0], np.cumsum(inner)])[rows.indptr]
-    number = np.cumsum(~hub) - 1
-    indices = number[rows.indices[inner]].astype(looped.indices.dtype)
-    without = sp.csr_matrix(
-        (rows.data[inner], indices, indptr.astype(looped.indptr.dtype)), shape=(few.size, few.size)
-    )
-    order = reverse_cuthill_mckee(without, symmetric_mode=True)
+    order = reverse_cuthill_mckee(looped[few][:, few], symmetric_mode=True)
     return np.concatenate([few[order], np.flatnonzero(hub)])
 
 

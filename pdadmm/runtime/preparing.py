@@ -128,7 +128,7 @@ def add_data_options(
     norm_text : str
         What the help of --feature-norm says of its default.
     like : str, optional
-        What --like takes its norm from; by default there is no such option.
+        What --like takes over, and from which files; by default there is no such option.
     """
     parser.add_argument(
         "name", metavar="NAME|FILE.npz", help="data set, or a graph in the gnn-benchmark keys"
