@@ -16,6 +16,7 @@ commands:
   prepare      inputs of a data set, or of a graph of yours
   tune         tries inputs on validation nodes
   run          trains a network of layers by ADMM
+  predict      classes of the nodes of a feature file
   gnn.prepare  cuts a graph into parts
   gnn.tune     tries options of a graph network on validation nodes
   gnn.run      trains a graph network

@@ -13,7 +13,7 @@ import numpy as np
 
 from pdadmm.admm import torch_mlp
 from pdadmm.admm.activations import make_activation
-from pdadmm.admm.model_file import check_attributes, read_model, save_model
+from pdadmm.admm.model_file import Prepared, check_attributes, read_model, save_model
 from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.files.tensors import write_tensors
@@ -43,6 +43,8 @@ class Model:
     attributes
         What the run recorded: dataset, test_accuracy, and how it scaled its inputs (input_norm,
         hop_decay, features_per_hop), which `forward` and the network of `to_torch` do too.
+    prepared
+        Operators and norm of the features, of which inputs were made; None where nobody recorded them.
 
     Examples
     --------
@@ -56,6 +58,7 @@ class Model:
     biases: list[np.ndarray]
     activation: str = "relu"
     attributes: Record = field(default_factory=dict)
+    prepared: Prepared | None = None
 
     def __repr__(self) -> str:
         widths = [self.weights[0].shape[1], *(len(b) for b in self.biases)]
@@ -70,8 +73,8 @@ class Model:
         InputError
             When the file is missing, damaged, or not a model.
         """
-        weights, biases, attributes = read_model(path)
-        return cls(weights, biases, attributes["activation"], attributes)
+        weights, biases, attributes, prepared = read_model(path)
+        return cls(weights, biases, attributes["activation"], attributes, prepared)
 
     @classmethod
     def from_torch(
@@ -137,7 +140,8 @@ class Model:
         OSError
             Which names the file.
         """
-        save_model(Path(path), self.weights, self.biases, {**self.attributes, "activation": self.activation})
+        attributes = {**self.attributes, "activation": self.activation}
+        save_model(Path(path), self.weights, self.biases, attributes, self.prepared)
 
     def forward(self, X: np.ndarray) -> np.ndarray:
         """Linear outputs (V, classes) float32 of augmented features (V, n_0) as they are in a feature file.

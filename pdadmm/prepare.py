@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pdadmm.errors import InputError, one_line
@@ -20,8 +21,10 @@ from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.preparing import (
     Reporter,
+    add_classes,
     add_data_options,
     answer,
+    check_classes,
     choose_target,
     listen,
     load_graph,
@@ -46,7 +49,7 @@ def _parser() -> Parser:
         "data/NAME.h5",
         "draws splits and the synthetic graph",
         "the data set's own, else none",
-        "the operators and the norm of a feature file",
+        "the operators and the norm of a feature file, or of a run's model.h5",
     )
     parser.add_argument(
         "--operators",
@@ -55,7 +58,8 @@ def _parser() -> Parser:
         "(the data set's own, else powers:4)",
     )
     parser.add_argument("--hops", type=int, metavar="K", help="short for --operators powers:K")
-    parser.add_argument("--nodes", choices=("split", "all"), default="split", help="rows to keep (split)")
+    parser.add_argument("--nodes", choices=("split", "all"), help="rows to keep (split; all with --classes)")
+    add_classes(parser)
     return parser
 
 
@@ -67,7 +71,6 @@ def _given(options: argparse.Namespace) -> tuple[str | None, str | FeatureNorm |
     InputError
         When they are no operators, or one option says what another does.
     """
-    from pdadmm.inputs.feature_file import FeatureFile
     from pdadmm.inputs.operators import parse_operators, powers
 
     if options.hops is not None:
@@ -77,10 +80,27 @@ def _given(options: argparse.Namespace) -> tuple[str | None, str | FeatureNorm |
             raise InputError(f"--hops {options.hops} is negative; give 0 or more")
     if options.like is not None:
         refuse_beside_like(options, "hops", "operators", "feature_norm")
-        with FeatureFile(options.like) as other:
-            return other.operators, other.norm
+        return _as_before(options.like)
     given = options.operators if options.hops is None else powers(options.hops)
     return None if given is None else parse_operators(given)[0], options.feature_norm
+
+
+def _as_before(like: str) -> tuple[str, FeatureNorm]:
+    """Operators and norm of a feature file, or of those that a model was trained on."""
+    from pdadmm.admm.model_file import SCHEMA, read_prepared
+    from pdadmm.files.hdf5 import schema_of
+    from pdadmm.files.names import model_of
+    from pdadmm.inputs.feature_file import FeatureFile
+    from pdadmm.inputs.operators import parse_operators
+
+    path = model_of(like) if Path(like).is_dir() else Path(like)
+    if schema_of(path, "give a run, or what python -m pdadmm.prepare has made") != SCHEMA:
+        with FeatureFile(path) as other:
+            return other.operators, other.norm
+    prepared = read_prepared(path)
+    if prepared is None:
+        raise InputError(f"{path}: does not say how its features were prepared; give the feature file")
+    return parse_operators(prepared.operators, "--like")[0], prepared.norm
 
 
 def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> None:
@@ -90,12 +110,14 @@ def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> Non
 
     listen()
     began = time.perf_counter()
+    check_classes(options)
     given, norm = _given(options)
     out = choose_target(options, ".h5", SCHEMA, KIND)
     graph, entry = load_graph(options, report)
     operators = given or (entry.operators if entry else None)
     own_norm = entry.norm_for(operators) if entry and operators else "none"
-    work = Augmentation(graph, 4, norm or own_norm, options.nodes, operators)
+    nodes = options.nodes or ("split" if graph.complete else "all")
+    work = Augmentation(graph, 4, norm or own_norm, nodes, operators)
 
     def watched(pieces: Iterator[Piece]) -> Iterator[Piece]:
         total = work.shape[1]

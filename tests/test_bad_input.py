@@ -219,6 +219,7 @@ def test_what_a_user_may_not_use_is_bad_input(
             f"pdadmm.plot convergence {small.parent} --out {closed}/x.svg",
             f"pdadmm.gnn.export {closed} --out {small.parent}/x.safetensors",
             f"pdadmm.gnn.predict {closed} {small}",
+            f"pdadmm.predict {closed} {small}",
             f"pdadmm.run --out {closed} --resume",
             f"pdadmm.run {closed}/x.h5",
             f"pdadmm.profile {closed}",

@@ -266,7 +266,7 @@ def set_x(value: float) -> Any:
         (lambda f: f.attrs.__delitem__("hops"), "lacks the attribute hops"),
         (lambda f: f.attrs.__setitem__("hops", "two"), "attribute hops is 'two'"),
         (lambda f: f.attrs.__setitem__("hops", 3), "/x is float32"),
-        (lambda f: f.attrs.__setitem__("n_val", 0), "n_val is 0; every split needs a node"),
+        (lambda f: f.attrs.__setitem__("n_val", -1), "attribute n_val is -1"),
         (lambda f: f.attrs.__setitem__("n_val", 11), "/x is float32"),
         (lambda f: f.attrs.__setitem__("num_nodes", 3), "more nodes than the graph"),
         (lambda f: f.attrs.__setitem__("num_classes", 2), "label 2 is out of range"),

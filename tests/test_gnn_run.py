@@ -360,11 +360,12 @@ def test_graphs_that_cannot_be_predicted_on_are_refused_on_all_ranks(
     found = mpirun(2, "-m", "pdadmm.gnn.predict", run, graph, "--threads", "-1", "--out", tmp_path / "p.h5")
     assert found.code == 2 and "--threads is -1" in found.err
     no_room = (
-        "import resource, sys; from pdadmm.gnn import predict, prediction; write = prediction._write\n"
-        "def limited(*given):\n"
+        "import resource, sys; from pdadmm.gnn import predict, prediction\n"
+        "write = prediction.write_predictions\n"
+        "def limited(*given, **more):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "    write(*given)\n"
-        "prediction._write = limited\n"
+        "    write(*given, **more)\n"
+        "prediction.write_predictions = limited\n"
         "sys.exit(predict.main(sys.argv[1:]))"
     )
     found = python("-c", no_room, run, graph, "--out", tmp_path / "p.h5")

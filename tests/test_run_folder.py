@@ -458,7 +458,7 @@ def test_a_disk_that_fills_up_at_the_end(
     left = {path.name for path in folder.iterdir()}
     assert left == {LOCK, "config.toml", "metrics.jsonl", *there}
     if there:
-        weights, _, attributes = read_model(folder / "model.h5")
+        weights, _, attributes, _ = read_model(folder / "model.h5")
         assert attributes["test_accuracy"] == summary_of(folder)["test_accuracy"]
         assert len(weights) == 20
 

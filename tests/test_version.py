@@ -10,7 +10,9 @@ from support import Finished, python, succeed
 import pdadmm
 
 ALONE = ("bench", "bench kernels", "bench iteration", "profile", "plot", "gnn.export")
-COLLECTIVE = ("run", "prepare", "tune", "bench links", "gnn.run", "gnn.prepare", "gnn.predict", "gnn.tune")
+COLLECTIVE = (
+    "run", "prepare", "predict", "tune", "bench links", "gnn.run", "gnn.prepare", "gnn.predict", "gnn.tune",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ALONE + COLLECTIVE)

@@ -13,13 +13,14 @@ import numpy as np
 
 from pdadmm.admm.growth import default_stages
 from pdadmm.admm.memory import require_memory
-from pdadmm.admm.model_file import ModelSpace, reserved, write_model
+from pdadmm.admm.model_file import ModelSpace, Prepared, read_prepared, reserved, write_model
 from pdadmm.admm.options import Config, check_stages, parse
 from pdadmm.admm.passes import passes_in_words
 from pdadmm.admm.report import describe_run, final_table, in_profile, show, summarise
 from pdadmm.admm.start import Start
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.waiter import Waiter
+from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError
 from pdadmm.files import Record, write_json
 from pdadmm.runtime.checkpoint import Checkpoint, newest
@@ -51,7 +52,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     """
     started = time.monotonic()
     np.seterr(all="ignore")  # overflow shows as a non-finite gradient, which ends the run with a reason
-    config, sizes = _configure(waiter, arguments)
+    config, sizes, prepared = _configure(waiter, arguments)
     choice = _choose_devices(config, waiter)
     if config.run.backend == "numpy":
         require_memory(config, sizes, waiter)
@@ -75,7 +76,9 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
             )
         resumed = _checkpoint(folder.path, trainer)
         with waiter.patient():
-            space = agree(waiter, lambda: _begin_files(stack, folder, trainer, sizes, metrics, resumed))
+            space = agree(
+                waiter, lambda: _begin_files(stack, folder, trainer, sizes, prepared, metrics, resumed)
+            )
         _announce(trainer, threads)
         baseline = _measure_links(trainer)
         with progress:
@@ -94,8 +97,9 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
 # ---- getting ready ----------------------------------------------------------------------------------
 
 
-def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
-    """Options and dimensions of the data, read on rank 0, on all ranks."""
+def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes, Prepared | None]:
+    """Options and dimensions of the data, read on rank 0, on all ranks; on rank 0 how they were prepared."""
+    prepared: list[Prepared] = []
 
     @waiter.limit("reading the options and the sizes of the features")
     def check() -> tuple[Config, Sizes] | None:
@@ -106,9 +110,13 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
         resolve(config, waiter.comm.size, start)
         with open_features(config.features) as features:
             sizes = Sizes.of(features)
-        if start is not None:
-            where = config.features or "the embedded graph"
-            start.check_data(sizes.inputs, sizes.features_per_hop, sizes.classes, where)
+            prepared.append(Prepared(features.operators, features.norm))
+            if start is not None:
+                where = config.features or "the embedded graph"
+                start.check_data(sizes.inputs, sizes.features_per_hop, sizes.classes, where)
+                before = read_prepared(config.training.start)
+                if before is not None:
+                    before.check(features, where, config.training.start)
         if config.run.shards > max(sizes.rows["train"], 1):
             raise InputError(
                 f"--shards {config.run.shards} is more than the {sizes.rows['train']} training nodes"
@@ -118,16 +126,30 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes]:
     with waiter.patient():
         config, sizes = waiter.broadcast(agree(waiter, check))
     waiter.timeout = config.run.timeout
-    return config, sizes
+    return config, sizes, prepared[0] if prepared else None
 
 
 def open_features(path: str) -> Features:
-    """The prepared file, or the embedded synthetic data set when `path` is empty."""
+    """The prepared file, or the embedded synthetic data set when `path` is empty.
+
+    Raises
+    ------
+    InputError
+        When the file is none, or there is nothing to train on.
+    """
     # imported here: most ranks read no features, and SciPy takes long to load
     if path:
         from pdadmm.inputs.feature_file import FeatureFile
 
-        return FeatureFile(path)
+        features = FeatureFile(path)
+        for split, rows in zip(SPLITS, (features.n_train, features.n_val, features.n_test), strict=True):
+            if not rows:
+                features.close()
+                raise InputError(
+                    f"{path}: the {split} split is empty, so that it is for predictions alone; "
+                    "prepare the graph with labels and splits, without --classes"
+                )
+        return features
 
     from pdadmm.datasets import synthetic_graph
     from pdadmm.inputs.write import in_memory
@@ -247,6 +269,7 @@ def _begin_files(
     folder: RunFolder,
     trainer: Trainer,
     sizes: Sizes,
+    prepared: Prepared | None,
     metrics: Metrics,
     resumed: Checkpoint | None,
 ) -> ModelSpace | None:
@@ -266,7 +289,7 @@ def _begin_files(
     trainer.config.run.kernels = trainer.passes.name
 
     def reserve() -> ModelSpace:
-        return stack.enter_context(reserved(folder.path / "model.h5", trainer.widths, attributes))
+        return stack.enter_context(reserved(folder.path / "model.h5", trainer.widths, attributes, prepared))
 
     return begin_files(folder, trainer.config, metrics, resumed, "features", warn, reserve)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ import numpy as np
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.errors import InputError
 from pdadmm.files import Record, naming, reserve, scratch, take_place, write_at
+from pdadmm.inputs import FEATURE_NORMS
+from pdadmm.inputs.feature_norm import FeatureNorm
 from pdadmm.inputs.scaling import INPUT_NORMS
 
 if TYPE_CHECKING:
@@ -24,12 +26,16 @@ if TYPE_CHECKING:
     from pdadmm.admm.layer import Layer
     from pdadmm.comm.waiter import Waiter
     from pdadmm.files.hdf5 import Attributes, PlainFile
+    from pdadmm.inputs.feature_file import Features
 
 __all__ = [
+    "SCHEMA",
     "ModelSpace",
+    "Prepared",
     "check_attributes",
     "read_layer",
     "read_model",
+    "read_prepared",
     "read_shape",
     "reserved",
     "save_model",
@@ -47,7 +53,55 @@ _METADATA_BYTES = 1 << 13  # more than those of a layer take
 _SLACK_BYTES = 1 << 20
 
 
-def read_model(path: str | os.PathLike[str]) -> tuple[list[np.ndarray], list[np.ndarray], Record]:
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """How the features were prepared that a model was trained on.
+
+    Attributes
+    ----------
+    operators : str
+        As `pdadmm.inputs.operators.parse_operators` keeps the list.
+    norm : FeatureNorm
+        Of the features, before the operators.
+    """
+
+    operators: str
+    norm: FeatureNorm
+
+    def check(self, features: Features, where: str, model: str) -> None:
+        """Refuse features that were prepared in another way.
+
+        Parameters
+        ----------
+        features
+        where, model
+            What messages call the features and the model.
+
+        Raises
+        ------
+        InputError
+        """
+        remedy = f"prepare it with --like {model}"
+        if features.operators != self.operators:
+            raise InputError(
+                f"{where} has the operators {features.operators}, {model} was trained on {self.operators}; "
+                f"{remedy}"
+            )
+        if features.norm.name != self.norm.name:
+            raise InputError(
+                f"{where} has features of the norm {features.norm.name}, {model} was trained on "
+                f"{self.norm.name}; {remedy}"
+            )
+        if not self.norm.same(features.norm):
+            raise InputError(
+                f"{where} is standardised by means and scales of its own, not by those that {model} was "
+                f"trained with; {remedy}"
+            )
+
+
+def read_model(
+    path: str | os.PathLike[str],
+) -> tuple[list[np.ndarray], list[np.ndarray], Record, Prepared | None]:
     """Weights, biases, first layer first, and attributes of a file.
 
     Returns
@@ -56,6 +110,8 @@ def read_model(path: str | os.PathLike[str]) -> tuple[list[np.ndarray], list[np.
         Float32 (n_out, n_in) and (n_out,), finite, of layers that fit together.
     attributes
         `activation`, `layers`, and what else :func:`write_model` records, where the file has it.
+    prepared
+        None where the file does not say.
 
     Raises
     ------
@@ -65,7 +121,21 @@ def read_model(path: str | os.PathLike[str]) -> tuple[list[np.ndarray], list[np.
     with _opened(path) as (file, layers, attributes):
         weights = [file.weights(W) for W, _ in layers]
         biases = [file.weights(b) for _, b in layers]
-    return weights, biases, attributes
+        prepared = _prepared(file, attributes)
+    return weights, biases, attributes, prepared
+
+
+def read_prepared(path: str | os.PathLike[str]) -> Prepared | None:
+    """How the features were prepared, where a file says so; raises like :func:`read_model`."""
+    with _opened(path) as (file, _, attributes):
+        return _prepared(file, attributes)
+
+
+def _prepared(file: PlainFile, attributes: Record) -> Prepared | None:
+    if "operators" not in attributes:
+        return None
+    columns = attributes["features_per_hop"]
+    return Prepared(attributes["operators"], FeatureNorm.read(file, attributes["feature_norm"], columns))
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[list[int], Record]:
@@ -108,12 +178,17 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[PlainFile, _Layers, 
 
 def _attributes(file: PlainFile) -> Record:
     """What a model says of itself, each value of its type and in its range."""
-    others = {"pdadmm-gnn-model": "the model of a graph network, which pdadmm.GraphModel reads"}
+    others = {
+        "pdadmm-gnn-model": "the model of a graph network; pdadmm.GraphModel and pdadmm.gnn.predict read it",
+        "pdadmm-features": "a feature file, not a model",
+    }
     found = file.model(SCHEMA, SCHEMA_VERSION, _ATTRIBUTES, "activation", "not a model of pdadmm", others)
     # a model of before these attributes was trained on the features as they were
     scales = (found.get("input_norm", "none"), found.get("hop_decay", 1.0)) != ("none", 1.0)
     if scales and "features_per_hop" not in found:
         raise file.wrong("scales its inputs, but lacks the attribute features_per_hop")
+    if "operators" in found and not {"feature_norm", "features_per_hop"} <= found.keys():
+        raise file.wrong("has operators, but lacks the attribute feature_norm or features_per_hop")
     return found
 
 
@@ -142,6 +217,8 @@ _ATTRIBUTES: Attributes = {
     "input_norm": ((str,), lambda value: value in INPUT_NORMS),
     "hop_decay": ((int, float), lambda value: 0 < value < math.inf),
     "features_per_hop": ((int,), lambda value: value >= 1),
+    "operators": ((str,), lambda value: True),
+    "feature_norm": ((str,), lambda value: value in FEATURE_NORMS),
     "dataset": ((str,), lambda value: True),
     "test_accuracy": ((int, float), lambda value: True),
     "first_depth": ((int,), lambda value: value >= 1),
@@ -165,7 +242,11 @@ class ModelSpace:
 
 @contextmanager
 def reserved(
-    path: Path, widths: list[int], attributes: Record, temporary: Path | None = None
+    path: Path,
+    widths: list[int],
+    attributes: Record,
+    prepared: Prepared | None = None,
+    temporary: Path | None = None,
 ) -> Iterator[ModelSpace]:
     """Take the space of model.h5; what :func:`write_model` has not used is given back at the end.
 
@@ -176,6 +257,8 @@ def reserved(
     attributes
         Recorded at the root of the file: must have `activation`; `first_depth` says from which position on
         hidden layers began as identities.
+    prepared
+        Recorded, where it is known; `attributes` then has `features_per_hop`.
     temporary
         Where it is made; by default beside `path`, under a name that only the run that holds the folder uses.
 
@@ -190,17 +273,29 @@ def reserved(
         with naming(path, temporary):
             temporary.unlink(missing_ok=True)  # of a run that was killed
             # a full disk shows here, and as an error of the system
+            arrays = {} if prepared is None else prepared.norm.arrays
+            if prepared is not None:
+                attributes = {
+                    **attributes, "operators": prepared.operators, "feature_norm": prepared.norm.name
+                }  # fmt: skip
             values = 4 * sum(n_out * (n_in + 1) for n_in, n_out in shapes)
+            values += sum(array.nbytes for array in arrays.values())
             reserve(temporary, values + _METADATA_BYTES * len(shapes) + _SLACK_BYTES)
-            space = _create(path, temporary, shapes, attributes)
+            space = _create(path, temporary, shapes, attributes, arrays)
             reserve(temporary, space.size + _SLACK_BYTES)
         yield space
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _create(path: Path, temporary: Path, shapes: list[tuple[int, int]], attributes: Record) -> ModelSpace:
-    """Make the file complete but for its values."""
+def _create(
+    path: Path,
+    temporary: Path,
+    shapes: list[tuple[int, int]],
+    attributes: Record,
+    arrays: Mapping[str, np.ndarray],
+) -> ModelSpace:
+    """Make the file complete but for the values of the layers."""
     import h5py
 
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -217,6 +312,8 @@ def _create(path: Path, temporary: Path, shapes: list[tuple[int, int]], attribut
         file.attrs.create("test_accuracy", _PLACEHOLDER, dtype="<f8")
         file.flush()
         accuracy = temporary.read_bytes().index(_PLACEHOLDER.tobytes())  # HDF5 does not say where
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array)
         places = {}
         for position, (n_in, n_out) in enumerate(shapes, 1):
             group = file.create_group(f"layer_{position:04d}")
@@ -276,7 +373,11 @@ def write_model(
 
 
 def save_model(
-    path: Path, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], attributes: Record
+    path: Path,
+    weights: Sequence[np.ndarray],
+    biases: Sequence[np.ndarray],
+    attributes: Record,
+    prepared: Prepared | None,
 ) -> None:
     """Write a network that is in memory; a file of that name is replaced when all is written.
 
@@ -285,7 +386,7 @@ def save_model(
     path
     weights, biases
         (n_out, n_in) and (n_out,), first layer first.
-    attributes
+    attributes, prepared
         See :func:`reserved`; `test_accuracy` is NaN without it.
 
     Raises
@@ -294,10 +395,10 @@ def save_model(
         Which names the file.
     """
     widths = [weights[0].shape[1], *[len(W) for W in weights]]
-    known = {name: value for name, value in attributes.items() if name in _ATTRIBUTES}
+    own = _ATTRIBUTES.keys() - {"layers", "operators", "feature_norm"}
+    known = {name: value for name, value in attributes.items() if name in own}
     accuracy = known.pop("test_accuracy", math.nan)
-    known.pop("layers", None)
-    with scratch(path) as temporary, reserved(path, widths, known, temporary) as space:
+    with scratch(path) as temporary, reserved(path, widths, known, prepared, temporary) as space:
         _complete(space, zip(range(1, len(widths)), weights, biases, strict=True), accuracy)
 
 

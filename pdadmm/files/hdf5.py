@@ -25,7 +25,7 @@ from pdadmm.files import Record
 from pdadmm.files.given import file_size
 from pdadmm.files.names import safe_name
 
-__all__ = ["Attributes", "PlainFile"]
+__all__ = ["Attributes", "PlainFile", "schema_of"]
 
 #: attributes by name: types that a value may have, and whether it is in its range
 Attributes: TypeAlias = "Mapping[str, tuple[tuple[type, ...], Callable[[Any], bool]]]"
@@ -40,6 +40,17 @@ _SEARCHED = 32 << 20  #: bytes at each end of a file that are searched for heaps
 
 #: what h5py raises on damaged files
 _DAMAGE = (OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError)
+
+
+def schema_of(path: str | os.PathLike[str], remedy: str) -> str | int | float | None:
+    """What a file says that it is; `remedy` is what to do when there is none, or it cannot be read.
+
+    Raises
+    ------
+    InputError
+    """
+    with PlainFile(path, remedy, remedy) as file:
+        return file.attribute("schema")
 
 
 class PlainFile:

@@ -1,10 +1,11 @@
-"""Names of files made from what data call themselves."""
+"""Names of files: made from what data call themselves, and found in folders of runs."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-__all__ = ["safe_name"]
+__all__ = ["model_of", "safe_name"]
 
 _LONGEST = 100  #: bytes; a file's name may have 255
 
@@ -17,3 +18,9 @@ def safe_name(text: str) -> str:
     """
     name = re.sub(r"[^\w.-]+", "-", text[:_LONGEST]).strip("-.")
     return name.encode()[:_LONGEST].decode(errors="ignore").rstrip("-.") or "unnamed"
+
+
+def model_of(run: str) -> Path:
+    """The model.h5 of a run, of which its folder is given, or the file itself."""
+    path = Path(run)
+    return path if path.is_file() else path / "model.h5"

@@ -23,9 +23,10 @@ import numpy as np
 
 from pdadmm.errors import InputError, one_line
 from pdadmm.files import naming, replacing
+from pdadmm.files.names import model_of
 from pdadmm.files.tensors import write_tensors
 from pdadmm.gnn.layer import Shape
-from pdadmm.gnn.model_file import model_of, read_model
+from pdadmm.gnn.model_file import read_model
 from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.preparing import answer

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pdadmm.files.hdf5 import Attributes, PlainFile
 
-__all__ = ["ModelRoom", "is_model", "model_of", "read_model", "reserved"]
+__all__ = ["SCHEMA", "ModelRoom", "read_model", "reserved"]
 
 SCHEMA, SCHEMA_VERSION = "pdadmm-gnn-model", 1
 #: for summary.json and profile.json, which are written when the model has left this room
@@ -117,26 +117,6 @@ def _content(shape: Shape, weights: Weights, attributes: Record, norm: FeatureNo
             for name, array in named.items():
                 group[name] = array
     return buffer.getvalue()
-
-
-def model_of(run: str) -> Path:
-    """The model.h5 of a run, of which its folder is given, or the file itself."""
-    path = Path(run)
-    return path if path.is_file() else path / "model.h5"
-
-
-def is_model(path: str | os.PathLike[str]) -> bool:
-    """Whether a file says that it is the model of a graph network.
-
-    Raises
-    ------
-    InputError
-        When it cannot be read.
-    """
-    from pdadmm.files.hdf5 import PlainFile
-
-    with PlainFile(path, "give a file that is there", "give another") as file:
-        return file.attribute("schema") == SCHEMA
 
 
 def read_model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,15 @@ from pdadmm.codec.rows import FLOAT32
 from pdadmm.comm.waiter import Waiter
 from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError
-from pdadmm.files import replacing, reserve
+from pdadmm.files.names import model_of
+from pdadmm.files.predictions import KIND, SCHEMA, write_predictions
 from pdadmm.files.target import target_of
 from pdadmm.gnn.command import open_graph
 from pdadmm.gnn.fit import require_kind, require_norm
 from pdadmm.gnn.halo import Exchange, uniform_widths
 from pdadmm.gnn.layer import Inputs, Network, Shape, slots_of
 from pdadmm.gnn.measure import Targets, measure
-from pdadmm.gnn.model_file import model_of, read_model
+from pdadmm.gnn.model_file import read_model
 from pdadmm.gnn.part import Part, parts_of_rank
 from pdadmm.gnn.passes.protocol import Drop, Passes
 from pdadmm.gnn.passes.select import make_passes
@@ -37,8 +37,6 @@ from pdadmm.runtime.threads import set_threads
 
 __all__ = ["predict"]
 
-SCHEMA, SCHEMA_VERSION = "pdadmm-predictions", 1
-_SLACK_BYTES = 1 << 16  # of the file besides its arrays
 _TAG = 20040
 
 
@@ -63,7 +61,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
 
     def check() -> None:
         if waiter.comm.rank == 0:
-            target_of(options.out, SCHEMA, "file of predictions", options.graph)
+            target_of(options.out, SCHEMA, KIND, options.graph)
         with open_graph(options.graph, waiter.comm.size) as source:
             require_kind(source, shape, facts, options.graph)
             require_norm(source, norm, options.graph, model_of(options.run))
@@ -91,7 +89,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
 
     def write() -> None:
         if scores is not None:
-            _write(Path(options.out), scores, several)
+            write_predictions(Path(options.out), scores, multilabel=several)
 
     agree(waiter, write)
     if waiter.comm.rank == 0:
@@ -182,21 +180,3 @@ def _collected(
             waiter.receive(scores, rank, _TAG)
             collected[nodes] = scores
     return collected
-
-
-def _write(path: Path, scores: np.ndarray, multilabel: bool) -> None:
-    """Write the file: nodes in the order of the data set."""
-    import h5py
-
-    classes = (scores > 0).astype(np.uint8) if multilabel else scores.argmax(axis=1)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            # a full disk, or a folder that may not be written to, shows here: HDF5 has its own words
-            reserve(temporary, scores.nbytes + classes.nbytes + _SLACK_BYTES)
-            with h5py.File(temporary, "w") as file:
-                file.attrs.update(schema=SCHEMA, schema_version=SCHEMA_VERSION)
-                file["classes"], file["scores"] = classes, scores
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
-        raise InputError(f"{path} cannot be written ({reason}); choose another --out") from None

@@ -21,8 +21,10 @@ from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.preparing import (
     Reporter,
+    add_classes,
     add_data_options,
     answer,
+    check_classes,
     choose_target,
     listen,
     load_graph,
@@ -80,25 +82,22 @@ def _parser() -> Parser:
         metavar="T,V,T",
         help="of training, validation and test nodes with --split random (.6,.2,.2)",
     )
-    parser.add_argument(
-        "--classes",
-        type=int,
-        metavar="C",
-        help="of the model that is to predict on FILE.npz, which then needs no labels and no splits",
-    )
+    add_classes(parser)
     return parser
 
 
 def _norm(options: argparse.Namespace) -> str | FeatureNorm:
     """The norm that the options give, looked at before any work."""
-    from pdadmm.gnn.model_file import is_model, model_of, read_model
+    from pdadmm.files.hdf5 import schema_of
+    from pdadmm.files.names import model_of
+    from pdadmm.gnn.model_file import SCHEMA, read_model
     from pdadmm.inputs.graph_file import GraphFile
 
     if options.like is None:
         return options.feature_norm or "none"
     refuse_beside_like(options, "feature_norm")
     path = model_of(options.like) if Path(options.like).is_dir() else Path(options.like)
-    if is_model(path):
+    if schema_of(path, "give a run, or what python -m pdadmm.gnn.prepare has made") == SCHEMA:
         return read_model(path)[-1]
     with GraphFile(path) as other:
         return other.norm
@@ -116,8 +115,7 @@ def _prepare(options: argparse.Namespace, report: Reporter) -> None:
     began = time.perf_counter()
     if options.parts < 1:
         raise InputError(f"--parts {options.parts} is too few; give 1 or more")
-    if options.classes is not None and options.classes < 2:
-        raise InputError(f"--classes {options.classes} is too few; give 2 or more")
+    check_classes(options)
     if options.fractions is not None and options.split != "random":
         raise InputError("--fractions needs --split random; give that, too, or leave it out")
     out = choose_target(options, f"-{options.parts}parts.h5", SCHEMA, KIND)

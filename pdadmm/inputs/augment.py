@@ -333,6 +333,8 @@ class Augmentation:
             rest = np.ones(graph.num_nodes, dtype=bool)
             rest[order] = False
             order = np.concatenate([order, np.flatnonzero(rest)])
+        if not order.size:
+            raise InputError(f"{graph.origin}: no node is in a split; give --nodes all")
         self.node_id: Ids = order.astype(np.int64)
         self.plan = Plan(graph.num_nodes, graph.num_features, self.node_id.size, len(found))
         looped = None if graph.adjacency is None else with_loops(graph.adjacency)

@@ -21,12 +21,11 @@ from pdadmm.files import Record
 from pdadmm.files.hdf5 import PlainFile
 from pdadmm.files.names import safe_name
 from pdadmm.inputs import Floats, Ids
+from pdadmm.inputs.feature_norm import FeatureNorm
 from pdadmm.inputs.operators import parse_operators
 
 if TYPE_CHECKING:
     import h5py
-
-    from pdadmm.inputs.feature_norm import FeatureNorm
 
 __all__ = [
     "KIND",
@@ -93,6 +92,16 @@ class Features(ABC):
     rows: int
     attrs: Record
     where: str
+
+    @property
+    @abstractmethod
+    def norm(self) -> FeatureNorm:
+        """What preparing did to the features before the operators."""
+
+    @property
+    @abstractmethod
+    def node_id(self) -> Ids:
+        """The node of every row, (rows,) int64."""
 
     def _adopt(self, attrs: Record, where: str) -> None:
         attrs = {**attrs, "dataset": safe_name(attrs["dataset"])}
@@ -193,9 +202,19 @@ class Features(ABC):
 class FeatureArrays(Features):
     """Features held in memory; see `in_memory`."""
 
-    def __init__(self, attrs: Record, x: Floats, y: Ids, node_id: Ids) -> None:
+    def __init__(
+        self, attrs: Record, x: Floats, y: Ids, node_id: Ids, norm: FeatureNorm | None = None
+    ) -> None:
         self._adopt(attrs, attrs["dataset"])
-        self._x, self._y, self.node_id = x, y, node_id
+        self._x, self._y, self._node_id, self._norm = x, y, node_id, norm or FeatureNorm()
+
+    @property
+    def norm(self) -> FeatureNorm:
+        return self._norm
+
+    @property
+    def node_id(self) -> Ids:
+        return self._node_id
 
     def _rows_x(self, first: int, last: int) -> Floats:
         return self._x[first:last]
@@ -255,15 +274,11 @@ class FeatureFile(Features):
 
     @property
     def norm(self) -> FeatureNorm:
-        """What preparing did to the features before the operators; training does not ask for it."""
-        from pdadmm.inputs.feature_norm import FeatureNorm  # and SciPy with it
-
         with self._file.reading():
             return FeatureNorm.read(self._file, self.attrs["feature_norm"], self.attrs["features_per_hop"])
 
     @property
     def node_id(self) -> Ids:
-        """The node of every row, (rows,) int64."""
         return self._read("node_id", 0, self.rows)
 
     def x_sha256(self) -> str:
@@ -340,12 +355,15 @@ def _checked_attributes(file: PlainFile) -> Record:
     if attrs["features_per_hop"] < 1 or attrs["num_classes"] < 2:
         raise file.wrong("no features or fewer than 2 classes")
     for name in ("n_train", "n_val", "n_test"):
-        if attrs[name] < 1:
-            raise file.wrong(f"{name} is {attrs[name]}; every split needs a node")
+        if attrs[name] < 0:
+            raise file.wrong(f"attribute {name} is {attrs[name]}")
     if attrs["nodes"] not in ("split", "all"):
         raise file.wrong(f"attribute nodes is {attrs['nodes']!r}, not split or all")
-    if attrs["num_nodes"] < attrs["n_train"] + attrs["n_val"] + attrs["n_test"]:
+    in_splits = attrs["n_train"] + attrs["n_val"] + attrs["n_test"]
+    if attrs["num_nodes"] < in_splits:
         raise file.wrong("splits hold more nodes than the graph")
-    if attrs["num_classes"] > attrs["num_nodes"]:
+    if not (in_splits if attrs["nodes"] == "split" else attrs["num_nodes"]):
+        raise file.wrong("there are no rows")
+    if attrs["n_train"] and attrs["num_classes"] > attrs["num_nodes"]:
         raise file.wrong("more classes than nodes")
     return attrs

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 
-from pdadmm.datasets.graph import Matrix
 from pdadmm.errors import InputError
 from pdadmm.inputs import FEATURE_NORMS, Floats
 
 if TYPE_CHECKING:
+    from pdadmm.datasets.graph import Matrix
     from pdadmm.files.hdf5 import PlainFile
 
 __all__ = ["FeatureNorm", "mostly_zeros"]
@@ -68,7 +67,7 @@ class FeatureNorm:
         if norm.name != "standard":
             return norm
         columns = features.shape[1]
-        if norm.mean is None and sp.issparse(features) and mostly_zeros(features):
+        if norm.mean is None and _is_sparse(features) and mostly_zeros(features):
             raise InputError(
                 f"{where}: most features are zeros, which the norm standard would fill; "
                 "give --feature-norm row or none"
@@ -150,9 +149,14 @@ class FeatureNorm:
         return out
 
 
+def _is_sparse(features: Matrix) -> bool:
+    """Of SciPy's or an array: SciPy itself, which takes long to load, is for those who make features."""
+    return not isinstance(features, np.ndarray)
+
+
 def mostly_zeros(features: Matrix) -> bool:
     """Whether more than half of the features are zeros, as words are and measurements are not."""
-    entries = features.nnz if sp.issparse(features) else np.count_nonzero(features)
+    entries = features.nnz if _is_sparse(features) else np.count_nonzero(features)
     return bool(2 * entries < math.prod(features.shape))
 
 
@@ -163,7 +167,7 @@ def _row_blocks(nodes: int, columns: int) -> Iterator[slice]:
 
 
 def _dense(rows: Matrix) -> Floats:
-    return np.asarray(rows.toarray() if sp.issparse(rows) else rows)
+    return np.asarray(rows.toarray() if _is_sparse(rows) else rows)
 
 
 def _extremes(features: Matrix) -> tuple[Doubles, Doubles]:
@@ -193,8 +197,8 @@ def _divided_rows(features: Matrix) -> Matrix:
     """Every row divided by its L1 norm; a row of zeros stays one."""
     sums = np.asarray(abs(features).sum(axis=1, dtype=np.float64)).ravel()
     scale = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
-    if sp.issparse(features):
+    if _is_sparse(features):
         weights = np.repeat(scale, np.diff(features.indptr))
         data = (features.data * weights).astype(np.float32)
-        return sp.csr_matrix((data, features.indices, features.indptr), shape=features.shape)
+        return type(features)((data, features.indices, features.indptr), shape=features.shape)
     return (features * scale[:, None]).astype(np.float32)

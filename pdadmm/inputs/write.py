@@ -89,7 +89,7 @@ def in_memory(
         first = number * graph.num_features + start
         x[:, first : first + values.shape[1]] = values
     attrs = _attributes(work, seed, title, licence, citation, None)
-    return FeatureArrays(attrs, x, work.labels, work.node_id)
+    return FeatureArrays(attrs, x, work.labels, work.node_id, work.norm)
 
 
 def write_features(

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Reporter",
+    "add_classes",
     "add_data_options",
     "answer",
+    "check_classes",
     "choose_target",
     "data_arguments",
     "listen",
@@ -149,6 +151,27 @@ def add_data_options(
     group = parser.add_argument_group("synthetic graph")
     for name, (kind, text) in _SYNTHETIC.items():
         group.add_argument(f"--synthetic-{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+
+
+def add_classes(parser: argparse.ArgumentParser) -> None:
+    """Add --classes, which makes a file to predict on."""
+    parser.add_argument(
+        "--classes",
+        type=int,
+        metavar="C",
+        help="of the model that is to predict on FILE.npz, which then needs no labels and no splits",
+    )
+
+
+def check_classes(options: argparse.Namespace) -> None:
+    """Refuse too few.
+
+    Raises
+    ------
+    InputError
+    """
+    if options.classes is not None and options.classes < 2:
+        raise InputError(f"--classes {options.classes} is too few; give 2 or more")
 
 
 def refuse_beside_like(options: argparse.Namespace, *names: str) -> None:
