@@ -21,16 +21,26 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+    from sklearn.utils import Tags
 
     from pdadmm.admm.fitting import Task
     from pdadmm.admm.start import Start
+    from pdadmm.datasets.graph import Matrix
 
 __all__ = ["ADMMClassifier"]
+
+#: of a sparse X, made dense at once
+_ROWS = 4096
 
 
 def _of_parameters(message: str) -> str:
     """A message of the command line in the names of parameters: z_centre for --z-centre."""
     return re.sub(r"--([a-z][a-z-]*[a-z])", lambda found: found[1].replace("-", "_"), message)
+
+
+def _dense(X: Matrix | np.ndarray) -> np.ndarray:
+    """An array, or a matrix of scipy.sparse, as an array."""
+    return X if isinstance(X, np.ndarray) else np.asarray(X.toarray())
 
 
 class ADMMClassifier(ClassifierMixin, BaseEstimator):
@@ -194,7 +204,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : (rows, inputs)
-            Taken as float32.
+            Taken as float32; a sparse matrix is made dense.
         y : (rows,)
             Labels of any kind, of two classes or more.
         validation
@@ -236,7 +246,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         """What is to be trained on and how, and the classes; ValueError where that cannot be."""
         from pdadmm.admm.fitting import Data, Task
 
-        inputs, labels = validate_data(self, X, y, dtype=np.float32)
+        inputs, labels = validate_data(self, X, y, dtype=np.float32, accept_sparse="csr")
+        inputs = _dense(inputs)
         check_classification_targets(labels)
         classes, found = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
@@ -245,11 +256,13 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         if validation is not None:
             if not isinstance(validation, tuple | list) or len(validation) != 2:
                 raise ValueError("validation must be a pair (X, y)")
-            X_val, y_val = validate_data(self, *validation, dtype=np.float32, reset=False)
+            X_val, y_val = validate_data(
+                self, *validation, dtype=np.float32, accept_sparse="csr", reset=False
+            )
             unknown = np.setdiff1d(y_val, classes)
             if len(unknown):
                 raise ValueError(f"validation has the label {unknown[0]}, which y has not")
-            inputs = np.concatenate([inputs, X_val])
+            inputs = np.concatenate([inputs, _dense(X_val)])
             found = np.concatenate([found, np.searchsorted(classes, y_val)])
         data = Data(np.ascontiguousarray(inputs), found.astype(np.int64), train, len(classes))
         options: dict[str, Any] = self.get_params(deep=False)
@@ -289,6 +302,15 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
     def _predicted(self, X: ArrayLike, how: Callable[[Model, np.ndarray], np.ndarray]) -> np.ndarray:
         check_is_fitted(self)
         try:
-            return how(self.model_, validate_data(self, X, dtype=np.float32, reset=False))
+            found = validate_data(self, X, dtype=np.float32, accept_sparse="csr", reset=False)
+            if isinstance(found, np.ndarray):
+                return how(self.model_, found)
+            starts = range(0, found.shape[0], _ROWS)
+            return np.concatenate([how(self.model_, _dense(found[i : i + _ROWS])) for i in starts])
         except InputError as error:
             raise ValueError(_of_parameters(str(error))) from None
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags

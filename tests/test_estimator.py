@@ -16,6 +16,7 @@ from support import Finished, python, succeed
 
 pytest.importorskip("sklearn", minversion="1.6")
 
+from scipy.sparse import csc_array, csr_matrix
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_moons
 from sklearn.model_selection import GridSearchCV
@@ -23,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from pdadmm import ADMMClassifier, Model
+from pdadmm import ADMMClassifier, Model, estimator
 from pdadmm.errors import RunError
 from pdadmm.inputs.feature_file import FeatureFile
 from pdadmm.runtime.threads import BLAS_ON_ONE_THREAD
@@ -43,6 +44,23 @@ def test_checks_of_scikit_learn(estimator: ADMMClassifier, check: Callable[[Any]
 def digits() -> tuple[np.ndarray, np.ndarray]:
     X, y = load_digits(return_X_y=True)
     return X / 16, np.array([f"digit {label}" for label in y])
+
+
+def test_a_sparse_matrix_is_taken_as_what_it_holds(
+    digits: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words of documents come as one: the same network and the same answers, by blocks of rows."""
+    X, y = digits
+    network = ADMMClassifier(layers=2, hidden=16, iterations=10)
+    dense = clone(network).fit(X[:500], y[:500], validation=(X[500:600], y[500:600]))
+    thin = csr_matrix(X)
+    sparse = clone(network).fit(thin[:500], y[:500], validation=(csc_array(X[500:600]), y[500:600]))
+    assert [r["val_loss"] for r in sparse.history_] == [r["val_loss"] for r in dense.history_]
+    for W, theirs in zip(sparse.model_.weights, dense.model_.weights, strict=True):
+        np.testing.assert_array_equal(W, theirs)
+    monkeypatch.setattr(estimator, "_ROWS", 100)
+    np.testing.assert_array_equal(sparse.predict(thin), dense.predict(X))
+    np.testing.assert_allclose(sparse.predict_proba(thin), dense.predict_proba(X), rtol=1e-6)
 
 
 def test_digits_are_learnt_and_followed(digits: tuple[np.ndarray, np.ndarray]) -> None:
