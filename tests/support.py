@@ -181,6 +181,11 @@ def weights_of(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
         return [(file[name]["W"][...], file[name]["b"][...]) for name in groups]
 
 
+def weights_of_run(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Those of the last iterate and of the one that was best on validation."""
+    return weights_of(folder / "model.h5") + weights_of(folder / "model_best.h5")
+
+
 def held_bytes(root: object) -> int:
     """Bytes of all that an object leads to, but for classes, modules and functions."""
     found: set[int] = set()

@@ -30,6 +30,7 @@ from support import (
     succeed,
     summary_of,
     weights_of,
+    weights_of_run,
     without_times,
     words,
 )
@@ -309,7 +310,7 @@ FORMS = [
 def assert_same_run(one: Path, other: Path) -> None:
     for a, b in zip(records_of(one), records_of(other), strict=True):
         assert without_times(a) == without_times(b)
-    for (W, b), (V, c) in zip(weights_of(one / "model.h5"), weights_of(other / "model.h5"), strict=True):
+    for (W, b), (V, c) in zip(weights_of_run(one), weights_of_run(other), strict=True):
         np.testing.assert_array_equal(W, V)
         np.testing.assert_array_equal(b, c)
     a, b = summary_of(one), summary_of(other)
@@ -354,6 +355,38 @@ def test_run_resumes_from_the_checkpoint_before_a_damaged_one(saved: Path, tmp_p
     assert re.search(r"iteration-00000008/(rank-0000\.bin fails its checksum|index\.json is)", found.err)
     assert "going back to the checkpoint before" in found.err
     assert_same_run(saved, folder)
+
+
+def test_a_checkpoint_of_before_knows_no_best_weights(saved: Path, tmp_path: Path) -> None:
+    """It is gone on from; the file is missing where no later iteration is as good, and else complete."""
+    folder = tmp_path / "o"
+    for best, there in ((1.0, False), (0.0, True)):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(saved, folder)
+        body, path = body_of(folder), folder / "checkpoints" / "iteration-00000008" / "rank-0000.bin"
+        (file,), data, kept, offset = body["files"], path.read_bytes(), b"", 0
+        for place in list(file["arrays"]):
+            size = np.dtype(place[2]).itemsize * int(np.prod(place[3]))
+            if place[1].startswith("best/"):
+                file["arrays"].remove(place)
+            else:
+                kept += data[place[4] : place[4] + size]
+                place[4] = offset
+                offset += size
+        path.write_bytes(kept)
+        file.update(bytes=len(kept), sha256=hashlib.sha256(kept).hexdigest())
+        body["state"]["best"]["val_accuracy"] = best
+        (folder / "checkpoints" / "iteration-00000008" / "index.json").write_bytes(checkpoint._sealed(body))
+        found = succeed(python("-m", "pdadmm.run", "--out", folder, "--resume", "--quiet"))
+        assert found.err == ""
+        assert (folder / "model_best.h5").exists() is there
+        assert summary_of(folder)["iteration_at_best_val"] == (
+            10 if there else body["state"]["best"]["iteration"]
+        )
+        for (W, _), (V, _) in zip(
+            weights_of(saved / "model.h5"), weights_of(folder / "model.h5"), strict=True
+        ):
+            np.testing.assert_array_equal(W, V)
 
 
 def test_a_file_that_lacks_bytes_is_named(saved: Path, tmp_path: Path) -> None:
@@ -503,7 +536,24 @@ def drop(*place: Any) -> Callable[[Any], None]:
 
 
 FILE, ARRAY = ("files", 0), ("files", 0, "arrays", 0)
+
+
+def change_best(change: Callable[[list[Any], Any], None]) -> Callable[[Any], None]:
+    """Calls `change` with the list of arrays and the place of best/W of layer 1."""
+
+    def made(body: Any) -> None:
+        arrays = body["files"][0]["arrays"]
+        (place,) = [place for place in arrays if place[:2] == [1, "best/W"]]
+        change(arrays, place)
+
+    return made
+
+
 NONSENSE: dict[str, Callable[[Any], None]] = {
+    "best weights of a layer left out": change_best(lambda arrays, place: arrays.remove(place)),
+    "best weights of another shape": change_best(lambda arrays, place: place[3].reverse()),
+    "best weights of another type": change_best(lambda arrays, place: place.__setitem__(2, "<i4")),
+    "best weights of no evaluation": put("state", "best", value=None),
     "no version": drop("version"),
     "version of a type": put("version", value="4"),
     "version that is true": put("version", value=True),

@@ -23,6 +23,7 @@ from support import (
     succeed,
     summary_of,
     weights_of,
+    weights_of_run,
     without_times,
     words,
 )
@@ -30,6 +31,7 @@ from support import (
 import pdadmm
 from pdadmm.datasets import load
 from pdadmm.errors import InputError
+from pdadmm.inputs.feature_file import FeatureFile
 from pdadmm.inputs.write import in_memory
 
 if sys.version_info >= (3, 11):
@@ -244,7 +246,7 @@ def test_iterates_do_not_depend_on_the_number_of_ranks(
         assert summary_of(folder)["ranks"] == ranks
         one, here = ([*map(without_times, records_of(f))] for f in (on_one_rank[name], folder))
         assert len(one) >= 9
-        weights = [weights_of(f / "model.h5") for f in (on_one_rank[name], folder)]
+        weights = [weights_of_run(f) for f in (on_one_rank[name], folder)]
         same = all(
             W.tobytes() == V.tobytes() and b.tobytes() == c.tobytes()
             for (W, b), (V, c) in zip(*weights, strict=True)
@@ -252,6 +254,36 @@ def test_iterates_do_not_depend_on_the_number_of_ranks(
         if one != here or not same:
             different.append(name)
     assert not different
+
+
+@pytest.mark.parametrize("rule", ["earlier", "last"])
+def test_the_weights_that_were_best_on_validation_are_kept(small: Path, tmp_path: Path, rule: str) -> None:
+    """Of an earlier stage, with fewer layers, or of the last one: what metrics.jsonl says of it holds."""
+    # a penalty that takes all weights to 0 in the deeper stages, or nothing like it
+    options = "--nu 1e-3 --rho 1e-2" if rule == "last" else "--nu 1 --rho 1e-3 --mu 1 --anchor zero"
+    given = [small, *words(f"--layers 5 --stages 2,3,5 --hidden 24 --iterations 20 --eval-every 2 {options}")]
+    succeed(python("-m", "pdadmm.run", *given, "--quiet", "--out", tmp_path / "o"))
+    summary = summary_of(tmp_path / "o")
+    depth, iteration = summary["layers_at_best_val"], summary["iteration_at_best_val"]
+    assert (depth < 5) == (rule == "earlier")
+    best = pdadmm.Model.load(tmp_path / "o" / "model_best.h5")
+    last = pdadmm.Model.load(tmp_path / "o" / "model.h5")
+    assert (
+        len(best.weights) == depth
+        and best.attributes["test_accuracy"] == summary["test_accuracy_at_best_val"]
+    )
+    assert best.prepared is not None and best.prepared.operators == summary["operators"]
+    (record,) = [record for record in records_of(tmp_path / "o") if record["iteration"] == iteration]
+    with FeatureFile(small) as features:
+        for split in ("train", "val", "test"):
+            hits = (best.predict(features.x(split)) == features.y(split)).mean()
+            assert hits == pytest.approx(record[f"{split}_accuracy"], abs=1e-9), split
+    if iteration == summary["iterations"]:
+        for one, other in zip(best.weights, last.weights, strict=True):
+            np.testing.assert_array_equal(one, other)
+    # a run can start from them
+    more = ["--start", tmp_path / "o" / "model_best.h5", *words("--layers 5 --iterations 2 --quiet --out")]
+    succeed(python("-m", "pdadmm.run", small, *more, tmp_path / "more"))
 
 
 def test_the_exact_solver_on_the_embedded_data(mpirun: MPIRun, tmp_path: Path) -> None:

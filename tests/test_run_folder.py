@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import pytest
 from mpi4py import MPI
-from support import PROGRAMS, Finished, python, records_of, succeed, summary_of, weights_of
+from support import PROGRAMS, Finished, python, records_of, succeed, summary_of, weights_of, weights_of_run
 
 import pdadmm
 from pdadmm.admm.command import open_features
@@ -278,7 +278,8 @@ def test_results_of_an_earlier_part_go_before_a_resumed_run_trains(run: Path) ->
     names = {path.name for path in run.iterdir()}
     assert names == {"checkpoints", "config.toml", "metrics.jsonl", LOCK}
     succeed(train("--out", run, "--resume", "--quiet"))
-    assert {path.name for path in run.iterdir()} == names | {"summary.json", "model.h5", "profile.json"}
+    results = {"summary.json", "model.h5", "model_best.h5", "profile.json"}
+    assert {path.name for path in run.iterdir()} == names | results
 
 
 # ---- the same data ----------------------------------------------------------------------------------
@@ -442,7 +443,7 @@ def test_features_whose_path_no_configuration_can_hold_are_refused(small: Path, 
 
 @pytest.mark.parametrize(
     ("size", "missing", "there"),
-    [(3000, "model.h5", []), (70_000, "profile.json", ["model.h5", "summary.json"])],
+    [(3000, "model.h5", []), (70_000, "profile.json", ["model.h5", "model_best.h5", "summary.json"])],
 )
 def test_a_disk_that_fills_up_at_the_end(
     small: Path, tmp_path: Path, size: int, missing: str, there: list[str]
@@ -497,20 +498,26 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_disk_filled_up_by_others_does_not_cost_the_model(
-    mpirun: MPIRun, small: Path, small_disk: Path, ranks: int
+@pytest.mark.parametrize("best", ["last", "earlier"])
+def test_a_disk_filled_up_by_others_does_not_cost_the_models(
+    mpirun: MPIRun, small: Path, small_disk: Path, ranks: int, best: str
 ) -> None:
     code = then_full("admm.trainer", "run", small_disk)
     folder = small_disk / "o"
     shape = [*SHAPE, "--hidden", "100", "--iterations", "5"]
+    if best == "earlier":  # deeper stages lose what the first has learnt
+        options = "--layers 5 --stages 2,3,5 --iterations 20 --eval-every 2 --nu 1 --rho 1e-3 --mu 1"
+        shape += [*options.split(), "--anchor", "zero"]
     finished = mpirun(ranks, "-c", code, small, *shape, "--out", folder)
     assert finished.code == 0, finished.err  # the room that the model leaves is enough for the rest
     free = small_disk.parent / "free"
     succeed(mpirun(ranks, "-m", "pdadmm.run", small, *shape, "--out", free))
-    for (W, b), (V, c) in zip(weights_of(folder / "model.h5"), weights_of(free / "model.h5"), strict=True):
+    for (W, b), (V, c) in zip(weights_of_run(folder), weights_of_run(free), strict=True):
         np.testing.assert_array_equal(W, V)
         np.testing.assert_array_equal(b, c)
     assert summary_of(folder)["objective"] == summary_of(free)["objective"]
+    if best == "earlier":
+        assert summary_of(folder)["layers_at_best_val"] == len(weights_of(folder / "model_best.h5")) < 5
 
 
 def test_a_disk_filled_up_by_others_does_not_cost_a_graph_network(

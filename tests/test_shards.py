@@ -17,7 +17,7 @@ from support import (
     run_many,
     succeed,
     summary_of,
-    weights_of,
+    weights_of_run,
     without_times,
     words,
 )
@@ -58,7 +58,7 @@ def run(small: Path, tmp_path: Path, mpirun: Callable[..., Finished]) -> Run:
 
 def same(a: Path, b: Path) -> bool:
     records = [[without_times(record) for record in records_of(folder)] for folder in (a, b)]
-    pairs = zip(*(weights_of(folder / "model.h5") for folder in (a, b)), strict=True)
+    pairs = zip(*(weights_of_run(folder) for folder in (a, b)), strict=True)
     return records[0] == records[1] and all(
         np.array_equal(x[0], y[0]) and np.array_equal(x[1], y[1]) for x, y in pairs
     )

@@ -71,12 +71,21 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
             trainer = agree(
                 waiter,
                 lambda: Trainer(
-                    config, sizes, features, waiter, control, record, choice, threads, start_of(config)
+                    config,
+                    sizes,
+                    features,
+                    waiter,
+                    control,
+                    record,
+                    choice,
+                    threads,
+                    start_of(config),
+                    keep_best=True,
                 ),
             )
         resumed = _checkpoint(folder.path, trainer)
         with waiter.patient():
-            space = agree(
+            models = agree(
                 waiter, lambda: _begin_files(stack, folder, trainer, sizes, prepared, metrics, resumed)
             )
         _announce(trainer, threads)
@@ -86,7 +95,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         trainer.close()
         with waiter.patient():
             run = describe_run(trainer, sizes, threads)
-            summary = _write_results(folder.path, run, trainer, space) if finished else None
+            summary = _write_results(folder.path, run, trainer, models) if finished else None
             _write_profile(folder.path, run, trainer, baseline)
         if summary is None:
             stop_early(waiter, f"iteration {trainer.iteration}", folder.path)
@@ -272,8 +281,8 @@ def _begin_files(
     prepared: Prepared | None,
     metrics: Metrics,
     resumed: Checkpoint | None,
-) -> ModelSpace | None:
-    """Room for model.h5, and the files that a run begins with."""
+) -> list[ModelSpace] | None:
+    """Room for model.h5 and model_best.h5, and the files that a run begins with, on rank 0."""
     if trainer.waiter.comm.rank:
         return None
     n = trainer.config.network
@@ -288,8 +297,11 @@ def _begin_files(
 
     trainer.config.run.kernels = trainer.passes.name
 
-    def reserve() -> ModelSpace:
-        return stack.enter_context(reserved(folder.path / "model.h5", trainer.widths, attributes, prepared))
+    def reserve() -> list[ModelSpace]:
+        return [
+            stack.enter_context(reserved(folder.path / name, trainer.widths, attributes, prepared))
+            for name in ("model.h5", "model_best.h5")
+        ]
 
     return begin_files(folder, trainer.config, metrics, resumed, "features", warn, reserve)
 
@@ -320,10 +332,18 @@ def _write_profile(folder: Path, run: Record, trainer: Trainer, baseline: Record
     write_profile(folder, in_profile(run), trainer.accounts, trainer.waiter, seconds, baseline)
 
 
-def _write_results(folder: Path, run: Record, trainer: Trainer, space: ModelSpace | None) -> Record:
-    """Write model.h5 and summary.json, which is returned; collective."""
-    summary = summarise(run, trainer)
-    write_model(space, trainer.layers, trainer.owned, summary["test_accuracy"], trainer.waiter)
+def _write_results(folder: Path, run: Record, trainer: Trainer, models: list[ModelSpace] | None) -> Record:
+    """Write the models and summary.json, which is returned; collective."""
+    summary, waiter = summarise(run, trainer), trainer.waiter
+    space, best_space = models or (None, None)
+    last = {position: (layer.W, layer.b) for position, layer in trainer.layers.items()}
+    write_model(space, last, trainer.owned, summary["test_accuracy"], waiter)
+    if trainer.best_weights is not None:
+        positions = trainer.positions_at_best
+        owned = [[position for position in block if position in positions] for block in trainer.owned]
+        if best_space is not None:
+            best_space = best_space.of_widths([*trainer.widths[: len(positions)], trainer.widths[-1]])
+        write_model(best_space, trainer.best_weights, owned, summary["test_accuracy_at_best_val"], waiter)
     if trainer.waiter.comm.rank == 0:
         summary["seconds_total"] = trainer.seconds_total
         write_json(folder / "summary.json", summary)

@@ -142,6 +142,11 @@ class Layer:
         if not isinstance(self.weights, DenseWeights):
             self.weights = DenseWeights(self.weights.written_out(), 0.0, self.backend)
 
+    def copies(self) -> tuple[np.ndarray, np.ndarray]:
+        """The present W and b, copied to the host."""
+        host = self.backend.to_host
+        return np.array(host(self.weights.written_out())), np.array(host(self.b))
+
     def to_host(self) -> None:
         """Write the weights out and take them to the host."""
         self.write_out()

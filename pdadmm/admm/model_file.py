@@ -23,7 +23,6 @@ from pdadmm.inputs.scaling import INPUT_NORMS
 if TYPE_CHECKING:
     import h5py
 
-    from pdadmm.admm.layer import Layer
     from pdadmm.comm.waiter import Waiter
     from pdadmm.files.hdf5 import Attributes, PlainFile
     from pdadmm.inputs.feature_file import Features
@@ -238,6 +237,24 @@ class ModelSpace:
     places: dict[int, tuple[int, int]]  #: where in the file W and b of a layer belong, by position
     accuracy: int  #: where the attribute test_accuracy belongs
     size: int  #: bytes of the file
+    attributes: Record
+    prepared: Prepared | None
+
+    def of_widths(self, widths: list[int]) -> ModelSpace:
+        """The same space for a network of fewer layers, n_0, ..., n_L.
+
+        Raises
+        ------
+        OSError
+            Which names the file.
+        """
+        shapes = list(itertools.pairwise(widths))
+        if len(shapes) == len(self.places):
+            return self
+        with naming(self.path, self.temporary):
+            space = _create(self.path, self.temporary, shapes, self.attributes, self.prepared)
+            reserve(self.temporary, space.size)
+        return space
 
 
 @contextmanager
@@ -274,14 +291,10 @@ def reserved(
             temporary.unlink(missing_ok=True)  # of a run that was killed
             # a full disk shows here, and as an error of the system
             arrays = {} if prepared is None else prepared.norm.arrays
-            if prepared is not None:
-                attributes = {
-                    **attributes, "operators": prepared.operators, "feature_norm": prepared.norm.name
-                }  # fmt: skip
             values = 4 * sum(n_out * (n_in + 1) for n_in, n_out in shapes)
             values += sum(array.nbytes for array in arrays.values())
             reserve(temporary, values + _METADATA_BYTES * len(shapes) + _SLACK_BYTES)
-            space = _create(path, temporary, shapes, attributes, arrays)
+            space = _create(path, temporary, shapes, attributes, prepared)
             reserve(temporary, space.size + _SLACK_BYTES)
         yield space
     finally:
@@ -293,10 +306,15 @@ def _create(
     temporary: Path,
     shapes: list[tuple[int, int]],
     attributes: Record,
-    arrays: Mapping[str, np.ndarray],
+    prepared: Prepared | None,
 ) -> ModelSpace:
     """Make the file complete but for the values of the layers."""
     import h5py
+
+    noted, arrays = {}, {}
+    if prepared is not None:
+        noted = {"operators": prepared.operators, "feature_norm": prepared.norm.name}
+        arrays = prepared.norm.arrays
 
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_obj_track_times(False)  # the same network is the same file
@@ -308,7 +326,8 @@ def _create(
         return int(h5py.h5d.create(group.id, name, h5py.h5t.IEEE_F32LE, space, plist).get_offset())
 
     with h5py.File(temporary, "w") as file:
-        file.attrs.update(schema=SCHEMA, schema_version=SCHEMA_VERSION, layers=len(shapes), **attributes)
+        file.attrs.update(schema=SCHEMA, schema_version=SCHEMA_VERSION, layers=len(shapes))
+        file.attrs.update(**attributes, **noted)
         file.attrs.create("test_accuracy", _PLACEHOLDER, dtype="<f8")
         file.flush()
         accuracy = temporary.read_bytes().index(_PLACEHOLDER.tobytes())  # HDF5 does not say where
@@ -318,26 +337,27 @@ def _create(
         for position, (n_in, n_out) in enumerate(shapes, 1):
             group = file.create_group(f"layer_{position:04d}")
             places[position] = place(group, b"W", n_out, n_in), place(group, b"b", n_out)
-    return ModelSpace(path, temporary, places, accuracy, temporary.stat().st_size)
+    size = temporary.stat().st_size
+    return ModelSpace(path, temporary, places, accuracy, size, attributes, prepared)
 
 
 def write_model(
     space: ModelSpace | None,
-    layers: dict[int, Layer],
-    blocks: list[range],
+    layers: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    blocks: Sequence[Sequence[int]],
     test_accuracy: float,
     waiter: Waiter,
 ) -> None:
-    """Write model.h5 on rank 0, one layer at a time, so that no rank ever holds all weights; collective.
+    """Write a model on rank 0, one layer at a time, so that no rank ever holds all weights; collective.
 
     Parameters
     ----------
     space
         Of the file, on rank 0.
     layers
-        This rank's layers by position.
+        W and b of this rank's layers by position.
     blocks
-        Positions of every rank's layers.
+        Positions of every rank's layers, ascending; in the file they are numbered from 1.
     test_accuracy
         Recorded with the attributes.
 
@@ -349,25 +369,25 @@ def write_model(
     rank = waiter.comm.rank
     if rank:
         for position in blocks[rank]:
-            layer = layers[position]
-            shape = np.array(layer.W.shape, np.int64)
-            for array in (shape, layer.W, layer.b):
+            W, b = layers[position]
+            for array in (np.array(W.shape, np.int64), W, b):
                 waiter.all(waiter.send(array, 0, _TAG), f"the weights of layer {position} to reach rank 0")
         return
     assert space is not None
 
     def gathered() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        number = itertools.count(1)
         for source, block in enumerate(blocks):
             for position in block:
                 if source == 0:
-                    W, b = layers[position].W, layers[position].b
+                    W, b = layers[position]
                 else:
                     shape = np.empty(2, np.int64)
                     waiter.receive(shape, source, _TAG)
                     W, b = np.empty(tuple(shape), np.float32), np.empty(int(shape[0]), np.float32)
                     waiter.receive(W, source, _TAG)
                     waiter.receive(b, source, _TAG)
-                yield position, W, b
+                yield next(number), W, b
 
     _complete(space, gathered(), test_accuracy)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +25,19 @@ if TYPE_CHECKING:
     from pdadmm.comm.grid import Axis
     from pdadmm.runtime.checkpoint import Checkpoint, Saved
 
-__all__ = ["OF_NODES", "Going", "RowsOf", "State", "check", "expected", "forms", "pieces", "state_of"]
+__all__ = [
+    "OF_NODES",
+    "Going",
+    "RowsOf",
+    "State",
+    "best_of",
+    "check",
+    "expected",
+    "forms",
+    "pieces",
+    "state_of",
+    "with_best",
+]
 
 Positive = Annotated[float, Meta(gt=0, le=1e300)]
 Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
@@ -116,6 +128,7 @@ def check(checkpoint: Checkpoint, going: Going) -> None:
         raise ValueError(f"iteration {state.iteration} is not iteration {done}")
     wanted = expected(going, stages[state.stage])
     found = {p: forms(saved) for p, saved in checkpoint.layers.items()}
+    best = {p: {name: named.pop(name) for name in _BEST if name in named} for p, named in found.items()}
     in_row_space = "rows/coefficients" in found.get(1, {})
     if in_row_space and not going.in_row_space:
         raise InputError(
@@ -126,6 +139,7 @@ def check(checkpoint: Checkpoint, going: Going) -> None:
         wanted[1] = {name: form for name, form in wanted[1].items() if not name.startswith("rows/")}
     if found != wanted:
         raise ValueError(f"the arrays are not those of a stage of {stages[state.stage]} layers")
+    _check_best(best, wanted, going, state)
     _check_small(checkpoint, state.stage_iteration)
 
 
@@ -255,6 +269,56 @@ def expected(going: Going, depth: int) -> dict[int, dict[str, tuple[str, tuple[i
             if codec.span is not None:
                 arrays["above/grid"] = ("<f8", (2,))
     return found
+
+
+#: W and b of a layer when validation was best
+_BEST = ("best/W", "best/b")
+
+
+def with_best(
+    arrays: Mapping[int, Mapping[str, Array]], best: Mapping[int, tuple[np.ndarray, np.ndarray]]
+) -> dict[int, dict[str, Array]]:
+    """A rank's arrays, by position and name, and with them the weights that were best on validation.
+
+    A network only grows, so that its earlier layers are all among those of the stage.
+    """
+    return {p: {**named, **dict(zip(_BEST, best.get(p, ()), strict=False))} for p, named in arrays.items()}
+
+
+def best_of(
+    checkpoint: Checkpoint, positions: Sequence[int], mine: range
+) -> dict[int, tuple[np.ndarray, np.ndarray]] | None:
+    """The weights that were best on validation of the layers in `mine`; None of a checkpoint without them.
+
+    `positions` are those of all layers that there were then.
+    """
+    if not positions or not all(_BEST[0] in checkpoint.layers[position] for position in positions):
+        return None
+    found = {}
+    for position in positions:
+        if position in mine:
+            saved = checkpoint.layers[position]
+            found[position] = np.array(saved[_BEST[0]]), np.array(saved[_BEST[1]])
+    return found
+
+
+def _check_best(
+    best: Mapping[int, Mapping[str, tuple[str, tuple[int, ...]]]],
+    wanted: Mapping[int, Mapping[str, tuple[str, tuple[int, ...]]]],
+    going: Going,
+    state: State,
+) -> None:
+    """Refuse weights that were not those of any evaluated network; older checkpoints have none."""
+    if not any(best.values()):
+        return
+    t, positions = going.config.training, list[int]()
+    if state.best is not None and 1 <= state.best.iteration <= state.iteration:
+        depth = t.stages[(state.best.iteration - 1) // t.iterations]
+        positions = stage_positions(depth, len(going.widths) - 1)
+    for position, named in best.items():
+        forms = (wanted[position]["W"], wanted[position]["b"]) if position in positions else ()
+        if named != dict(zip(_BEST, forms, strict=False)):
+            raise ValueError(f"the best weights of layer {position} are not its own")
 
 
 def _check_small(checkpoint: Checkpoint, stage_iteration: int) -> None:

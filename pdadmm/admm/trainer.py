@@ -127,9 +127,14 @@ class Trainer:
         Of this rank's products and compiled kernels.
     start
         Whose layers the first stage begins with; None: with random ones.
+    keep_best
+        Whether to keep the weights that are best on validation.
 
     Attributes
     ----------
+    best_weights
+        W and b of this rank's layers, by position, when `best` was measured, on the host; those of shards are
+        on the first. None where they are not kept, or a checkpoint of before does not know them.
     first_depth
         Hidden layers from this position on began as identities.
     """
@@ -145,6 +150,7 @@ class Trainer:
         choice: Choice = ON_CPUS,
         threads: int = 1,
         start: Start | None = None,
+        keep_best: bool = False,
     ) -> None:
         self.config = config
         self.choice = choice
@@ -193,6 +199,8 @@ class Trainer:
         #: the last evaluated iteration and the one of best validation accuracy, as far as a summary needs
         self.last: Record | None = None
         self.best: Record | None = None
+        self._keeps_best = keep_best
+        self.best_weights: dict[int, tuple[np.ndarray, np.ndarray]] | None = None
         self.iteration = 0
         self.seconds_iterations = 0.0
         self.seconds_evaluation = 0.0
@@ -274,7 +282,10 @@ class Trainer:
         stage = self._open_stage(plan, resumed)
         self.clock.begin_stage(plan.depth)
         self.reduction_bytes = 0
-        self.control.expect(sum(a.nbytes for layer in stage.layers for a in layer.state().values()))
+        saved = [array for layer in stage.layers for array in layer.state().values()]
+        if self._keeps_best:
+            saved += [array for layer in stage.layers for array in (layer.W, layer.b)]
+        self.control.expect(sum(array.nbytes for array in saved))
         if not done:
             self._losses = []
             self.monitor.begin_stage()
@@ -405,6 +416,10 @@ class Trainer:
             "first_depth": self.first_depth,
         }
         arrays = {layer.position: layer.state() for layer in stage.layers}
+        if self.best_weights:
+            from pdadmm.admm.saved import with_best
+
+            arrays = with_best(arrays, self.best_weights)
         if self.grid.shards > 1:
             from pdadmm.admm.saved import pieces
 
@@ -437,7 +452,7 @@ class Trainer:
 
     def _restore(self, saved: Checkpoint) -> tuple[int, int]:
         """Take over the state of a checkpoint; its stage, from 0, and how many iterations of it are done."""
-        from pdadmm.admm.saved import state_of
+        from pdadmm.admm.saved import best_of, state_of
 
         state = state_of(saved)
         self.in_row_space = self.in_row_space and "rows/coefficients" in saved.layers[1]
@@ -446,6 +461,9 @@ class Trainer:
         self._losses = state.losses
         self.monitor.smallest_change = state.smallest_change
         self.last, self.best = saved.state["last"], saved.state["best"]
+        if self._keeps_best:
+            mine = self.mine if self.grid.shard == 0 else range(0)
+            self.best_weights = best_of(saved, self.positions_at_best, mine)
         self.iteration = state.iteration
         self.seconds_iterations = state.seconds_iterations
         self.seconds_evaluation = state.seconds_evaluation
@@ -509,6 +527,9 @@ class Trainer:
         self.last = {name: record[name] for name in _IN_SUMMARY}
         if self.best is None or record["val_accuracy"] >= self.best["val_accuracy"]:
             self.best = self.last
+            if self._keeps_best:
+                layers = stage.layers if self.grid.shard == 0 else []
+                self.best_weights = {layer.position: layer.copies() for layer in layers}
         bound = DIVERGED * max(self._rows["train"], 1) * np.log(self.widths[-1] + 1)
         if not record["objective"] < bound:
             raise RunError(
@@ -530,6 +551,17 @@ class Trainer:
             if c > b - 0.001 and b > a - 0.001:
                 self.hyper.nu = max(self.hyper.nu, min(10 * self.hyper.nu, 1.0))
                 self.hyper.rho = max(self.hyper.rho, min(10 * self.hyper.rho, 1.0))
+
+    @property
+    def layers_at_best(self) -> int:
+        """Layers of the network when `best` was measured, which may have been in an earlier stage."""
+        t = self.config.training
+        return t.stages[(self.best["iteration"] - 1) // t.iterations] if self.best else 0
+
+    @property
+    def positions_at_best(self) -> list[int]:
+        """Positions of these layers."""
+        return stage_positions(self.layers_at_best, self.layers_total) if self.best else []
 
     def close(self) -> None:
         """Copy the weights to the host, close the transport; collective."""
@@ -553,9 +585,8 @@ class Trainer:
             "test_accuracy": last["test_accuracy"],
             "best_val_accuracy": best["val_accuracy"],
             "test_accuracy_at_best_val": best["test_accuracy"],
-            # perhaps of an earlier stage, and so of fewer layers
             "iteration_at_best_val": best["iteration"],
-            "layers_at_best_val": t.stages[(best["iteration"] - 1) // t.iterations],
+            "layers_at_best_val": self.layers_at_best,
             "objective": last["objective"],
             "primal_residual": last["primal_residual"],
             "bytes_per_iteration": round(sent / t.iterations),

@@ -28,7 +28,7 @@ from support import (
     records_of,
     start,
     summary_of,
-    weights_of,
+    weights_of_run,
     without_times,
 )
 
@@ -71,9 +71,7 @@ def one_round(number: int, seed: int, features: Path, test_x: np.ndarray) -> str
         a, b, c = (summary_of(folder) for folder in (whole, killed, moved))
         assert a["objective"] == b["objective"]
         assert abs(c["objective"] / a["objective"] - 1) < 1e-5
-        for (W, bias), (V, other) in zip(
-            weights_of(whole / "model.h5"), weights_of(killed / "model.h5"), strict=True
-        ):
+        for (W, bias), (V, other) in zip(weights_of_run(whole), weights_of_run(killed), strict=True):
             assert np.array_equal(W, V)
             assert np.array_equal(bias, other)
         for one, two in zip(records_of(whole), records_of(killed), strict=True):
