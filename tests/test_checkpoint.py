@@ -285,7 +285,7 @@ def test_full_disk_while_the_index_is_written(tmp_path: Path, monkeypatch: pytes
 def test_full_disk_ends_a_run_with_one_line(mpirun: MPIRun, small: Path, tiny_disk: Path) -> None:
     given = ["--layers", "4", "--hidden", "100", "--stages", "2,4", "--quiet", "--checkpoint-every", "50"]
     # with room for a model and for a checkpoint of two layers, and not for two of four
-    subprocess.run(["mount", "-o", "remount,size=2300k", str(tiny_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=3500k", str(tiny_disk)], check=True)
     found = mpirun(2, "-m", "pdadmm.run", small, *given, "--out", tiny_disk / "o")
     assert found.code == 1, found.err
     lines = [line for line in found.err.splitlines() if line.startswith("pdadmm: ")]

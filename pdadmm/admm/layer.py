@@ -6,7 +6,7 @@ shards of the layer's block, makes the total of it (the share itself where there
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,10 +142,10 @@ class Layer:
         if not isinstance(self.weights, DenseWeights):
             self.weights = DenseWeights(self.weights.written_out(), 0.0, self.backend)
 
-    def copies(self) -> tuple[np.ndarray, np.ndarray]:
-        """The present W and b, copied to the host."""
-        host = self.backend.to_host
-        return np.array(host(self.weights.written_out())), np.array(host(self.b))
+    def snapshot(self) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """What gives the present W and b on the host, also when they have changed since."""
+        W, b = self.weights.snapshot(), np.array(self.backend.to_host(self.b))
+        return lambda: (W(), b)
 
     def to_host(self) -> None:
         """Write the weights out and take them to the host."""

@@ -132,9 +132,6 @@ class Trainer:
 
     Attributes
     ----------
-    best_weights
-        W and b of this rank's layers, by position, when `best` was measured, on the host; those of shards are
-        on the first. None where they are not kept, or a checkpoint of before does not know them.
     first_depth
         Hidden layers from this position on began as identities.
     """
@@ -200,7 +197,9 @@ class Trainer:
         self.last: Record | None = None
         self.best: Record | None = None
         self._keeps_best = keep_best
-        self.best_weights: dict[int, tuple[np.ndarray, np.ndarray]] | None = None
+        #: gives W and b of this rank's layers, by position, when `best` was measured, and then these
+        self._best_layers: dict[int, Callable[[], tuple[np.ndarray, np.ndarray]]] = {}
+        self._best_weights: dict[int, tuple[np.ndarray, np.ndarray]] | None = None
         self.iteration = 0
         self.seconds_iterations = 0.0
         self.seconds_evaluation = 0.0
@@ -416,10 +415,11 @@ class Trainer:
             "first_depth": self.first_depth,
         }
         arrays = {layer.position: layer.state() for layer in stage.layers}
-        if self.best_weights:
+        best = self.best_weights
+        if best:
             from pdadmm.admm.saved import with_best
 
-            arrays = with_best(arrays, self.best_weights)
+            arrays = with_best(arrays, best)
         if self.grid.shards > 1:
             from pdadmm.admm.saved import pieces
 
@@ -463,7 +463,7 @@ class Trainer:
         self.last, self.best = saved.state["last"], saved.state["best"]
         if self._keeps_best:
             mine = self.mine if self.grid.shard == 0 else range(0)
-            self.best_weights = best_of(saved, self.positions_at_best, mine)
+            self._best_weights = best_of(saved, self.positions_at_best, mine)
         self.iteration = state.iteration
         self.seconds_iterations = state.seconds_iterations
         self.seconds_evaluation = state.seconds_evaluation
@@ -529,7 +529,8 @@ class Trainer:
             self.best = self.last
             if self._keeps_best:
                 layers = stage.layers if self.grid.shard == 0 else []
-                self.best_weights = {layer.position: layer.copies() for layer in layers}
+                self._best_layers = {layer.position: layer.snapshot() for layer in layers}
+                self._best_weights = {}
         bound = DIVERGED * max(self._rows["train"], 1) * np.log(self.widths[-1] + 1)
         if not record["objective"] < bound:
             raise RunError(
@@ -563,8 +564,21 @@ class Trainer:
         """Positions of these layers."""
         return stage_positions(self.layers_at_best, self.layers_total) if self.best else []
 
+    @property
+    def best_weights(self) -> dict[int, tuple[np.ndarray, np.ndarray]] | None:
+        """W and b of this rank's layers, by position, when `best` was measured, on the host.
+
+        Those of shards are on the first. None where they are not kept, or a checkpoint of before does not
+        know them.
+        """
+        if self._best_layers:
+            self._best_weights = {position: made() for position, made in self._best_layers.items()}
+            self._best_layers = {}
+        return self._best_weights
+
     def close(self) -> None:
         """Copy the weights to the host, close the transport; collective."""
+        self._best_weights = self.best_weights  # of arrays on a device, perhaps
         for layer in self.layers.values():
             layer.to_host()
         if self.transport is not None:

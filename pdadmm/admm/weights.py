@@ -90,6 +90,10 @@ class Weights(Protocol[Form]):
         """The present W."""
         ...
 
+    def snapshot(self) -> Callable[[], np.ndarray]:
+        """What gives the present W on the host, also when it has changed since."""
+        ...
+
     def state(self) -> dict[str, Array]:
         """Arrays that make the next step the same, by name."""
         ...
@@ -153,6 +157,10 @@ class DenseWeights:
 
     def written_out(self) -> Array:
         return self.W
+
+    def snapshot(self) -> Callable[[], np.ndarray]:
+        W = np.array(self._backend.to_host(self.W))
+        return lambda: W
 
     def state(self) -> dict[str, Array]:
         return {"W": self.W}
@@ -277,10 +285,17 @@ class RowSpaceWeights:
         return number(inside) + (number(start.sum()) if self._lines else start)
 
     def written_out(self) -> Array:
-        scale = single(self._scale)
-        W = self._backend.matmul(self._coefficients.T, self._X)
+        return self._combined(self._coefficients, single(self._scale))
+
+    def _combined(self, coefficients: Array, scale: Scalar | Array) -> Array:
+        W = self._backend.matmul(coefficients.T, self._X)
         W += self.W * (scale[:, None] if self._lines else scale)
         return W
+
+    def snapshot(self) -> Callable[[], np.ndarray]:
+        # the product is for those who ask
+        coefficients, scale = self._coefficients.copy(), single(self._scale)
+        return lambda: self._backend.to_host(self._combined(coefficients, scale))
 
     def state(self) -> dict[str, Array]:
         """``W`` is the start, not the present weights; ``rows/scale`` is one number, or one a neuron."""

@@ -29,8 +29,8 @@ AT = [int(word) for word in sys.argv.pop(1).split(",")]
 class Watched(Trainer):
     """Measures what it leads to after some iterations."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
         self.found: list[tuple[int, int]] = []
         after = self.control.after
 
@@ -46,8 +46,8 @@ class Watched(Trainer):
 def train(waiter: Waiter, arguments: list[str]) -> None:
     trainers: list[Watched] = []
 
-    def make(*arguments: Any) -> Watched:
-        trainers.append(Watched(*arguments))
+    def make(*arguments: Any, **keywords: Any) -> Watched:
+        trainers.append(Watched(*arguments, **keywords))
         return trainers[0]
 
     command.Trainer = make  # type: ignore[assignment, misc]
