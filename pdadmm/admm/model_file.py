@@ -86,16 +86,7 @@ class Prepared:
                 f"{where} has the operators {features.operators}, {model} was trained on {self.operators}; "
                 f"{remedy}"
             )
-        if features.norm.name != self.norm.name:
-            raise InputError(
-                f"{where} has features of the norm {features.norm.name}, {model} was trained on "
-                f"{self.norm.name}; {remedy}"
-            )
-        if not self.norm.same(features.norm):
-            raise InputError(
-                f"{where} is standardised by means and scales of its own, not by those that {model} was "
-                f"trained with; {remedy}"
-            )
+        self.norm.require(features.norm, where, model, remedy)
 
 
 def read_model(

@@ -50,16 +50,8 @@ def require_norm(source: GraphSource, norm: FeatureNorm, path: str, model: Path)
     ------
     InputError
     """
-    if source.norm.name != norm.name:
-        raise InputError(
-            f"{path} has features of the norm {source.norm.name}, the model was trained on {norm.name}; "
-            f"prepare it with {f'--like {model}' if norm.arrays else f'--feature-norm {norm.name}'}"
-        )
-    if not norm.same(source.norm):
-        raise InputError(
-            f"{path} is standardised by means and scales of its own, not by those that the model was trained "
-            f"with; prepare it with --like {model}"
-        )
+    option = f"--like {model}" if norm.arrays else f"--feature-norm {norm.name}"
+    norm.require(source.norm, path, "the model", f"prepare it with {option}")
 
 
 def network_of(path: str) -> Record:

@@ -130,6 +130,32 @@ class FeatureNorm:
             np.array_equal(mine[key], others[key]) for key in mine
         )
 
+    def require(self, found: FeatureNorm, where: str, model: str, remedy: str) -> None:
+        """Refuse features of another norm than this one, that of a model.
+
+        Parameters
+        ----------
+        found
+            Theirs.
+        where, model
+            What messages call the features and the model.
+        remedy
+            How to prepare them.
+
+        Raises
+        ------
+        InputError
+        """
+        if found.name != self.name:
+            raise InputError(
+                f"{where} has features of the norm {found.name}, {model} was trained on {self.name}; {remedy}"
+            )
+        if not self.same(found):
+            raise InputError(
+                f"{where} is standardised by means and scales of its own, not by those that {model} was "
+                f"trained with; {remedy}"
+            )
+
     def applied(self, features: Matrix, columns: slice = slice(None)) -> Matrix:
         """Features (n, w) of any nodes, of the columns that they are; `row` wants all of them.
 
