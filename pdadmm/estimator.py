@@ -115,6 +115,9 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         Compute as 8 shards would: the same bits in 1, 2, 4 and 8 also of few rows, for longer iterations.
     eval_every
         Iterations between evaluations.
+    keep_best
+        Whether the network is that of the evaluated iteration that was best on the validation data (of equal
+        ones the last; perhaps of an earlier stage, with fewer layers), in place of the last iteration's.
 
     Attributes
     ----------
@@ -165,6 +168,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         shards: int = 1,
         as_sharded: bool = False,
         eval_every: int = 10,
+        keep_best: bool = False,
     ) -> None:
         self.layers = layers
         self.hidden = hidden
@@ -195,6 +199,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         self.shards = shards
         self.as_sharded = as_sharded
         self.eval_every = eval_every
+        self.keep_best = keep_best
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, validation: tuple[ArrayLike, ArrayLike] | None = None
@@ -208,7 +213,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         y : (rows,)
             Labels of any kind, of two classes or more.
         validation
-            X and y to evaluate on, see `history_`; nothing is chosen by them.
+            X and y to evaluate on, see `history_`; nothing is chosen by them but with `keep_best`, which
+            needs them.
 
         Raises
         ------
@@ -253,6 +259,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise ValueError(f"ADMMClassifier needs labels of at least 2 classes; y has {len(classes)} class")
         train = len(inputs)
+        if self.keep_best and validation is None:
+            raise ValueError("keep_best needs validation data; give fit some, or leave it out")
         if validation is not None:
             if not isinstance(validation, tuple | list) or len(validation) != 2:
                 raise ValueError("validation must be a pair (X, y)")
@@ -266,14 +274,14 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
             found = np.concatenate([found, np.searchsorted(classes, y_val)])
         data = Data(np.ascontiguousarray(inputs), found.astype(np.int64), train, len(classes))
         options: dict[str, Any] = self.get_params(deep=False)
-        del options["start"]
+        del options["start"], options["keep_best"]
         # the command's words for what it is to choose itself
         options["stages"] = [] if self.stages is None else np.asarray(self.stages).tolist()
         options.update({name: 0 for name in ("bits", "threads") if options[name] is None})
         for name in ("grid_low", "grid_high"):
             if options[name] is None:
                 del options[name]
-        return Task(data, options, self._start()), classes
+        return Task(data, options, self._start(), bool(self.keep_best)), classes
 
     def _start(self) -> Start | None:
         from pdadmm.admm.start import Start

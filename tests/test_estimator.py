@@ -63,6 +63,31 @@ def test_a_sparse_matrix_is_taken_as_what_it_holds(
     np.testing.assert_allclose(sparse.predict_proba(thin), dense.predict_proba(X), rtol=1e-6)
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_network_that_was_best_on_validation(
+    digits: tuple[np.ndarray, np.ndarray], ranks: int, mpirun: MPIRun, tmp_path: Path
+) -> None:
+    """Of an earlier stage: that whose accuracy history_ says is the best."""
+    program = tmp_path / "best.py"
+    program.write_text(
+        "import sys; from sklearn.datasets import load_digits; from pdadmm import ADMMClassifier\n"
+        "X, y = load_digits(return_X_y=True); X = X / 16\n"
+        "network = ADMMClassifier(layers=5, hidden=20, stages=[2, 3, 5], iterations=20, eval_every=2,\n"
+        "    mu=1.0, anchor='zero', keep_best=True)  # deeper stages forget\n"
+        "network.fit(X[:900], y[:900], validation=(X[900:], y[900:]))\n"
+        "best = max(network.history_, key=lambda r: (r['val_accuracy'], r['iteration']))\n"
+        "assert len(network.model_.weights) == best['layers'] < 5, best\n"
+        "assert abs(network.score(X[900:], y[900:]) - best['val_accuracy']) < 1e-9\n"
+        "if len(sys.argv) > 1: network.model_.save(sys.argv[1])\n"
+    )
+    succeed(mpirun(ranks, program) if ranks > 1 else python(program, tmp_path / "m.h5"))
+
+
+def test_keeping_the_best_wants_validation_data(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="keep_best needs validation data"):
+        ADMMClassifier(layers=2, hidden=8, iterations=2, keep_best=True).fit(*digits)
+
+
 def test_digits_are_learnt_and_followed(digits: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = digits
     network = ADMMClassifier(layers=4, hidden=64, bits=2, iterations=60)

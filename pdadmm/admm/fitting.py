@@ -79,16 +79,19 @@ class Task:
         Of ``pdadmm.run``, as fields of its sections are called: ``{"layers": 4, "z_centre": "linear"}``.
     start
         Whose layers the first stage begins with.
+    keep_best
+        Whether the network of the evaluated iteration that is best on validation is wanted, not the last one.
     """
 
     data: Data
     options: Mapping[str, Any]
     start: Start | None = None
+    keep_best: bool = False
 
     def digest(self) -> str:
         """A hash of all of it."""
         data = self.data
-        said = data.X.shape, data.train, data.classes, sorted(self.options.items())
+        said = data.X.shape, data.train, data.classes, sorted(self.options.items()), self.keep_best
         found = hashlib.sha256(repr(said).encode())
         found.update(np.ascontiguousarray(data.X).data)
         found.update(np.ascontiguousarray(data.y).data)
@@ -147,7 +150,6 @@ def fit(task: Task | Exception) -> Fitted:
         _require_same(task, waiter)
     if isinstance(task, Exception):
         raise task
-    data, start = task.data, task.start
     config = _config(task.options)
     shards = config.run.shards
     members = min(ranks, config.network.layers * shards)
@@ -155,7 +157,7 @@ def fit(task: Task | Exception) -> Fitted:
     mine = waiter.comm.rank < members
     comm = MPI.COMM_WORLD.Split(0 if mine else 1, waiter.comm.rank)
     try:
-        found = _attempt(data, config, Waiter(comm), start) if mine else (None, None)
+        found = _attempt(task, config, Waiter(comm)) if mine else (None, None)
     except BaseException:
         if ranks == 1:  # no message can be under way
             comm.Free()
@@ -213,14 +215,12 @@ class _Alarm:
 _abandoned: list[object] = []
 
 
-def _attempt(
-    data: Data, config: Config, waiter: Waiter, start: Start | None
-) -> tuple[Fitted | None, Exception | None]:
+def _attempt(task: Task, config: Config, waiter: Waiter) -> tuple[Fitted | None, Exception | None]:
     """Train; what goes wrong on one rank comes to all of them."""
     alarm = _Alarm(waiter) if waiter.comm.size > 1 else None
     trainers: list[Trainer] = []
     try:
-        fitted = _train(data, config, waiter, trainers, start)
+        fitted = _train(task, config, waiter, trainers)
     except InputError as error:  # all ranks have agreed on it
         if alarm is not None:
             alarm.close()
@@ -258,10 +258,9 @@ def _config(options: Mapping[str, Any]) -> Config:
     return config
 
 
-def _train(
-    data: Data, config: Config, waiter: Waiter, trainers: list[Trainer], start: Start | None
-) -> Fitted:
+def _train(task: Task, config: Config, waiter: Waiter, trainers: list[Trainer]) -> Fitted:
     """Train; `trainers` takes the trainer, which outlives a failure."""
+    data, start = task.data, task.start
     resolve(config, waiter.comm.size, start)
     if config.run.shards > data.train:
         raise InputError(f"shards={config.run.shards} is more than the {data.train} training rows")
@@ -275,14 +274,23 @@ def _train(
         trainer = agree(
             waiter,
             lambda: Trainer(
-                config, sizes, data.features, waiter, progress=records.append, threads=threads, start=start
+                config,
+                sizes,
+                data.features,
+                waiter,
+                progress=records.append,
+                threads=threads,
+                start=start,
+                keep_best=task.keep_best,
             ),
         )
         trainers.append(trainer)
         trainer.run()
         trainer.close()
-    first = trainer.grid.shard == 0
-    mine = {p: (layer.W, layer.b) for p, layer in trainer.layers.items()} if first else {}
+    mine = trainer.best_weights
+    if mine is None:
+        first = trainer.grid.shard == 0
+        mine = {p: (layer.W, layer.b) for p, layer in trainer.layers.items()} if first else {}
     gathered = waiter.gather(mine)
     layers = {p: arrays for of_rank in gathered or [] for p, arrays in of_rank.items()}
     weights, biases = ([np.asarray(layers[p][i]) for p in sorted(layers)] for i in (0, 1))
