@@ -286,17 +286,25 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
     def _start(self) -> Start | None:
         from pdadmm.admm.start import Start
 
-        if isinstance(self.start, Model):
-            attributes = {**self.start.attributes, "activation": self.start.activation}
-            return Start.of_arrays(self.start.weights, self.start.biases, attributes)
         if self.start is None:
             return None
-        if not isinstance(self.start, str | os.PathLike):
+        if isinstance(self.start, Model):
+            attributes = {**self.start.attributes, "activation": self.start.activation}
+            found = Start.of_arrays(self.start.weights, self.start.biases, attributes)
+        elif isinstance(self.start, str | os.PathLike):
+            found = Start.of_file(self.start)
+        else:
             raise ValueError(
                 f"start is a {type(self.start).__name__}; give a pdadmm.Model, as a fitted estimator's "
                 "model_, or the path of a model.h5"
             )
-        return Start.of_file(self.start)
+        decay = found.options["hop_decay"]
+        if decay != 1:
+            raise ValueError(
+                f"start weighs operators by a hop_decay of {decay:g}, which is none of the parameters here; "
+                "go on from it with python -m pdadmm.run --start"
+            )
+        return found
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probabilities (rows, classes), in the order of `classes_`."""

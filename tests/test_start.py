@@ -6,6 +6,7 @@ import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -284,6 +285,99 @@ def test_modules_of_torch_are_a_model_and_back() -> None:
             Model.from_torch(wrong)
     with pytest.raises(InputError, match="activation is sigmoid, not relu"):
         Model.from_torch(network, "relu")
+
+
+def test_modules_of_torch_that_are_there_more_than_once_count_each_time() -> None:
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    torch.manual_seed(0)
+    act, block = nn.ReLU(), nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    x = torch.rand(7, 5)
+    for network, layers in [
+        (nn.Sequential(nn.Linear(5, 8), nn.ReLU(), block, block, nn.Linear(8, 3)), 4),
+        (nn.Sequential(nn.Linear(5, 8), act, nn.Linear(8, 8), act, nn.Linear(8, 3)), 3),
+    ]:
+        model = Model.from_torch(network)
+        assert len(model.weights) == layers
+        np.testing.assert_allclose(model.forward(x.numpy()), network(x).detach().numpy(), atol=1e-6)
+
+
+def test_networks_that_compute_more_than_their_modules_are_refused() -> None:
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    scaled = Model.from_torch(
+        nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), input_norm="hellinger", features_per_hop=3
+    ).to_torch()
+    assert Model.from_torch(scaled).attributes["input_norm"] == "hellinger"
+
+    class Residual(nn.Sequential):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            return x + super().forward(x)
+
+    class Halved(nn.Linear):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) / 2
+
+    hooked, before = nn.Linear(4, 4), nn.Linear(4, 4)
+    hooked.register_forward_hook(lambda module, given, found: 2 * found)
+    before.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    normed = torch.nn.utils.weight_norm(nn.Linear(4, 4))
+    for inner, complaint in [
+        (scaled, "module 0, a ScaledMLP, has a forward of its own"),
+        (Residual(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), "module 0, a Residual, has a forward"),
+        (Halved(4, 4), "module 0, a Halved, has a forward"),
+        (hooked, "module 0 has forward hooks"),
+        (before, "module 0 has forward hooks"),
+        (nn.Sequential(normed), r"module 0\.0 has forward hooks"),
+    ]:
+        with pytest.raises(InputError, match=complaint):
+            Model.from_torch(nn.Sequential(inner, nn.ReLU(), nn.Linear(4, 2)))
+    with pytest.raises(InputError, match="the network, a Residual, has a forward"):
+        Model.from_torch(Residual(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    parametrized = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    with torch.no_grad():
+        parametrized.parametrizations.weight.original0 *= 3
+    network = nn.Sequential(parametrized, nn.ReLU(), nn.Linear(4, 2))
+    x = torch.rand(5, 4)
+    found = Model.from_torch(network).forward(x.numpy())
+    np.testing.assert_allclose(found, network(x).detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["{}", "layers.{}.linear", "fc{}"])
+def test_layers_that_a_file_has_sorted_by_name_are_in_their_order(form: str) -> None:
+    """As safetensors does: 0, 10, 2; every order of square matrices would fit."""
+    rng = np.random.default_rng(0)
+    square = [rng.normal(size=(4, 4)) for _ in range(12)]
+    state = {f"{form.format(2 * i)}.weight": W for i, W in enumerate(square)}
+    model = Model.from_torch({key: state[key] for key in sorted(state)})
+    for W, given in zip(model.weights, square, strict=True):
+        np.testing.assert_array_equal(W, given.astype(np.float32))
+    named = dict(zip(("inner.weight", "before.weight", "2.weight"), square, strict=False))
+    for W, given in zip(Model.from_torch(named).weights, square, strict=False):  # theirs
+        np.testing.assert_array_equal(W, given.astype(np.float32))
+
+
+def test_a_safetensors_file_comes_back_as_the_network(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("safetensors.numpy")
+    rng = np.random.default_rng(1)
+    weights = [rng.normal(size=(4, 4)).astype(np.float32) for _ in range(10)]
+    model = Model(weights, [np.zeros(4, np.float32)] * 10, "tanh", {"activation": "tanh"})
+    model.to_safetensors(tmp_path / "m.safetensors")
+    again = Model.from_torch(numpy.load_file(tmp_path / "m.safetensors"), "tanh")
+    for W, given in zip(again.weights, weights, strict=True):
+        np.testing.assert_array_equal(W, given)
+
+
+def test_the_estimator_says_what_it_cannot_go_on_from(small: Path) -> None:
+    pytest.importorskip("sklearn", minversion="1.6")
+    from pdadmm import ADMMClassifier
+
+    with FeatureFile(small) as features:
+        X, y = features.x("train"), features.y("train")
+    W = np.zeros((int(y.max()) + 1, X.shape[1]), np.float32)
+    start = Model.from_torch({"0.weight": W}, input_norm="none", hop_decay=0.5, features_per_hop=1)
+    with pytest.raises(ValueError, match=r"hop_decay of 0\.5, .* python -m pdadmm\.run --start"):
+        ADMMClassifier(layers=1, hidden=8, start=start).fit(X, y)
 
 
 def test_an_mlp_trained_by_scikit_learn_goes_on() -> None:

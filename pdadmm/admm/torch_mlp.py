@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,16 @@ def layers_of_state(state: Mapping[str, Any]) -> Layers:
         stem, _, kind = str(key).rpartition(".")
         if kind not in ("weight", "bias") or (kind == "bias" and f"{stem}.weight" not in state):
             raise InputError(f"{key} is no weight or bias of a Linear module; give those of the MLP alone")
-    pairs = []
-    for key, value in state.items():
-        stem, _, kind = str(key).rpartition(".")
-        if kind == "weight":
-            pairs.append((stem, value, state.get(f"{stem}.bias")))
-    return _checked(pairs)
+    stems = [str(key).removesuffix(".weight") for key in state if str(key).endswith(".weight")]
+    return _checked([(stem, state[f"{stem}.weight"], state.get(f"{stem}.bias")) for stem in _in_order(stems)])
+
+
+def _in_order(stems: list[str]) -> list[str]:
+    """Names by their numbers, where they differ in nothing else: files may have sorted them as texts."""
+    parts = {stem: re.split(r"(\d+)", stem) for stem in stems}
+    if len({tuple(part[::2]) for part in parts.values()}) > 1:
+        return stems
+    return sorted(stems, key=lambda stem: [int(number) for number in parts[stem][1::2]])
 
 
 def layers_of_module(module: torch.nn.Module) -> tuple[list[np.ndarray], list[np.ndarray], str]:
@@ -56,12 +61,10 @@ def layers_of_module(module: torch.nn.Module) -> tuple[list[np.ndarray], list[np
     """
     from torch import nn
 
-    if getattr(module, "_forward_pre_hooks", None):
-        raise InputError("the network has forward hooks, which a model has not; give its modules alone")
     pairs: list[tuple[str, Any, Any]] = []
     between: list[str] = []  # activations since the last Linear module
     found: set[str] = set()
-    for name, part in _parts(module, nn.Sequential):
+    for name, part in _parts(module):
         kind = type(part).__name__
         if isinstance(part, nn.Linear):
             if pairs and len(between) != 1:
@@ -86,15 +89,28 @@ def layers_of_module(module: torch.nn.Module) -> tuple[list[np.ndarray], list[np
     return *_checked(pairs), found.pop() if found else ""
 
 
-def _parts(
-    module: torch.nn.Module, sequence: type[torch.nn.Sequential], name: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """The modules of nested sequences, in order."""
-    if not isinstance(module, sequence):
+def _parts(module: torch.nn.Module, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The modules of nested sequences, in order, one that is there more than once each time."""
+    from torch import nn
+
+    from pdadmm.admm.scaled_mlp import ScaledMLP
+
+    called = f"module {name}" if name else "the network"
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise InputError(f"{called} has forward hooks, which a model has not; give the modules alone")
+    plain = (nn.Sequential, nn.Linear, *([] if name else [ScaledMLP]))  # whose scaling is the model's
+    kind = next((kind for kind in plain if isinstance(module, kind)), None)
+    if kind and type(module).forward not in {of.forward for of in plain}:
+        raise InputError(
+            f"{called}, a {type(module).__name__}, has a forward of its own, which a model has not; give the "
+            "modules alone"
+        )
+    if not isinstance(module, nn.Sequential):
         yield name or "network", module
         return
-    for child, part in module.named_children():
-        yield from _parts(part, sequence, f"{name}.{child}".lstrip("."))
+    for child, part in module._modules.items():
+        if part is not None:
+            yield from _parts(part, f"{name}.{child}".lstrip("."))
 
 
 def _checked(pairs: list[tuple[str, Any, Any]]) -> Layers:

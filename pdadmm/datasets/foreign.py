@@ -245,7 +245,8 @@ def _no_matrix(x: Foreign, where: str) -> InputError:
 def _array(value: Foreign) -> np.ndarray:
     """An array of a tensor, or of what NumPy knows."""
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
     return np.asarray(value)
 
 
