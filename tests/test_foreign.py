@@ -35,9 +35,28 @@ class Tensor:
         return self._values
 
 
+class BFloat16(Tensor):
+    """One whose numbers NumPy does not have."""
+
+    dtype = "torch.bfloat16"
+
+    def float(self) -> Tensor:
+        made = Tensor(self._values)
+        made._ready = self._ready
+        return made
+
+    def numpy(self) -> np.ndarray:
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+
 @pytest.fixture(scope="module")
 def graph() -> Graph:
     return synthetic_graph(nodes=300, features=40, classes=3, seed=1)
+
+
+def test_features_in_bfloat16_are_taken(graph: Graph) -> None:
+    found = from_pyg(planetoid(graph, x=BFloat16(graph.features.toarray())))
+    np.testing.assert_array_equal(found.features, graph.features.toarray())
 
 
 @pytest.mark.parametrize("split", [3, None, "random", ([0], [1], [2])])

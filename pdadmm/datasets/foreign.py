@@ -246,7 +246,9 @@ def _array(value: Foreign) -> np.ndarray:
     """An array of a tensor, or of what NumPy knows."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+        # which NumPy has not
+        half = str(getattr(value, "dtype", "")) == "torch.bfloat16"
+        value = (value.float() if half else value).numpy()
     return np.asarray(value)
 
 
