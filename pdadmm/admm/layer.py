@@ -475,19 +475,27 @@ class Layer:
             if not k.centres and self._is_far(p_mean, k.column_squares(p)):
                 p, rest = self._near_zero(p_mean)
         else:
-            shares = self._sum(k.gram_share(p, p_mean, self.work))
+            shares = self._sum(k.gram_share(self._summed(p), p_mean, self.work))
             if not k.centres and self._is_far(p_mean, shares.diagonal()):
                 p, rest = self._near_zero(p_mean)
-                shares = self._sum(k.gram_share(p, rest, self.work))
+                shares = self._sum(k.gram_share(self._summed(p), rest, self.work))
             gram = k.gram(shares, rest, self.V)
         if dual:
             W = k.dual_ridge(p, z, rest, z_mean, W_bar, penalty, gram, self.work)
         else:
             assert gram is not None
-            share = k.right_share(p, z, rest, z_mean, W_bar, self.work)
+            share = k.right_share(self._summed(p), z, rest, z_mean, W_bar, self.work)
             right = k.right(self._sum(share), rest, z_mean, self.V)
             W = k.ridge(gram, right, W_bar, penalty)
         return W, updates.ridge_bias(W, p_mean, z_mean)
+
+    def _summed(self, p: Array) -> Array:
+        """p as it enters sums over the nodes: in double precision where these are fewer than the inputs.
+
+        Their Gram matrix then has no full rank, and what rounding leaves of single precision where there is
+        nothing would be larger than the floor under the penalty.
+        """
+        return p.astype(np.float64) if self.n_in > self.V else p
 
     def _is_far(self, p_mean: Array, squares: Array) -> bool:
         """Whether an input's mean is far larger than what it varies by; `squares` are summed over the nodes.
@@ -506,9 +514,9 @@ class Layer:
         """The Gram matrix of p minus its mean over the nodes, (n_in, n_in) float64."""
         # a copy of the sums, which lie where the kernels' next ones will
         mean = self._sum(self.passes.column_sums(self.p)) / self.V
-        centred = self.p - mean.astype(self.p.dtype)
-        share = self.backend.over_rows(centred, centred, self.backend.empty((self.n_in, self.n_in)))
-        return self._sum(share).astype(np.float64)
+        centred = self._summed(self.p - mean.astype(self.p.dtype))
+        share = self.backend.empty((self.n_in, self.n_in), centred.dtype)
+        return self._sum(self.backend.over_rows(centred, centred, share)).astype(np.float64)
 
     def _mean_eigenvalue(self) -> Scalar:
         """Trace over order of the centred Gram matrix of p: V times the mean variance of an input."""

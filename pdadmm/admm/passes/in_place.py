@@ -60,14 +60,15 @@ def _solve(gram: Array, right: Array) -> Array:
 
 
 def gram_share(p: Array, work: Workspace) -> Array:
-    """``p^T p``, (n_in, n_in) in the workspace."""
+    """``p^T p``, (n_in, n_in) in the workspace, of the type of p."""
     n = p.shape[1]
-    return work.backend.over_rows(p, p, work.get("PP", (n, n)))
+    return work.backend.over_rows(p, p, work.get("PP", (n, n), p.dtype))
 
 
 def right_share(p: Array, z: Array, work: Workspace) -> Array:
-    """``p^T z``, (n_in, n_out) in the workspace; :func:`ridge` adds the anchor."""
-    return work.backend.over_rows(p, z, work.get("PZ", (p.shape[1], z.shape[1])))
+    """``p^T z``, (n_in, n_out) in the workspace, of the type of p; :func:`ridge` adds the anchor."""
+    z = z.astype(p.dtype, copy=False)
+    return work.backend.over_rows(p, z, work.get("PZ", (p.shape[1], z.shape[1]), p.dtype))
 
 
 def centred(products: Array, left_mean: Array, right_mean: Array, nodes: int) -> Array:
