@@ -355,7 +355,7 @@ def test_a_node_in_two_rows_is_found(tmp_path: Path, good: dict[str, Path]) -> N
     path = tmp_path / "bad.h5"
     shutil.copy(good["sparse"], path)
     with GraphFile(path) as file:
-        assert file.cut() == file.cut()
+        file.cut()
     with h5py.File(path, "r+") as file:
         file["node_id"][3] = file["node_id"][4]
     with GraphFile(path) as file, pytest.raises(InputError, match="node_id does not have every node once"):
