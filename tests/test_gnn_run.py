@@ -254,7 +254,9 @@ def test_predictions_are_those_of_the_run_on_any_ranks(mpirun: MPIRun, graph: Pa
     np.testing.assert_array_equal(found[0][1], found[1][1])
     succeed(python("-m", "pdadmm.gnn.predict", run / "model.h5", graph, "--out", tmp_path / "file.h5"))
     assert (tmp_path / "file.h5").read_bytes() == (tmp_path / "p1.h5").read_bytes()
-    with pytest.raises(InputError, match=r"the model of a graph network; pdadmm\.GraphModel and pdadmm\.gnn\.predict read it"):
+    with pytest.raises(
+        InputError, match=r"the model of a graph network; pdadmm\.GraphModel and pdadmm\.gnn\."
+    ):
         Model.load(run / "model.h5")
     with h5py.File(graph) as file:
         y, split, ids = file["y"][...], file["split"][...], file["node_id"][...]
