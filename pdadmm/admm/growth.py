@@ -6,12 +6,14 @@ trains layers 1 to D-1 and the output layer L. So growth moves no weights betwee
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pdadmm.admm.activations import Activation
 from pdadmm.admm.layer import Layer
 
-__all__ = ["default_stages", "identity_layer", "random_layer", "stage_positions"]
+__all__ = ["default_stages", "depth_at", "identity_layer", "random_layer", "stage_positions"]
 
 
 def default_stages(layers: int, first: int = 2) -> list[int]:
@@ -27,6 +29,11 @@ def default_stages(layers: int, first: int = 2) -> list[int]:
 def stage_positions(depth: int, layers: int) -> list[int]:
     """Positions of the layers that a stage of `depth` trains, ascending."""
     return [*range(1, depth), layers]
+
+
+def depth_at(iteration: int, stages: Sequence[int], iterations: int) -> int:
+    """Layers of the network in an iteration, counted from 1 over all stages of so many iterations each."""
+    return stages[(iteration - 1) // iterations]
 
 
 def random_layer(position: int, n_in: int, n_out: int, activation: Activation | None, seed: int) -> Layer:

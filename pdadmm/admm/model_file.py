@@ -217,7 +217,7 @@ _ATTRIBUTES: Attributes = {
 
 @dataclass(frozen=True)
 class ModelSpace:
-    """model.h5 of a run that goes on: complete under another name, but for its values.
+    """A model of a run that goes on: complete under another name, but for its values.
 
     Its space on the disk is taken before training. HDF5, which does not survive a full disk, is not asked
     after that: values are written to where they belong.
@@ -256,7 +256,7 @@ def reserved(
     prepared: Prepared | None = None,
     temporary: Path | None = None,
 ) -> Iterator[ModelSpace]:
-    """Take the space of model.h5; what :func:`write_model` has not used is given back at the end.
+    """Take the space of a model; what :func:`write_model` has not used is given back at the end.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from pdadmm.admm.growth import stage_positions
+from pdadmm.admm.growth import depth_at, stage_positions
 from pdadmm.admm.options import Config
 from pdadmm.codec import make_codec
 from pdadmm.errors import InputError
@@ -313,7 +313,7 @@ def _check_best(
         return
     t, positions = going.config.training, list[int]()
     if state.best is not None and 1 <= state.best.iteration <= state.iteration:
-        depth = t.stages[(state.best.iteration - 1) // t.iterations]
+        depth = depth_at(state.best.iteration, t.stages, t.iterations)
         positions = stage_positions(depth, len(going.widths) - 1)
     for position, named in best.items():
         forms = (wanted[position]["W"], wanted[position]["b"]) if position in positions else ()

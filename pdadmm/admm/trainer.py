@@ -14,7 +14,7 @@ import numpy as np
 
 from pdadmm.admm.activations import make_activation
 from pdadmm.admm.evaluate import Split, evaluate
-from pdadmm.admm.growth import identity_layer, random_layer, stage_positions
+from pdadmm.admm.growth import depth_at, identity_layer, random_layer, stage_positions
 from pdadmm.admm.layer import IF_IT_DIVERGES, Hyper, Layer, Terms
 from pdadmm.admm.monitor import Monitor
 from pdadmm.admm.options import Config, Training
@@ -557,7 +557,7 @@ class Trainer:
     def layers_at_best(self) -> int:
         """Layers of the network when `best` was measured, which may have been in an earlier stage."""
         t = self.config.training
-        return t.stages[(self.best["iteration"] - 1) // t.iterations] if self.best else 0
+        return depth_at(self.best["iteration"], t.stages, t.iterations) if self.best else 0
 
     @property
     def positions_at_best(self) -> list[int]:
@@ -578,7 +578,7 @@ class Trainer:
 
     def close(self) -> None:
         """Copy the weights to the host, close the transport; collective."""
-        self._best_weights = self.best_weights  # of arrays on a device, perhaps
+        self._best_weights = self.best_weights  # made of arrays that may be on a device
         for layer in self.layers.values():
             layer.to_host()
         if self.transport is not None:
