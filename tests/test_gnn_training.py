@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +274,27 @@ def test_numbers_of_the_summary(graph: Path, tmp_path: Path) -> None:
     chances = np.exp(Z) / np.exp(Z).sum(axis=1, keepdims=True)
     assert s["loss"] == pytest.approx(-np.log(chances[np.arange(len(y)), y][train]).mean(), rel=1e-3)
     assert s["evaluation_bytes_per_evaluation"] == 4 * halo * (16 + classes)  # float32, of layers 2 and 3
+
+
+@pytest.mark.parametrize(("labels", "word"), [("graph", "accuracy"), ("several", "micro-F1")])
+def test_what_the_score_is_called(
+    labels: str, word: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """In the final table and by predictions: with labels a class of their own, what is printed is F1."""
+    source, run, out = request.getfixturevalue(labels), tmp_path / "run", tmp_path / "p.h5"
+    table = succeed(python("-m", "pdadmm.gnn.run", source, *words("--hidden 8 --epochs 3"), "--out", run)).out
+    said = succeed(python("-m", "pdadmm.gnn.predict", run, source, "--out", out)).out
+    s = summary_of(run)
+    for name, key in ((f"{word}: train", "train"), ("validation", "val"), ("test", "test")):
+        assert re.search(rf"{name} +\S +{s[f'{key}_accuracy']:.3f}\b", table), table
+        assert f"{key} {s[f'{key}_accuracy']:.4f}" in said
+    assert f"; {word} train " in said
+    if labels == "several":
+        with h5py.File(source) as file, h5py.File(out) as predicted:
+            y, test = file["y"][...] > 0, file["split"][...] == 3
+            found = predicted["scores"][...][file["node_id"][...]] > 0
+        hits = (y & found)[test].sum()
+        assert s["test_accuracy"] == pytest.approx(2 * hits / (y[test].sum() + found[test].sum()))
 
 
 @pytest.mark.parametrize(("messages", "bits"), [("lean", 4), ("adaqp", 8)])

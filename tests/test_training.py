@@ -142,6 +142,34 @@ def test_what_is_monitored_is_the_papers(kernels: str) -> None:
     assert found["c_k"] == found["change"] and found["k_c_k"] == 4 * found["change"]
 
 
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+def test_the_change_of_an_iteration_is_weighted_as_in_the_descent_lemma(kernels: str) -> None:
+    """Of the exact solver, in float64: what each block's minimisation lowers the Lagrangian by."""
+    stage, layers = stage_of(kernels, "float32", "exact solver")
+    for i in range(3):
+        stage.iterate(i, False)
+
+    def variables() -> dict[str, list[np.ndarray]]:
+        below, above = layers[1:], layers[:-1]
+        return {
+            "p": [x.p.astype(float) for x in below],
+            "q": [x.above.own.astype(float) for x in above if x.above is not None],
+            **{name: [getattr(x, name).astype(float) for x in layers] for name in ("W", "b", "z")},
+        }
+
+    before = variables()
+    terms = stage.iterate(3, True)
+    moved = {
+        name: sum(((a - b) ** 2).sum() for a, b in zip(now, before[name], strict=True))
+        for name, now in variables().items()
+    }
+    weights = {"p": RHO / 2, "q": RHO / 2 - 2 * NU**2 / RHO - NU / 2, "W": MU / 2, "b": NU / 2, "z": NU / 2}
+    shares = {name: weights[name] * moved[name] for name in weights}
+    change = sum(found.change for found in terms.values())
+    assert change == pytest.approx(sum(shares.values()), rel=1e-4)
+    assert min(shares.values()) > 1e-3 * change  # so that a missing one, or a wrong weight, would be seen
+
+
 def test_losses_are_means(small: Path, tmp_path: Path) -> None:
     options = words("--layers 3 --hidden 16 --iterations 10 --quiet --out")
     succeed(python("-m", "pdadmm.run", small, *options, tmp_path))
