@@ -6,8 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from support import python, succeed, words
+from support import python, records_of, succeed, words
 
 from pdadmm.plot import main
 
@@ -58,6 +59,37 @@ def test_convergence_of_both_systems(runs: Path, tmp_path: Path) -> None:
         before = out.read_bytes()
         succeed(python("-m", "pdadmm.plot", "convergence", runs / name, "--out", out))  # it may be replaced
         assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "panels"),
+    [
+        ("admm", "iteration", ["objective", "primal_residual", "val_accuracy"]),
+        ("graph", "epoch", ["loss", "val_accuracy"]),
+    ],
+)
+def test_curves_are_the_numbers_of_the_run(
+    runs: Path, tmp_path: Path, name: str, step: str, panels: list[str]
+) -> None:
+    """Where the points lie, but for the scale and the origin of the axes."""
+    out = tmp_path / "c.svg"
+    plot("convergence", runs / name, "--out", out)
+    records = records_of(runs / name)
+    drawn = []
+    for path in re.findall(r'<g id="line2d_[^"]*">\s*<path d="([^"]*)"', out.read_text()):
+        points = re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)
+        if len(points) == len(records) > 2:
+            drawn.append(np.array(points, float).T)
+
+    def same(pixels: np.ndarray, values: np.ndarray) -> bool:
+        line = np.polyfit(values, pixels, 1)
+        return bool(np.abs(np.polyval(line, values) - pixels).max() < 0.01)
+
+    for along in (step, "seconds"):
+        for panel in panels:
+            x, y = (np.array([r[key] for r in records]) for key in (along, panel))
+            y = y if panel == "val_accuracy" else np.log10(y)
+            assert any(same(px, x) and same(py, y) for px, py in drawn), (along, panel)
 
 
 @pytest.mark.parametrize("form", ["svg", "png", "pdf"])
