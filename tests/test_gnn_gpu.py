@@ -5,8 +5,10 @@ The kernels are those of a GPU, run on the CPU, so that their bits are; NCCL's m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import (
@@ -16,6 +18,7 @@ from support import (
     on_standin,
     python,
     records_of,
+    run_many,
     succeed,
     summary_of,
     without_times,
@@ -42,70 +45,69 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+#: (ranks, transport) of GPUs, and the ways that are gone there
+GPUS = {
+    (1, "mpi"): list(WAYS),
+    (3, "nccl"): list(WAYS),
+    (2, "mpi"): ["lean"],
+    (4, "nccl"): ["lean", "changes"],
+}
+
+
 @pytest.fixture(scope="module")
-def on_numpy(
-    graph: Path, mpirun: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """The folder of a run of WAYS with NumPy on one rank, made once."""
-    folder = tmp_path_factory.mktemp("numpy")
+def on_numpy(graph: Path, mpirun: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the runs of WAYS with NumPy on one rank."""
+    return run_ways(partial(mpirun, 1), tmp_path_factory.mktemp("numpy"), graph, WAYS, "--backend numpy")
 
-    def run(name: str) -> Path:
-        out = folder / name
-        if not out.exists():
-            options = words(f"{SHAPE} {WAYS[name]} --backend numpy")
-            succeed(mpirun(1, "-m", "pdadmm.gnn.run", graph, *options, "--out", out))
-        return out
 
-    return run
+def run_ways(
+    start: Callable[..., Finished], folder: Path, graph: Path, ways: Iterable[str], options: str, **more: Any
+) -> Path:
+    """Ways in one start of the program, each in a folder of its name."""
+    lists = [[graph, *words(f"{SHAPE} {WAYS[name]} {options}"), "--out", folder / name] for name in ways]
+    run_many(start, "pdadmm.gnn.run", lists, folder, **more)
+    return folder
 
 
 def records(folder: Path) -> list[dict[str, object]]:
     return [without_times(record) for record in records_of(folder)]
 
 
-@pytest.mark.parametrize(
-    ("name", "ranks", "transport"),
-    [
-        *((name, ranks, transport) for name in WAYS for ranks, transport in ((1, "mpi"), (3, "nccl"))),
-        ("lean", 2, "mpi"),
-        ("lean", 4, "nccl"),
-        ("changes", 4, "mpi"),
-    ],
-)
+@pytest.mark.parametrize(("ranks", "transport"), GPUS)
 def test_epochs_are_those_of_numpy(
-    name: str,
     ranks: int,
     transport: str,
     graph: Path,
-    on_numpy: Callable[[str], Path],
+    on_numpy: Path,
     tmp_path: Path,
     mpirun: Callable[..., Finished],
 ) -> None:
-    options = words(f"{SHAPE} {WAYS[name]} --backend cupy --transport {transport}")
-    run = [*options, "--out", tmp_path / "run"]
-    succeed(mpirun(ranks, "-m", "pdadmm.gnn.run", graph, *run, timeout=120, env=on_standin()))
-    assert records(tmp_path / "run") == records(on_numpy(name))
-    summary, expected = summary_of(tmp_path / "run"), summary_of(on_numpy(name))
-    assert summary["backend"] == "cupy" and summary["kernels"] == "fused"
-    assert summary["transport"] == (transport if ranks > 1 else "mpi")
-    assert len(set(summary["devices"])) == ranks
-    for key in ("bytes_per_epoch", "mean_bits_forward", "mean_bits_backward"):
-        assert summary[key] == expected[key]
-    profile = load(tmp_path / "run")
-    assert all(any(stage["iterations"] for stage in rank["stages"]) for rank in profile["ranks"])
-    check_accounts(profile)
+    ways = GPUS[ranks, transport]
+    options = f"--backend cupy --transport {transport}"
+    run_ways(partial(mpirun, ranks), tmp_path, graph, ways, options, env=on_standin())
+    for name in ways:
+        assert records(tmp_path / name) == records(on_numpy / name), name
+        summary, expected = summary_of(tmp_path / name), summary_of(on_numpy / name)
+        assert summary["backend"] == "cupy" and summary["kernels"] == "fused"
+        assert summary["transport"] == (transport if ranks > 1 else "mpi")
+        assert len(set(summary["devices"])) == ranks
+        for key in ("bytes_per_epoch", "mean_bits_forward", "mean_bits_backward"):
+            assert summary[key] == expected[key], name
+        profile = load(tmp_path / name)
+        assert all(any(stage["iterations"] for stage in rank["stages"]) for rank in profile["ranks"])
+        check_accounts(profile)
 
 
 @pytest.mark.parametrize("name", ["lean", "changes"])
 def test_a_checkpoint_of_gpus_is_gone_on_from_on_cpus(
-    name: str, graph: Path, on_numpy: Callable[[str], Path], tmp_path: Path, mpirun: Callable[..., Finished]
+    name: str, graph: Path, on_numpy: Path, tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
     options = words(f"{SHAPE} {WAYS[name]} --checkpoint-every 7")
     run = ["-m", "pdadmm.gnn.run", graph, *options, "--out", tmp_path / "run"]
     nccl = words("--backend cupy --transport nccl")
     succeed(mpirun(2, *run, *nccl, timeout=120, env=on_standin()))
     succeed(mpirun(3, *run, *words("--backend numpy --resume"), timeout=120))
-    assert records(tmp_path / "run") == records(on_numpy(name))
+    assert records(tmp_path / "run") == records(on_numpy / name)
 
 
 def test_an_epoch_waits_for_nothing(graph: Path) -> None:

@@ -117,8 +117,8 @@ def test_a_job_that_fails_leaves_nothing_in_shared_memory(small: Path, tmp_path:
 # ---- who died, and what becomes of the others -------------------------------------------------------
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.long)])
-def test_the_rank_that_was_killed_is_named(small: Path, tmp_path: Path, times: int) -> None:
+def test_the_rank_that_was_killed_is_named(small: Path, tmp_path: Path) -> None:
+    times = 4
     mpirun_of(8)
     program = f"{sys.executable} {PROGRAMS / 'kill_rank.py'} {small} {tmp_path / 'o'} --times {times}"
     found = in_own_memory("64m", f"{program} --seed {os.getpid()}", timeout=60 + 30 * times)

@@ -10,7 +10,7 @@ import pytest
 from support import Finished
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4, 16])
+@pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_links_under_mpirun(ranks: int, mpirun: Callable[..., Finished]) -> None:
     folder = Path(__file__).parent / "mpi"
     finished = mpirun(
