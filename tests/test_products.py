@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import Finished, python, records_of, succeed, weights_of, without_times, words
+from support import (
+    Finished,
+    python,
+    records_of,
+    run_many,
+    succeed,
+    summary_of,
+    weights_of,
+    without_times,
+    words,
+)
 from threadpoolctl import threadpool_limits
 
 from pdadmm.arrays.groups import rows_of_groups
@@ -123,22 +133,31 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("options", WAYS)
-def test_runs_on_any_number_of_threads(
-    options: str, features: Path, tmp_path: Path, mpirun: Callable[..., Finished]
-) -> None:
-    common = words(f"--layers 4 --stages 4 --hidden 100 --iterations 6 --eval-every 3 --quiet {options}")
+@pytest.fixture(scope="module")
+def by_threads(
+    features: Path, mpirun: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Folders with the runs of WAYS by their numbers, a folder a start; the first on one thread."""
+    common = words("--layers 4 --stages 4 --hidden 100 --iterations 6 --eval-every 3 --quiet")
+    folders = []
     for ranks, threads in ((1, 1), (1, 2), (1, 3), (2, 2)):
-        out = tmp_path / f"{ranks}{threads}"
-        run = [features, *common, "--threads", str(threads), "--out", out]
-        succeed(mpirun(ranks, "-m", "pdadmm.run", *run, timeout=200))
-        assert json.loads((out / "summary.json").read_text())["threads"] == threads
-    first = tmp_path / "11"
-    for other in ("12", "13", "22"):
-        assert [without_times(r) for r in records_of(first)] == [
-            without_times(r) for r in records_of(tmp_path / other)
+        folder = tmp_path_factory.mktemp(f"{ranks}-{threads}-")
+        runs = [
+            [features, *common, *words(f"{options} --threads {threads}"), "--out", folder / str(number)]
+            for number, options in enumerate(WAYS)
         ]
-        pairs = zip(weights_of(first / "model.h5"), weights_of(tmp_path / other / "model.h5"), strict=True)
+        run_many(partial(mpirun, ranks), "pdadmm.run", runs, folder)
+        assert all(summary_of(folder / str(number))["threads"] == threads for number in range(len(WAYS)))
+        folders.append(folder)
+    return folders
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_runs_on_any_number_of_threads(options: str, by_threads: list[Path]) -> None:
+    first, *others = (folder / str(WAYS.index(options)) for folder in by_threads)
+    for other in others:
+        assert [without_times(r) for r in records_of(first)] == [without_times(r) for r in records_of(other)]
+        pairs = zip(weights_of(first / "model.h5"), weights_of(other / "model.h5"), strict=True)
         for a, b in pairs:
             assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
 
