@@ -310,11 +310,11 @@ class RowCodec {
     return most;
   }
 
-  // 128 sizes of up to 2^23 units fit an int
+  // 128 sizes of up to 2^23 units fit an int; those of NaN and Inf, which are refused afterwards, may not
   PDADMM_FN int change_units(const float *x, const float *hat, float unit_inverse) {
-    int units = 0;
-    for (int j = 0; j < TILE; ++j) units += delta_units(x[j] - hat[j], unit_inverse);
-    return units;
+    u32 units = 0;
+    for (int j = 0; j < TILE; ++j) units += (u32)delta_units(x[j] - hat[j], unit_inverse);
+    return (int)units;
   }
 
   const int64_t kind_;

@@ -106,6 +106,27 @@ def test_weight_decay_pulls(graph: Path, tmp_path: Path) -> None:
     assert norms[1] < 0.8 * norms[0], norms
 
 
+def test_a_step_is_of_the_mean_over_the_training_nodes_and_the_penalty(graph: Path) -> None:
+    """Adam's first one, in float64; the size of the gradient beside the penalty decides where it goes."""
+    rate, decay = 0.01, 0.02
+    trainer = trainer_of(
+        graph, f"--hidden 8 --epochs 1 --messages float32 --lr {rate} --weight-decay {decay}"
+    )
+    weights, gradients = trainer.parameters.weights, trainer.parameters.gradients
+    before = {layer: {name: w.astype(float) for name, w in named.items()} for layer, named in weights.items()}
+    trainer.run()
+    with h5py.File(graph) as file:
+        training = (file["split"][...] == 1).sum()
+    turned = 0
+    for layer, named in before.items():
+        for name, w in named.items():
+            mean = sum(of_part[layer][name].astype(float) for of_part in gradients.values()) / training
+            g = mean + decay * w
+            np.testing.assert_allclose(weights[layer][name], w - rate * g / (np.abs(g) + 1e-8), atol=2e-5)
+            turned += int((np.sign(g) != np.sign(mean)).sum())
+    assert turned > 20
+
+
 def test_the_integer_program_is_asked_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("gcn")
     asked: list[int] = []
