@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -90,9 +91,14 @@ def test_the_documentation_has_every_key(default_run: tuple[Path, Finished]) -> 
 def test_records_are_evaluated_iterations_and_the_summary_comes_from_them(
     default_run: tuple[Path, Finished],
 ) -> None:
-    folder, _ = default_run
+    folder, finished = default_run
     s, records = summary_of(folder), records_of(folder)
     assert [r["iteration"] for r in records] == list(range(10, 401, 10))
+    said = re.findall(r"^stage (\d): (\d+) layers .* val (\S+)  test (\S+)", finished.err, re.M)
+    assert said == [
+        (str(i), str(r["layers"]), f"{r['val_accuracy']:.3f}", f"{r['test_accuracy']:.3f}")
+        for i, r in enumerate(records[9::10], 1)
+    ]
     assert [r["layers"] for r in records[::10]] == s["stages"]
     for name in ("train_accuracy", "val_accuracy", "test_accuracy", "objective", "primal_residual"):
         assert s[name] == records[-1][name]

@@ -19,6 +19,7 @@ from pdadmm.admm.coupling import CouplingEnd
 from pdadmm.admm.growth import identity_layer, random_layer
 from pdadmm.admm.layer import risk_sum
 from pdadmm.admm.monitor import Monitor
+from pdadmm.admm.trainer import with_margin
 from pdadmm.arrays.backend import NUMPY
 from pdadmm.codec import AffineCodec, Float32Codec
 from pdadmm.comm.channel import Channel
@@ -168,6 +169,11 @@ def test_the_change_of_an_iteration_is_weighted_as_in_the_descent_lemma(kernels:
     change = sum(found.change for found in terms.values())
     assert change == pytest.approx(sum(shares.values()), rel=1e-4)
     assert min(shares.values()) > 1e-3 * change  # so that a missing one, or a wrong weight, would be seen
+
+
+def test_the_grid_reaches_a_tenth_beyond_what_was_seen() -> None:
+    assert with_margin(-1, 4) == (-1.5, 4.5)
+    assert with_margin(3, 3) == (2, 4)  # where nothing varies
 
 
 def test_losses_are_means(small: Path, tmp_path: Path) -> None:
