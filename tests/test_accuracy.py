@@ -53,7 +53,7 @@ def test_cora_at_16_layers(
         ("citeseer", 3, 0.722),
         ("amazon-photo", 3, 0.892),
         ("amazon-computers", 3, 0.795),
-        ("coauthor-cs", 1, 0.911),  # a run of these takes minutes
+        ("coauthor-cs", 1, 0.911),  # a run of these takes as long as several of the others
         ("coauthor-physics", 1, 0.932),
     ],
 )

@@ -17,7 +17,7 @@ class Run:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, launched: float | None = None, **limits: Any) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(control.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(control, "launched", lambda: launched)
         given = {"every": 0, "every_seconds": 0.0, "max_seconds": 0.0} | limits
         self.control = Control(Waiter(SimpleNamespace(size=1, rank=0)), **given, started=self.now)

@@ -118,8 +118,8 @@ def test_a_job_that_fails_leaves_nothing_in_shared_memory(small: Path, tmp_path:
 
 
 def test_the_rank_that_was_killed_is_named(small: Path, tmp_path: Path) -> None:
-    times = 4
     mpirun_of(8)
+    times = 4
     program = f"{sys.executable} {PROGRAMS / 'kill_rank.py'} {small} {tmp_path / 'o'} --times {times}"
     found = in_own_memory("64m", f"{program} --seed {os.getpid()}", timeout=60 + 30 * times)
     succeed(found)
