@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -128,6 +128,20 @@ def run_many(
     lists = folder / "runs.json"
     lists.write_text(json.dumps([[str(argument) for argument in run] for run in runs]))
     succeed(start(PROGRAMS / "run_many.py", module, lists, timeout=timeout, **keywords))
+
+
+def run_each(
+    start: Callable[..., Finished],
+    module: str,
+    runs: Mapping[str, Sequence[str | Path]],
+    folder: Path,
+    **keywords: Any,
+) -> dict[str, Path]:
+    """As `run_many`, of arguments by name; returns the folders of the results, which are in `folder`."""
+    folders = {name: folder / name for name in runs}
+    lists = [[*arguments, "--out", folders[name]] for name, arguments in runs.items()]
+    run_many(start, module, lists, folder, **keywords)
+    return folders
 
 
 def age(folder: Path) -> None:

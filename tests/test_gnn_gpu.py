@@ -18,7 +18,7 @@ from support import (
     on_standin,
     python,
     records_of,
-    run_many,
+    run_each,
     succeed,
     summary_of,
     without_times,
@@ -55,18 +55,19 @@ GPUS = {
 
 
 @pytest.fixture(scope="module")
-def on_numpy(graph: Path, mpirun: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the runs of WAYS with NumPy on one rank."""
+def on_numpy(
+    graph: Path, mpirun: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The folders of the runs of WAYS with NumPy on one rank."""
     return run_ways(partial(mpirun, 1), tmp_path_factory.mktemp("numpy"), graph, WAYS, "--backend numpy")
 
 
 def run_ways(
     start: Callable[..., Finished], folder: Path, graph: Path, ways: Iterable[str], options: str, **more: Any
-) -> Path:
-    """Ways in one start of the program, each in a folder of its name."""
-    lists = [[graph, *words(f"{SHAPE} {WAYS[name]} {options}"), "--out", folder / name] for name in ways]
-    run_many(start, "pdadmm.gnn.run", lists, folder, **more)
-    return folder
+) -> dict[str, Path]:
+    """Ways in one start of the program; the folders of their results."""
+    runs = {name: [graph, *words(f"{SHAPE} {WAYS[name]} {options}")] for name in ways}
+    return run_each(start, "pdadmm.gnn.run", runs, folder, **more)
 
 
 def records(folder: Path) -> list[dict[str, object]]:
@@ -78,36 +79,36 @@ def test_epochs_are_those_of_numpy(
     ranks: int,
     transport: str,
     graph: Path,
-    on_numpy: Path,
+    on_numpy: dict[str, Path],
     tmp_path: Path,
     mpirun: Callable[..., Finished],
 ) -> None:
     ways = GPUS[ranks, transport]
     options = f"--backend cupy --transport {transport}"
-    run_ways(partial(mpirun, ranks), tmp_path, graph, ways, options, env=on_standin())
-    for name in ways:
-        assert records(tmp_path / name) == records(on_numpy / name), name
-        summary, expected = summary_of(tmp_path / name), summary_of(on_numpy / name)
+    found = run_ways(partial(mpirun, ranks), tmp_path, graph, ways, options, env=on_standin())
+    for name, run in found.items():
+        assert records(run) == records(on_numpy[name]), name
+        summary, expected = summary_of(run), summary_of(on_numpy[name])
         assert summary["backend"] == "cupy" and summary["kernels"] == "fused"
         assert summary["transport"] == (transport if ranks > 1 else "mpi")
         assert len(set(summary["devices"])) == ranks
         for key in ("bytes_per_epoch", "mean_bits_forward", "mean_bits_backward"):
             assert summary[key] == expected[key], name
-        profile = load(tmp_path / name)
+        profile = load(run)
         assert all(any(stage["iterations"] for stage in rank["stages"]) for rank in profile["ranks"])
         check_accounts(profile)
 
 
 @pytest.mark.parametrize("name", ["lean", "changes"])
 def test_a_checkpoint_of_gpus_is_gone_on_from_on_cpus(
-    name: str, graph: Path, on_numpy: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+    name: str, graph: Path, on_numpy: dict[str, Path], tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
     options = words(f"{SHAPE} {WAYS[name]} --checkpoint-every 7")
     run = ["-m", "pdadmm.gnn.run", graph, *options, "--out", tmp_path / "run"]
     nccl = words("--backend cupy --transport nccl")
     succeed(mpirun(2, *run, *nccl, timeout=120, env=on_standin()))
     succeed(mpirun(3, *run, *words("--backend numpy --resume"), timeout=120))
-    assert records(tmp_path / "run") == records(on_numpy / name)
+    assert records(tmp_path / "run") == records(on_numpy[name])
 
 
 def test_an_epoch_waits_for_nothing(graph: Path) -> None:

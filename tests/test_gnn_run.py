@@ -24,7 +24,7 @@ from support import (
     find_mpirun,
     python,
     records_of,
-    run_many,
+    run_each,
     succeed,
     summary_of,
     without_times,
@@ -78,24 +78,23 @@ SCHEMES = [
 
 
 @pytest.fixture(scope="module")
-def by_ranks(mpirun: MPIRun, graph: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Folders with the runs of SCHEMES by their numbers, by ranks, with threads and without overlap."""
+def by_ranks(
+    mpirun: MPIRun, graph: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, dict[str, Path]]:
+    """The folders of the runs of SCHEMES, by ranks, with threads and without overlap."""
     found = {}
     for ranks, more in ((1, "--threads 3"), (2, "--no-overlap"), (3, ""), (4, "--threads 2")):
-        folder = found[ranks] = tmp_path_factory.mktemp("schemes")
-        runs = [
-            [graph, *words(f"{SMALL} {options} {more}"), "--out", folder / str(number)]
-            for number, options in enumerate(SCHEMES)
-        ]
-        run_many(partial(mpirun, ranks), "pdadmm.gnn.run", runs, folder)
+        runs = {options: [graph, *words(f"{SMALL} {options} {more}")] for options in SCHEMES}
+        folder = tmp_path_factory.mktemp("schemes")
+        found[ranks] = run_each(partial(mpirun, ranks), "pdadmm.gnn.run", runs, folder)
     return found
 
 
 @pytest.mark.parametrize("options", SCHEMES)
-def test_the_same_bits_on_any_ranks_and_threads(options: str, by_ranks: dict[int, Path]) -> None:
+def test_the_same_bits_on_any_ranks_and_threads(options: str, by_ranks: dict[int, dict[str, Path]]) -> None:
     found = []
-    for ranks, folder in by_ranks.items():
-        run = folder / str(SCHEMES.index(options))
+    for ranks, folders in by_ranks.items():
+        run = folders[options]
         summary = summary_of(run)
         assert summary["ranks"] == ranks
         found.append((weights(run), records(run), summary["bytes_per_epoch"]))

@@ -30,6 +30,7 @@ from support import (
     find_mpirun,
     on_standin,
     records_of,
+    run_each,
     run_many,
     start,
     succeed,
@@ -61,49 +62,50 @@ WAYS = {
 }
 
 
-def runs(backend: str, out: Path, small: Path) -> list[list[str]]:
-    found = []
+def runs(backend: str, small: Path) -> dict[str, list[str]]:
+    """Arguments of WAYS by name."""
+    found = {}
     for name, (options, transport) in WAYS.items():
         way = f"--backend {backend} --transport {transport if backend == 'cupy' else 'mpi'}"
-        found.append([str(small), *f"{SHAPE} {options} {way}".split(), "--out", str(out / name)])
+        found[name] = [str(small), *f"{SHAPE} {options} {way}".split()]
     return found
 
 
 @pytest.fixture(scope="module")
-def on_numpy(mpirun: Callable[..., Finished], small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs of WAYS with NumPy on one rank."""
-    out = tmp_path_factory.mktemp("numpy")
-    run_many(partial(mpirun, 1), "pdadmm.run", runs("numpy", out, small), out)
-    return out
+def on_numpy(
+    mpirun: Callable[..., Finished], small: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The folders of the runs of WAYS with NumPy on one rank."""
+    return run_each(partial(mpirun, 1), "pdadmm.run", runs("numpy", small), tmp_path_factory.mktemp("numpy"))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_iterates_are_those_of_numpy(
-    ranks: int, on_numpy: Path, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+    ranks: int, on_numpy: dict[str, Path], small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
-    run_many(partial(mpirun, ranks), "pdadmm.run", runs("cupy", tmp_path, small), tmp_path, env=on_standin())
+    run_each(partial(mpirun, ranks), "pdadmm.run", runs("cupy", small), tmp_path, env=on_standin())
     for name, (_, transport) in WAYS.items():
-        for a, b in zip(records_of(on_numpy / name), records_of(tmp_path / name), strict=True):
+        for a, b in zip(records_of(on_numpy[name]), records_of(tmp_path / name), strict=True):
             assert without_times(a) == without_times(b), name
-        for a, b in zip(weights_of(on_numpy / name / "model.h5"), weights_of(tmp_path / name / "model.h5"),
+        for a, b in zip(weights_of(on_numpy[name] / "model.h5"), weights_of(tmp_path / name / "model.h5"),
                         strict=True):  # fmt: skip
             assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]), name
         summary = summary_of(tmp_path / name)
         assert summary["backend"] == "cupy"
         assert summary["transport"] == (transport if ranks > 1 else "mpi")
         assert len(set(summary["devices"])) == ranks and "GPU-" in summary["devices"][0]
-        assert summary["bytes_per_iteration"] == summary_of(on_numpy / name)["bytes_per_iteration"]
+        assert summary["bytes_per_iteration"] == summary_of(on_numpy[name])["bytes_per_iteration"]
 
 
 def test_a_checkpoint_of_gpu_ranks_is_gone_on_from(
-    on_numpy: Path, small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
+    on_numpy: dict[str, Path], small: Path, tmp_path: Path, mpirun: Callable[..., Finished]
 ) -> None:
     options = f"{SHAPE} --codec delta --bits 4 --backend cupy --checkpoint-every 7".split()
     first = [str(small), *options, "--out", str(tmp_path / "run"), "--transport", "nccl"]
     again = [*first[:-1], "mpi", "--resume"]
     run_many(partial(mpirun, 2), "pdadmm.run", [first, again], tmp_path, env=on_standin())
     records = [without_times(r) for r in records_of(tmp_path / "run")]
-    assert records == [without_times(r) for r in records_of(on_numpy / "delta4")]
+    assert records == [without_times(r) for r in records_of(on_numpy["delta4"])]
 
 
 def test_shards_on_devices_are_those_of_numpy(
@@ -119,12 +121,12 @@ def test_shards_on_devices_are_those_of_numpy(
     for backend, env in (("numpy", None), ("cupy", on_standin())):
         folder = tmp_path / backend
         folder.mkdir()
-        lists = []
+        cases = {}
         for name, options in ways.items():
             transport = options if backend == "cupy" else options.replace("nccl", "mpi")
             way = f"{SHAPE} {transport} --backend {backend} --shards 2 --checkpoint-every 9 --measure-links"
-            lists.append([str(small), *way.split(), "--out", str(folder / name)])
-        run_many(partial(mpirun, 4), "pdadmm.run", lists, folder, env=env)
+            cases[name] = [str(small), *way.split()]
+        run_each(partial(mpirun, 4), "pdadmm.run", cases, folder, env=env)
     for name in ways:
         one, other = tmp_path / "numpy" / name, tmp_path / "cupy" / name
         for a, b in zip(records_of(one), records_of(other), strict=True):

@@ -14,7 +14,7 @@ from support import (
     Finished,
     python,
     records_of,
-    run_many,
+    run_each,
     succeed,
     summary_of,
     weights_of,
@@ -136,25 +136,21 @@ WAYS = [
 @pytest.fixture(scope="module")
 def by_threads(
     features: Path, mpirun: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory
-) -> list[Path]:
-    """Folders with the runs of WAYS by their numbers, a folder a start; the first on one thread."""
+) -> list[dict[str, Path]]:
+    """The folders of the runs of WAYS, of every start of the program; the first is on one thread."""
     common = words("--layers 4 --stages 4 --hidden 100 --iterations 6 --eval-every 3 --quiet")
     folders = []
     for ranks, threads in ((1, 1), (1, 2), (1, 3), (2, 2)):
         folder = tmp_path_factory.mktemp(f"{ranks}-{threads}-")
-        runs = [
-            [features, *common, *words(f"{options} --threads {threads}"), "--out", folder / str(number)]
-            for number, options in enumerate(WAYS)
-        ]
-        run_many(partial(mpirun, ranks), "pdadmm.run", runs, folder)
-        assert all(summary_of(folder / str(number))["threads"] == threads for number in range(len(WAYS)))
-        folders.append(folder)
+        runs = {way: [features, *common, *words(f"{way} --threads {threads}")] for way in WAYS}
+        folders.append(run_each(partial(mpirun, ranks), "pdadmm.run", runs, folder))
+        assert all(summary_of(run)["threads"] == threads for run in folders[-1].values())
     return folders
 
 
 @pytest.mark.parametrize("options", WAYS)
-def test_runs_on_any_number_of_threads(options: str, by_threads: list[Path]) -> None:
-    first, *others = (folder / str(WAYS.index(options)) for folder in by_threads)
+def test_runs_on_any_number_of_threads(options: str, by_threads: list[dict[str, Path]]) -> None:
+    first, *others = (folders[options] for folders in by_threads)
     for other in others:
         assert [without_times(r) for r in records_of(first)] == [without_times(r) for r in records_of(other)]
         pairs = zip(weights_of(first / "model.h5"), weights_of(other / "model.h5"), strict=True)

@@ -20,6 +20,7 @@ from support import (
     message_bytes,
     python,
     records_of,
+    run_each,
     run_many,
     succeed,
     summary_of,
@@ -230,10 +231,8 @@ CASES = {
 
 def run_cases(start: Callable[..., Finished], folder: Path, features: Path) -> dict[str, Path]:
     """All cases in one start of the program; the folders of their results."""
-    folders = {name: folder / name for name in CASES}
-    lists = [[features, *SHAPE, *CASES[name], "--out", folders[name]] for name in CASES]
-    run_many(start, "pdadmm.run", lists, folder)
-    return folders
+    cases = {name: [features, *SHAPE, *options] for name, options in CASES.items()}
+    return run_each(start, "pdadmm.run", cases, folder)
 
 
 @pytest.fixture(scope="module")
