@@ -1,7 +1,7 @@
 """The paper's tables III and IV: test accuracy at 10 layers, pdADMM-G and codecs against gradient methods.
 
     python benchmarks/accuracy.py --data DIR [--datasets cora,citeseer] [--hidden 100,500] [--seeds 0-4]
-        [--methods float32,grid8,delta4,adam,...] [--out FILE.jsonl]
+        [--methods float32,grid8,delta4,adam,...] [--class-prior train] [--out FILE.jsonl]
     python benchmarks/accuracy.py --out FILE.jsonl --table
     python benchmarks/accuracy.py --out FILE.jsonl --against METHOD
 
@@ -11,8 +11,9 @@ runs already there are not repeated: a FILE.jsonl is of one choice of operators 
 are those of the **final** iterate.
 
 pdADMM runs use the data set's preset; codecs are not tuned apart. All methods get the preset's scaling
-of the inputs. The learning rate of each gradient method is chosen per data set and width by the
-validation accuracy of seed 0, over the grid in benchmarks/baselines.py; test accuracy has no say in it.
+of the inputs and its --class-prior, or the one given here: a FILE.jsonl is of one of these, too. The learning
+rate of each gradient method is chosen per data set and width by the validation accuracy of seed 0, over the
+grid in benchmarks/baselines.py; test accuracy has no say in it.
 So is C of ``linear``, logistic regression by scikit-learn: what a single layer makes of these inputs.
 """
 
@@ -29,6 +30,7 @@ from baselines import GRIDS, INVERSE_PENALTIES, train_linear, train_torch
 from tune import Cached, train
 
 from pdadmm.datasets.registry import REGISTRY
+from pdadmm.inputs.class_prior import CLASS_PRIORS
 
 ADMM = ["float32", "grid8", "delta8", "delta4", "delta2", "delta1"]
 GRADIENT = [name + kind for kind in ("", "+growth") for name in GRIDS]
@@ -80,13 +82,16 @@ class Results:
         return self.runs[key]
 
 
-def run_admm(data: Cached, hidden: int, method: str, seed: int) -> dict[str, Any]:
+def run_admm(data: Cached, hidden: int, method: str, seed: int, prior: str | None) -> dict[str, Any]:
     codec = method.rstrip("0123456789")
     options = {"codec": "float32"} if method == "float32" else {"codec": codec, "bits": method[len(codec) :]}
-    return train(data, options, ["--layers", str(LAYERS), "--hidden", str(hidden)], seed)
+    fixed = ["--class-prior", prior] if prior else []
+    return train(data, options, ["--layers", str(LAYERS), "--hidden", str(hidden), *fixed], seed)
 
 
-def run_gradient(results: Results, data: Any, dataset: str, hidden: int, method: str, seed: int) -> None:
+def run_gradient(
+    results: Results, data: Any, dataset: str, hidden: int, method: str, seed: int, prior: str | None
+) -> None:
     """One seed with the learning rate, of logistic regression with C, that seed 0 chose on validation."""
     name, _, growth = method.partition("+")
     stages = [2, 4, 8, LAYERS] if growth else [LAYERS]
@@ -98,9 +103,11 @@ def run_gradient(results: Results, data: Any, dataset: str, hidden: int, method:
         def trained() -> dict[str, Any]:
             lent = data(of_seed)
             scaling = input_scaling(dataset, lent.sizes.operators)
+            preset = REGISTRY[dataset].preset_for(lent.sizes.operators)
+            of = prior or preset.get("class_prior", "train")
             if name == "linear":
-                return train_linear(lent, rate, scaling)
-            return train_torch(lent, hidden, stages, epochs, name, rate, of_seed, scaling)
+                return train_linear(lent, rate, scaling, of)
+            return train_torch(lent, hidden, stages, epochs, name, rate, of_seed, scaling, prior=of)
 
         return results.get(key, trained)
 
@@ -175,11 +182,12 @@ def main() -> None:
     parser.add_argument("--hidden", default="100")
     parser.add_argument("--seeds", default="0-4")
     parser.add_argument("--methods", default=",".join(ADMM + GRADIENT))
+    parser.add_argument("--class-prior", choices=CLASS_PRIORS, help="default: of the data set's preset")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     parser.add_argument("--against", metavar="METHOD", help="only print paired differences from it")
     options = parser.parse_args()
-    results = Results(options.out)
+    results, prior = Results(options.out), options.class_prior
     if options.against:
         print(differences(results, options.against))
         return
@@ -202,9 +210,11 @@ def main() -> None:
                     for method in options.methods.split(","):
                         if method in ADMM:
                             key = (dataset, hidden, method, 0, seed)
-                            results.get(key, lambda h=hidden, m=method, s=seed: run_admm(data(s), h, m, s))
+                            results.get(
+                                key, lambda h=hidden, m=method, s=seed: run_admm(data(s), h, m, s, prior)
+                            )
                         else:
-                            run_gradient(results, data, dataset, hidden, method, seed)
+                            run_gradient(results, data, dataset, hidden, method, seed, prior)
     print(table(results))
 
 

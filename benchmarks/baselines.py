@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pdadmm.errors import InputError
+from pdadmm.inputs.class_prior import logit_shift
 from pdadmm.inputs.scaling import normalise_inputs
 
 try:
@@ -63,7 +64,13 @@ def _grown(network: nn.Sequential, depth: int) -> nn.Sequential:
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
 
-def train_linear(data: Any, C: float, scaling: tuple[str, float]) -> dict[str, float]:
+def shift_of(data: Any, prior: str) -> np.ndarray:
+    """What --class-prior of pdadmm.run adds to the logits."""
+    counts = [np.bincount(data.y(name), minlength=data.sizes.classes) for name in ("train", prior)]
+    return logit_shift(*counts)
+
+
+def train_linear(data: Any, C: float, scaling: tuple[str, float], prior: str = "train") -> dict[str, float]:
     """Logistic regression on the same inputs until it has converged; parameters as in `train_torch`."""
     from sklearn.linear_model import LogisticRegression
 
@@ -74,6 +81,7 @@ def train_linear(data: Any, C: float, scaling: tuple[str, float]) -> dict[str, f
     }
     model = LogisticRegression(C=C, max_iter=5000).fit(x["train"], data.y("train"))
     seconds = time.perf_counter() - started
+    model.intercept_ += shift_of(data, prior)
     val, test = (float(model.score(x[name], data.y(name))) for name in ("val", "test"))
     return {
         "val_accuracy": val,
@@ -94,6 +102,7 @@ def train_torch(
     seed: int,
     scaling: tuple[str, float] = ("none", 1.0),
     history: list[list[float]] | None = None,
+    prior: str = "train",
 ) -> dict[str, float]:
     """Full-batch training; accuracies of the last iterate and of the best one on validation.
 
@@ -105,6 +114,8 @@ def train_torch(
         Of the inputs: --input-norm and --hop-decay of pdadmm.run.
     history
         Gets seconds of training, without evaluation, and validation accuracy at every evaluation.
+    prior
+        --class-prior of pdadmm.run.
     stages
         Depths to grow through; one depth trains directly.
     epochs
@@ -121,12 +132,13 @@ def train_torch(
     y = {name: torch.from_numpy(data.y(name)) for name in x}
     widths = [data.sizes.inputs, *[hidden] * (stages[0] - 1), data.sizes.classes]
     network = _network(widths)
+    shift = torch.from_numpy(shift_of(data, prior))
     best = (0.0, 0.0)
     started, training = time.perf_counter(), 0.0
 
     def accuracy(name: str) -> float:
         with torch.no_grad():
-            return float((network(x[name]).argmax(1) == y[name]).double().mean())
+            return float(((network(x[name]) + shift).argmax(1) == y[name]).double().mean())
 
     for depth in stages:
         if depth != stages[0]:

@@ -91,6 +91,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         What the L2 penalty pulls inserted layers towards: identity or zero.
     risk
         Loss of the output layer: cross_entropy or least_squares.
+    class_prior
+        Whose shares of the classes predictions are for: those of y (train) or of the validation data (val).
     schedule
         Constant nu and rho, or the authors' rule (authors): tenfold, up to 1, when the training loss stalls.
     refresh
@@ -156,6 +158,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         z_centre: str = "previous",
         anchor: str = "identity",
         risk: str = "cross_entropy",
+        class_prior: str = "train",
         schedule: str = "constant",
         refresh: int = 25,
         seed: int = 0,
@@ -187,6 +190,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         self.z_centre = z_centre
         self.anchor = anchor
         self.risk = risk
+        self.class_prior = class_prior
         self.schedule = schedule
         self.refresh = refresh
         self.seed = seed
@@ -259,8 +263,9 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise ValueError(f"ADMMClassifier needs labels of at least 2 classes; y has {len(classes)} class")
         train = len(inputs)
-        if self.keep_best and validation is None:
-            raise ValueError("keep_best needs validation data; give fit some, or leave it out")
+        if validation is None and (self.keep_best or self.class_prior == "val"):
+            name = "keep_best" if self.keep_best else "class_prior='val'"
+            raise ValueError(f"{name} needs validation data; give fit some, or leave it out")
         if validation is not None:
             if not isinstance(validation, tuple | list) or len(validation) != 2:
                 raise ValueError("validation must be a pair (X, y)")

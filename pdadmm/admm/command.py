@@ -337,13 +337,14 @@ def _write_results(folder: Path, run: Record, trainer: Trainer, models: list[Mod
     summary, waiter = summarise(run, trainer), trainer.waiter
     space, best_space = models or (None, None)
     last = {position: (layer.W, layer.b) for position, layer in trainer.layers.items()}
-    write_model(space, last, trainer.owned, summary["test_accuracy"], waiter)
+    write_model(space, trainer.predicting(last), trainer.owned, summary["test_accuracy"], waiter)
     if trainer.best_weights is not None:
         positions = trainer.positions_at_best
         owned = [[position for position in block if position in positions] for block in trainer.owned]
         if best_space is not None:
             best_space = best_space.of_widths([*trainer.widths[: len(positions)], trainer.widths[-1]])
-        write_model(best_space, trainer.best_weights, owned, summary["test_accuracy_at_best_val"], waiter)
+        best = trainer.predicting(trainer.best_weights)
+        write_model(best_space, best, owned, summary["test_accuracy_at_best_val"], waiter)
     if trainer.waiter.comm.rank == 0:
         summary["seconds_total"] = trainer.seconds_total
         write_json(folder / "summary.json", summary)

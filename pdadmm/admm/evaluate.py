@@ -39,8 +39,15 @@ class Split:
         return self._inputs[1]
 
 
-def evaluate(stage: Stage, split: Split) -> tuple[float, float]:
+def evaluate(stage: Stage, split: Split, shift: Array | None = None) -> tuple[float, float]:
     """Number of correctly classified nodes and the summed risk, over all shards.
+
+    Parameters
+    ----------
+    stage
+    split
+    shift
+        (classes,) float32, added to the logits; wanted on the output layer's rank alone.
 
     Returns
     -------
@@ -59,7 +66,7 @@ def evaluate(stage: Stage, split: Split) -> tuple[float, float]:
             group += 1
         y = split.y[start:stop]
         # on a GPU both stay there until the pass is over
-        right, risk = stage.layers[-1].score(logits, y)
+        right, risk = stage.layers[-1].score(logits if shift is None else logits + shift, y)
         correct[group], loss[group] = correct[group] + right, loss[group] + risk
 
     def source(start: int, stop: int) -> Inputs:

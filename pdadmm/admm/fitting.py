@@ -291,7 +291,7 @@ def _train(task: Task, config: Config, waiter: Waiter, trainers: list[Trainer]) 
     if mine is None:
         first = trainer.grid.shard == 0
         mine = {p: (layer.W, layer.b) for p, layer in trainer.layers.items()} if first else {}
-    gathered = waiter.gather(mine)
+    gathered = waiter.gather(trainer.predicting(mine))
     layers = {p: arrays for of_rank in gathered or [] for p, arrays in of_rank.items()}
     weights, biases = ([np.asarray(layers[p][i]) for p in sorted(layers)] for i in (0, 1))
     return Fitted(weights, biases, records, trainer.first_depth)

@@ -13,6 +13,7 @@ from pdadmm.admm.growth import default_stages
 from pdadmm.codec import CODECS, check_codec, default_bits
 from pdadmm.errors import InputError
 from pdadmm.files import Record
+from pdadmm.inputs.class_prior import CLASS_PRIORS
 from pdadmm.inputs.scaling import INPUT_NORMS
 from pdadmm.runtime import sections
 from pdadmm.runtime.options import (
@@ -118,6 +119,11 @@ class Training:
         "identity", "what the L2 penalty pulls inserted layers towards", ("identity", "zero")
     )
     risk: str = option("cross_entropy", "loss of the output layer", ("cross_entropy", "least_squares"))
+    class_prior: str = option(
+        "train",
+        "whose shares of the classes predictions are for: those of the training or the validation nodes",
+        CLASS_PRIORS,
+    )
     schedule: str = option(
         "constant",
         "constant nu and rho, or the authors' rule: tenfold, up to 1, when the training loss stalls",
@@ -222,6 +228,8 @@ def parse(
     if config.training.solver != "exact":  # a preset's options of another solver than the user's do not count
         for name in {"damping", "momentum"} - set(values.get("training", {})):
             setattr(config.training, name, 0.0)
+    if config.training.risk != "cross_entropy" and "class_prior" not in values.get("training", {}):
+        config.training.class_prior = "train"
     check(config)
     return config
 
@@ -252,6 +260,11 @@ def check(config: Config) -> None:
     if (t.damping or t.momentum) and t.solver != "exact":
         raise InputError(
             "--damping and --momentum are of the exact solver; give --solver exact with them, or 0 for both"
+        )
+    if t.class_prior != "train" and t.risk != "cross_entropy":
+        raise InputError(
+            f"--class-prior {t.class_prior} needs probabilities, which --risk {t.risk} has none of; "
+            "give --class-prior train"
         )
     if m.bits == 0:
         m.bits = default_bits(m.codec)

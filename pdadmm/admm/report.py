@@ -27,7 +27,8 @@ _PROFILE = (
 _SUMMARY = (
     "dataset", "operators", "nodes_train", "layers", "hidden", "ranks", "shards", "backend", "transport",
     "kernels", "precision",
-    "devices", "codec", "bits", "solver", "step", "nu", "rho", "mu", "start", "stages", "seed",
+    "devices", "codec", "bits", "solver", "step", "nu", "rho", "mu", "class_prior", "start", "stages",
+    "seed",
 )  # fmt: skip
 
 
@@ -69,6 +70,7 @@ def describe_run(trainer: Trainer, sizes: Sizes, threads: int) -> Record:
         "nu": c.training.nu,
         "rho": c.training.rho,
         "mu": c.training.mu,
+        "class_prior": c.training.class_prior,
         "stages": c.training.stages,
         "start": c.training.start,
         "seed": c.training.seed,

@@ -31,6 +31,7 @@ from pdadmm.comm.waiter import Waiter
 from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import RunError
 from pdadmm.files import Record
+from pdadmm.inputs.class_prior import logit_shift
 from pdadmm.inputs.scaling import normalise_inputs
 from pdadmm.runtime import checkpoint
 from pdadmm.runtime.checkpoint import Checkpoint, Saved
@@ -179,6 +180,8 @@ class Trainer:
         self.passes: Passes = select_passes(config.run.kernels, threads, name, self.backend.groups)
         self.transport: Transport | None = None
         self.layers: dict[int, Layer] = {}
+        #: (classes,) what logits have more in predictions than in training; on the ranks of the output layer
+        self._shift: np.ndarray | None = None
         self.splits = self._read(sizes, open_features)
         self.monitor = Monitor(self.layers_total, dict(sizes.rows))
         self._rows = dict(sizes.rows)  # of all shards
@@ -222,6 +225,9 @@ class Trainer:
             return normalise_inputs(X, sizes.features_per_hop, n.input_norm, n.hop_decay)
 
         with self.waiter.limit(f"reading the features of {self.dataset}"), open_features() as features:
+            if last and (prior := self.config.training.class_prior) != "train":
+                counts = [np.bincount(features.y(name), minlength=sizes.classes) for name in ("train", prior)]
+                self._shift = logit_shift(*counts)
             return {
                 name: Split(
                     stop - start,
@@ -384,7 +390,7 @@ class Trainer:
         if position in self._given:
             W, b = self._given.pop(position)
             copy_into(layer.W, W)
-            copy_into(layer.b, b)
+            copy_into(layer.b, b if not last or self._shift is None else b - self._shift)
         return layer.to(self.backend)
 
     # ---- checkpoints --------------------------------------------------------------------------------
@@ -483,8 +489,9 @@ class Trainer:
         rows = {f"nodes_{name}": rows for name, rows in self._rows.items()}
         data = {"dataset": self.dataset, "widths": self.widths, **rows}
         training = asdict(c.training)
-        # checkpoints of before this option have none
+        # checkpoints of before these options have none
         training.update({"start": os.path.abspath(start)} if (start := training.pop("start")) else {})
+        training.update({"class_prior": prior} if (prior := training.pop("class_prior")) != "train" else {})
         if c.training.schedule != "constant":  # it looks at what is evaluated
             training["eval_every"] = c.output.eval_every
         return {**data, **asdict(c.network), **training, **asdict(c.messages)}
@@ -509,7 +516,8 @@ class Trainer:
 
     def _evaluate(self, stage: Stage, terms: dict[int, Terms], index: int, stage_iteration: int) -> None:
         start = time.perf_counter()
-        counts = {name: evaluate(stage, self.splits[name]) for name in SPLITS}
+        shift = None if self._shift is None else self.backend.asarray(self._shift)
+        counts = {name: evaluate(stage, self.splits[name], shift) for name in SPLITS}
         if self.grid.shard:  # every shard has the sums over all of them
             terms, counts = {}, {}
         total = self.waiter.sum(self.monitor.pack(terms, counts))
@@ -575,6 +583,16 @@ class Trainer:
             self._best_weights = {position: made() for position, made in self._best_layers.items()}
             self._best_layers = {}
         return self._best_weights
+
+    def predicting(
+        self, layers: Mapping[int, tuple[np.ndarray, np.ndarray]]
+    ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """W and b of layers of this rank, by position, as a network has them whose logits need no shift."""
+        found = dict(layers)
+        if self._shift is not None and self.layers_total in found:
+            W, b = found[self.layers_total]
+            found[self.layers_total] = W, b + self._shift
+        return found
 
     def close(self) -> None:
         """Copy the weights to the host, close the transport; collective."""

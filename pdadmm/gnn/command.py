@@ -98,6 +98,11 @@ def configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
         with open_graph(config.graph, _parts(config, waiter.comm.size)) as source:
             facts = Facts.of(source)
             _require_splits(config.graph, facts)
+            if config.training.class_prior != "train" and facts.multilabel:
+                raise InputError(
+                    f"--class-prior {config.training.class_prior} needs one class a node, but those of "
+                    f"{config.graph} have several; leave it out"
+                )
             if config.training.start and not config.output.resume:
                 require_start(config, source)
             if isinstance(source, GraphFile):

@@ -9,6 +9,7 @@ from pdadmm.codec.rows import FLOAT32
 from pdadmm.errors import InputError
 from pdadmm.files import Record
 from pdadmm.gnn.part import MODELS
+from pdadmm.inputs.class_prior import CLASS_PRIORS
 from pdadmm.runtime import sections
 from pdadmm.runtime.options import (
     COUNT,
@@ -109,6 +110,11 @@ class Training:
     epochs: int = option(200, "epochs", within=COUNT)
     lr: float = option(0.01, "rate of Adam", within=POSITIVE)
     weight_decay: float = option(0.0, "L2 penalty, added to the gradient", within=Range(0, POSITIVE.most))
+    class_prior: str = option(
+        "train",
+        "whose shares of the classes predictions are for: those of the training or the validation nodes",
+        CLASS_PRIORS,
+    )
     seed: int = option(
         0, "seed of the weights, of dropout and of stochastic rounding", within=Range(0, 2**63 - 1)
     )

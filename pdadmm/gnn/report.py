@@ -54,6 +54,7 @@ def summarise(trainer: Trainer, threads: int) -> Record:
         "epochs": trainer.epoch,
         "lr": c.training.lr,
         "weight_decay": c.training.weight_decay,
+        "class_prior": c.training.class_prior,
         "seed": c.training.seed,
         "backend": c.run.backend,
         "transport": c.run.transport,

@@ -37,6 +37,7 @@ from pdadmm.gnn.passes.protocol import Drop
 from pdadmm.gnn.passes.select import make_passes
 from pdadmm.gnn.products import make_products
 from pdadmm.gnn.reading import read_inputs
+from pdadmm.inputs.class_prior import logit_shift
 from pdadmm.runtime import checkpoint
 from pdadmm.runtime.checkpoint import Checkpoint
 from pdadmm.runtime.control import CONTINUE, STOP, Control
@@ -168,8 +169,13 @@ class Trainer:
         self.parameters = Parameters(
             self.shape, owners[rank], owners, waiter, self.passes, config.training.seed, laps, backend
         )
+        #: (classes,) what logits have more in predictions than in training
+        self._shift = _shift_of(config, source)
         if config.training.start and not config.output.resume:
-            self.parameters.take(read_model(config.training.start)[1])
+            given = read_model(config.training.start)[1]
+            if self._shift is not None:
+                given[self.shape.layers]["b"] -= self._shift
+            self.parameters.take(given)
         inputs, own = read_inputs(source, self.parts, self.shape, on_host, backend)
         self.network = Network(
             self.shape,
@@ -314,7 +320,9 @@ class Trainer:
         cut = cut if self._coded else {}
         data = {"dataset": f.dataset, "widths": list(self.shape.widths), **cut}
         training = asdict(c.training)
+        # checkpoints of before these options have none
         training.update({"start": os.path.abspath(start)} if (start := training.pop("start")) else {})
+        training.update({"class_prior": prior} if (prior := training.pop("class_prior")) != "train" else {})
         return {**data, **asdict(c.network), **training, **asdict(c.messages)}
 
     @property
@@ -587,6 +595,8 @@ class Trainer:
         self.waiter.settle(self.backend)
         self._require_finite()
         outputs = {number: self.backend.to_host(self.network.output(number)) for number in self.parts}
+        if self._shift is not None:
+            outputs = {number: output + self._shift for number, output in outputs.items()}
         found = measure(outputs, self.targets, self.facts.parts, self.facts.classes, self.waiter)
         self.evaluation_bytes = sum(end.channel.nbytes for end in self._exact.outgoing)
         self.seconds_evaluation += time.perf_counter() - start
@@ -621,12 +631,16 @@ class Trainer:
             raise RunError("NaN or Inf in a message; lower --lr or take more bits") from None
 
     def weights(self, vectors: Mapping[int, Array]) -> dict[int, dict[str, np.ndarray]]:
-        """Parameters by layer and name, on the host, of the layers' vectors."""
+        """Parameters of the layers' vectors by layer and name, on the host, as predictions take them."""
         host = self.backend.to_host
-        return {
+        found = {
             layer: {name: host(x) for name, x in self.parameters.named(layer, vector).items()}
             for layer, vector in vectors.items()
         }
+        if self._shift is not None:
+            output = found[self.shape.layers]
+            output["b"] = output["b"] + self._shift
+        return found
 
     def close(self) -> None:
         """Free what the messages took; collective."""
@@ -683,6 +697,19 @@ class Trainer:
         """Columns of a row in every message of the scheme `float32`."""
         inputs = self.shape.widths[:-1]
         return [*inputs, *inputs[1:]]
+
+
+def _shift_of(config: Config, source: GraphSource) -> np.ndarray | None:
+    """What `--class-prior` adds to the logits, (classes,), of the nodes of all parts."""
+    prior = config.training.class_prior
+    if prior == "train":
+        return None
+    counts = np.zeros((2, source.num_classes), np.int64)
+    for number in range(source.parts):
+        targets = Targets.of(source, number)
+        for of_split, name in zip(counts, ("train", prior), strict=True):
+            of_split += np.bincount(targets.labels[targets.rows(name)], minlength=source.num_classes)
+    return logit_shift(*counts)
 
 
 def _train_labels(targets: Targets, backend: Backend) -> Array:

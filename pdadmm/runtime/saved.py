@@ -37,9 +37,13 @@ def require_same(fingerprint: Mapping[str, object], before: Mapping[str, object]
     ------
     InputError
     """
-    for name, value in fingerprint.items():
-        if before.get(name) != value:
+    for name in {
+        **fingerprint,
+        **before,
+    }:  # an option that is in one of them alone has its default in the other
+        value, theirs = (given.get(name) for given in (fingerprint, before))
+        if theirs != value:
             raise InputError(
-                f"--resume: the checkpoint was made with {name} = {repr(str(before.get(name))[:200])[1:-1]}, "
+                f"--resume: the checkpoint was made with {name} = {repr(str(theirs)[:200])[1:-1]}, "
                 f"not {value}; give the options it was started with, or none but --resume and --out"
             )
