@@ -1,15 +1,16 @@
 """GA-MLPs trained by ADMM beside graph networks on the same splits: accuracy, bytes, seconds to accuracy.
 
     python benchmarks/both_systems.py --raw DIR[:DIR] --work DIR [--datasets cora,...] [--seeds 0-2]
-        [--methods admm4,admm2,gcn,sage] [--rates 0.01,0.003,0.001] [--epochs 200] [--json FILE.jsonl]
+        [--methods admm4,admm2,gcn,sage] [--rates 0.01,0.003,0.001] [--epochs 200] [--class-prior train]
+        [--json FILE.jsonl]
     python benchmarks/both_systems.py --table [--json FILE.jsonl]
 
-Every run is of the commands with their defaults, on 2 ranks of one thread: ``admmB`` is pdadmm.run on the
-data set's own operators and presets, 10 layers of 100, delta at B bits; ``gcn`` and ``sage`` are
-pdadmm.gnn.run with 3 layers of 256 on 2 parts, lean messages, --epochs epochs. A seed draws the split where
-none is published, and the weights. The step size of a graph network is the one of --rates with the best
-validation accuracy of the first seed. A test accuracy is that of the evaluated iterate that is best on
-validation. What is in FILE is not run again.
+Every run is of the commands with their defaults, but for --class-prior, on 2 ranks of one thread: ``admmB``
+is pdadmm.run on the data set's own operators and presets, 10 layers of 100, delta at B bits; ``gcn`` and
+``sage`` are pdadmm.gnn.run with 3 layers of 256 on 2 parts, lean messages, --epochs epochs. A seed draws
+the split where none is published, and the weights. The step size of a graph network is the one of --rates
+with the best validation accuracy of the first seed. A test accuracy is that of the evaluated iterate that
+is best on validation. What is in FILE is not run again.
 
 Seconds are of iterations and epochs, up to the first evaluation whose validation accuracy is no more than a
 point below that of the worst of the methods at its best, on that split.
@@ -26,6 +27,8 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from pdadmm.inputs.class_prior import CLASS_PRIORS
 
 DATASETS = "cora,citeseer,amazon-computers,amazon-photo,coauthor-cs,coauthor-physics"
 RESULTS = Path(__file__).parent / "results" / "both_systems.jsonl"
@@ -69,6 +72,7 @@ def train(o: argparse.Namespace, dataset: str, method: str, seed: int, rate: flo
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         common: list[str | Path | int | float] = ["--seed", seed, "--eval-every", 2, "--quiet", "--out", out]
+        common += ["--class-prior", o.class_prior]
         if method.startswith("admm"):
             path = prepared(o, dataset, seed, graph=False)
             own: list[str | int | float] = ["--layers", LAYERS, "--bits", method.removeprefix("admm")]
@@ -168,6 +172,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0-2", help="first-last")
     parser.add_argument("--rates", default="0.01,0.003,0.001", help="step sizes tried for graph networks")
     parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--class-prior", choices=CLASS_PRIORS, default="train", help="of all runs in --json")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the table and run nothing")
     o = parser.parse_args()

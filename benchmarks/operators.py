@@ -6,9 +6,9 @@
 
 Prepares every list of operators for every seed (which draws the split where none is published) in the
 folder --work, trains on it as ``benchmarks/tune.py`` does (10 layers, hidden 100, delta 4 bits, the set's
-preset for powers:4, but --hop-decay 1 where nothing else is given), and appends to FILE.jsonl; what is there
-is not run again. The table is ranked by validation accuracy; test accuracy has no say. Differences are
-paired, seed by seed, from the data set's best, with their standard errors.
+preset for powers:4, but --hop-decay 1 where nothing else is given, and --class-prior train), and appends to
+FILE.jsonl; what is there is not run again. The table is ranked by validation accuracy; test accuracy has no
+say. Differences are paired, seed by seed, from the data set's best, with their standard errors.
 """
 
 from __future__ import annotations
@@ -68,9 +68,8 @@ def search(options: argparse.Namespace, fixed: list[str]) -> None:
                 arguments += ["--seed", str(seed), "--out", str(path)]
                 if not path.exists() and prepare([dataset, "--raw", str(options.raw), *arguments]):
                     sys.exit(2)
-                found = train(
-                    Cached(str(path)), {}, ["--layers", "10", *_preset(dataset, fixed), *fixed], seed
-                )
+                given = ["--layers", "10", "--class-prior", "train", *_preset(dataset, fixed), *fixed]
+                found = train(Cached(str(path)), {}, given, seed)
                 record = {"dataset": dataset, "operators": operators, "feature_norm": norm}
                 record |= {"options": own, "seed": seed, **{name: found[name] for name in KEPT}}
                 with options.json.open("a") as file:

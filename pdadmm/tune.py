@@ -6,8 +6,9 @@
 It trains on every list of operators: on the features as they are, where most are not zeros with
 ``--feature-norm standard``, and where none is negative with ``--input-norm hellinger``; on the best lists
 with other penalties of the network's weights, and under hellinger with ``--feature-norm row``; on the best of
-these with other weights of its operators, and once more with other penalties. Then it prints a table and the
-commands to use. Test nodes have no say. Nothing is written but raw files that are downloaded.
+these with other weights of its operators, once more with other penalties, and with ``--class-prior val``.
+Then it prints a table and the commands to use. Test nodes have no say. Nothing is written but raw files that
+are downloaded.
 
 Exit codes: 0 done; 2 bad input, with one line on stderr; other: failure.
 """
@@ -156,6 +157,8 @@ def _try_all(options: argparse.Namespace, lists: list[str], search: _Search) -> 
     if len(parse_operators(best[0].operators)[1]) > 1:
         search.train("weights of operators", [replace(best[0], hop_decay=decay) for decay in _DECAYS])
     search.train("penalties", penalties(search.leading()[:1]))
+    if len(graph.val) > 1:  # shares of one half are measured on the other
+        search.train("shares of the classes", [replace(search.leading()[0], class_prior="val")])
     return graph
 
 
@@ -180,12 +183,13 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
     width = max(len("operators"), *(len(row[0].operators) for row in rows))
     norm = max(len("norm"), *(len(row[0].feature_norm) for row in rows))
     print(f"{'validation':>10} {'loss':>7} {'to the best':>15}  {'operators':{width}}", end="")
-    print(f"  {'norm':{norm}}  {'scaling':9}  {'decay':>5}  {'mu':>6}")
+    print(f"  {'norm':{norm}}  {'scaling':9}  {'decay':>5}  {'mu':>6}  shares")
     for c, accuracy, loss, behind, error in rows:
         spread = f" ± {100 * error:5.2f}" if options.seeds > 1 else " " * 8  # a single run has none
         print(f"{100 * accuracy:10.2f} {loss:7.3f} {100 * behind:+7.2f}{spread}  ", end="")
         print(
-            f"{c.operators:{width}}  {c.feature_norm:{norm}}  {c.input_norm:9}  {c.hop_decay:5g}  {c.mu:6g}"
+            f"{c.operators:{width}}  {c.feature_norm:{norm}}  {c.input_norm:9}  {c.hop_decay:5g}  {c.mu:6g}  "
+            f"{c.class_prior}"
         )
     best = rows[0][0]
     given = data_arguments(options)

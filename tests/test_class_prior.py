@@ -27,7 +27,7 @@ from pdadmm import Model
 from pdadmm.admm.options import parse
 from pdadmm.datasets.registry import REGISTRY
 from pdadmm.errors import InputError
-from pdadmm.inputs.class_prior import logit_shift
+from pdadmm.inputs.class_prior import crossed, logit_shift
 from pdadmm.inputs.feature_file import FeatureFile
 
 MPIRun = Callable[..., Finished]
@@ -185,6 +185,28 @@ def test_a_data_set_s_shares_give_way_to_least_squares() -> None:
     assert parse([], lambda path: preset).training.class_prior == "val"
     assert parse(["--risk", "least_squares"], lambda path: preset).training.class_prior == "train"
     assert parse(["--class-prior", "train"], lambda path: preset).training.class_prior == "train"
+
+
+def test_crossed_shares_are_of_the_other_half() -> None:
+    """Of logits that say nothing every node is of the class that is most frequent in the other half."""
+    rng = np.random.default_rng(0)
+    y = rng.choice(3, 201, p=SHARES)
+    nothing = np.zeros((201, 3), np.float32)
+    accuracy, loss = crossed(nothing, y, np.array([7, 7, 7]))
+    assert accuracy == pytest.approx(np.mean(y == 0), abs=0.02)
+    shares = np.bincount(y) / 201
+    assert -(shares * np.log(shares)).sum() < loss < -(shares * np.log(shares)).sum() + 0.05
+    # a node of a class that the others lack gains nothing from its own label
+    y = np.array([0] * 10 + [1])
+    logits = np.zeros((11, 2), np.float32)
+    logits[10] = [0, 2.0]  # above ln 7, where the other half has none of class 1 and counts as 7 to 1
+    alone, _ = crossed(logits, y, np.array([5, 5]))
+    every = (logits + logit_shift(np.array([5, 5]), np.bincount(y))).argmax(axis=1) == y
+    assert alone == pytest.approx(1.0) == every.mean()
+    logits[10] = [0, 1.75]  # above ln 5.5, all nodes being 11 to 2, and below ln 6
+    alone, _ = crossed(logits, y, np.array([5, 5]))
+    every = (logits + logit_shift(np.array([5, 5]), np.bincount(y))).argmax(axis=1) == y
+    assert alone < 1.0 == every.mean()
 
 
 def test_shares_go_with_a_data_set_s_own_operators() -> None:

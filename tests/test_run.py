@@ -333,19 +333,33 @@ def test_an_activation_is_used_in_the_written_model(on_one_rank: dict[str, Path]
         assert float((model.predict(X) == y).mean()) == summary_of(on_one_rank[name])["test_accuracy"]
 
 
-def test_authors_schedule_raises_nu_and_rho_when_the_loss_stalls(small: Path, tmp_path: Path) -> None:
-    options = "--layers 4 --hidden 16 --iterations 40 --eval-every 1 --nu 1e-4 --rho 0.5 --schedule authors"
-    succeed(python("-m", "pdadmm.run", small, *options.split(), "--quiet", "--out", tmp_path))
-    records = records_of(tmp_path)
-    nu, rho, losses = 1e-4, 0.5, []
+def scheduled(records: list[dict[str, Any]], nu: float, rho: float, afresh: bool = True) -> list[float]:
+    """nu and rho of every iteration by the authors' rule, which looks at losses of one stage, or of all."""
+    found, losses = [], list[float]()
     for record in records:
-        if record["stage_iteration"] == 1:
+        if afresh and record["stage_iteration"] == 1:
             losses = []
-        assert (record["nu"], record["rho"]) == (pytest.approx(nu), pytest.approx(rho))
+        found += [nu, rho]
         losses.append(record["train_loss"])
         if len(losses) > 2 and losses[-1] > losses[-2] - 0.001 and losses[-2] > losses[-3] - 0.001:
             nu, rho = min(10 * nu, 1), min(10 * rho, 1)
-    assert records[-1]["nu"] > 1e-4 and records[-1]["rho"] == 1
+    return found
+
+
+def test_authors_schedule_raises_nu_and_rho_when_the_loss_stalls(small: Path, tmp_path: Path) -> None:
+    common = [small, *words("--layers 4 --hidden 16 --eval-every 1 --schedule authors --quiet")]
+    given = {
+        "to 1": [*common, *words("--iterations 40 --nu 1e-4 --rho 0.5")],
+        "in stages": [*common, *words("--iterations 4 --nu 1e-6 --rho 1e-5")],
+    }
+    runs = run_each(python, "pdadmm.run", given, tmp_path)
+    for name, start in (("to 1", (1e-4, 0.5)), ("in stages", (1e-6, 1e-5))):
+        records = records_of(runs[name])
+        taken = [value for record in records for value in (record["nu"], record["rho"])]
+        assert taken == pytest.approx(scheduled(records, *start))
+    assert records_of(runs["to 1"])[-1]["nu"] > 1e-4 and records_of(runs["to 1"])[-1]["rho"] == 1
+    # a stage does not go on from the losses of the one before
+    assert taken != pytest.approx(scheduled(records, 1e-6, 1e-5, afresh=False))
 
 
 # ---- bytes ----------------------------------------------------------------------------------------

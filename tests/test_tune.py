@@ -31,11 +31,15 @@ def test_candidates_are_ranked_and_the_commands_printed_do_what_was_tried(tmp_pa
     write_npz(tmp_path / "mine.npz")
     done = succeed(python("-m", "pdadmm.tune", "mine.npz", *SMALL, "--try", "x", "--try", "ppr:.2,power:2"))
     lines = done.out.splitlines()
-    pattern = r" *([\d.]+) +[\d.]+ +([-+][\d.]+) ± +[\d.]+  (\S+) +(\w+) +(\w+) +([\d.]+) +([-\de.]+)"
+    pattern = (
+        r" *([\d.]+) +[\d.]+ +([-+][\d.]+) ± +[\d.]+  (\S+) +(\w+) +(\w+) +([\d.]+) +([-\de.]+)  (train|val)"
+    )
     found = [row for row in (re.fullmatch(pattern, line) for line in lines) if row]
     assert len(found) == len(lines) - 4
-    tried = [row.groups()[2:] for row in found]
-    assert len(set(tried)) == len(tried)
+    tried = [row.groups()[2:7] for row in found]
+    with_shares = [row.groups()[2:7] for row in found if row[8] == "val"]
+    assert len(with_shares) == 1 and tried.count(with_shares[0]) == 2
+    assert len(set(tried)) == len(tried) - 1
     lists = {"x", "ppr:0.2,power:2"}
     assert {(a, "none", *b) for a in lists for b in (("none", "1", "0.01"), ("hellinger", "1", "0.0003"))} < {
         *tried
@@ -62,7 +66,8 @@ def test_candidates_are_ranked_and_the_commands_printed_do_what_was_tried(tmp_pa
     assert prepare[prepare.index("--operators") + 1] == found[0][3]
     assert prepare[prepare.index("--feature-norm") + 1] == found[0][4]
     values = [run[run.index(name) + 1] for name in ("--input-norm", "--hop-decay", "--mu")]
-    assert values == list(found[0].groups()[4:])
+    assert values == list(found[0].groups()[4:7])
+    assert run[run.index("--class-prior") + 1] == found[0][8]
     succeed(python(*prepare))
     succeed(python(*run, "--iterations", "6", "--quiet", "--out", "out"))
     assert summary_of(tmp_path / "out")["operators"] == found[0][3]
@@ -85,7 +90,7 @@ def test_negative_features_are_tried_without_roots_and_what_comes_apart_is_last(
     monkeypatch.setattr(trial.Trainer, "run", comes_apart)
     given = ["--try", "x", "--try", "powers:1", "--feature-norm", "row"]
     assert main(["mine.npz", *SMALL, *given]) == 0
-    tried = [line.split()[-5:] for line in capsys.readouterr().out.splitlines()[1:-3]]
+    tried = [line.split()[-6:] for line in capsys.readouterr().out.splitlines()[1:-3]]
     assert {tuple(row[1:3]) for row in tried} == {("row", "none")}
     lists = [row[0] for row in tried]
     assert lists[-6:] == ["x"] * 6 and set(lists[:-6]) == {"powers:1"} and len(lists) > 12
@@ -102,10 +107,10 @@ def test_measurements_are_standardised(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([str(tmp_path / "mine.npz"), *SMALL, "--try", "x", "--try", "powers:1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines[1:-3]]
-    norms = {(row[-4], row[-3]) for row in rows}
+    norms = {(row[-5], row[-4]) for row in rows}
     assert norms >= {("none", "none"), ("standard", "none")} and ("standard", "hellinger") not in norms
-    assert rows[0][-4] == "standard" and float(rows[0][0]) > 80
-    assert max(float(row[0]) for row in rows if row[-4] != "standard") < float(rows[0][0]) - 10
+    assert rows[0][-5] == "standard" and float(rows[0][0]) > 80
+    assert max(float(row[0]) for row in rows if row[-5] != "standard") < float(rows[0][0]) - 10
     assert "--feature-norm standard" in lines[-2]
 
 

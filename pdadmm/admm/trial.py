@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pdadmm.admm.activations import make_activation
 from pdadmm.admm.command import resolve
-from pdadmm.admm.options import parse
+from pdadmm.admm.options import Config, parse
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.start import start_alone
 from pdadmm.comm.waiter import Waiter
 from pdadmm.errors import RunError
 from pdadmm.files import Record
+from pdadmm.inputs.class_prior import crossed
+from pdadmm.inputs.scaling import normalise_inputs
 from pdadmm.runtime.threads import set_threads
 from pdadmm.runtime.trials import Outcome
 
@@ -38,6 +41,7 @@ class Candidate:
     input_norm : str
         Of :data:`pdadmm.inputs.scaling.INPUT_NORMS`.
     mu, hop_decay : float
+    class_prior : str
         Options of ``pdadmm.run``.
     """
 
@@ -46,11 +50,13 @@ class Candidate:
     input_norm: str
     mu: float
     hop_decay: float
+    class_prior: str = "train"
 
     def arguments(self) -> list[str]:
         """What ``pdadmm.run`` is to be told."""
         values = {"--input-norm": self.input_norm, "--hop-decay": self.hop_decay, "--mu": self.mu}
-        return [word for name, value in values.items() for word in (name, f"{value}".removesuffix(".0"))]
+        found = [word for name, value in values.items() for word in (name, f"{value}".removesuffix(".0"))]
+        return [*found, "--class-prior", self.class_prior]
 
 
 def try_out(
@@ -73,7 +79,8 @@ def try_out(
     Returns
     -------
     Outcome
-        On the validation nodes; the test nodes have no say.
+        On the validation nodes; the test nodes have no say. With the shares of the classes among them, of
+        halves of them with the shares of the other (`pdadmm.inputs.class_prior.crossed`).
 
     Raises
     ------
@@ -84,6 +91,7 @@ def try_out(
     MPI = start_alone()
     own = ["--seed", str(seed), "--quiet"]
     own += ["--backend", "numpy", "--eval-every", "1000000"]  # evaluated at the end of a stage only
+    own += ["--class-prior", "train"]  # another is measured below
     config = parse([*options, *candidate.arguments(), *own], lambda _: preset)
     resolve(config, 1)
     sizes = Sizes.of(features)
@@ -99,4 +107,23 @@ def try_out(
             return Outcome(0.0, math.inf)
         finally:
             trainer.close()
+    if candidate.class_prior != "train":
+        return Outcome(*crossed(_logits(trainer, features, config), features.y("val"), _counts(features)))
     return Outcome(records[-1]["val_accuracy"], records[-1]["val_loss"])
+
+
+def _logits(trainer: Trainer, features: Features, config: Config) -> np.ndarray:
+    """(V, classes) of the validation nodes, by the network as it was trained, on one rank."""
+    n = config.network
+    x = normalise_inputs(features.x("val"), features.attrs["features_per_hop"], n.input_norm, n.hop_decay)
+    f = make_activation(n.activation)
+    for position, layer in sorted(trainer.layers.items()):
+        x = x @ layer.W.T + layer.b
+        if position < n.layers:
+            x = f(x)
+    return x
+
+
+def _counts(features: Features) -> np.ndarray:
+    """Training nodes of every class."""
+    return np.bincount(features.y("train"), minlength=features.num_classes)

@@ -6,7 +6,7 @@ import numpy as np
 
 from pdadmm.inputs import Floats, Ids
 
-__all__ = ["CLASS_PRIORS", "logit_shift"]
+__all__ = ["CLASS_PRIORS", "crossed", "logit_shift"]
 
 #: of --class-prior: the split whose shares of the classes predictions are for
 CLASS_PRIORS = ("train", "val")
@@ -32,3 +32,36 @@ def logit_shift(train: Ids, target: Ids) -> Floats:
     """
     shares = [(counts + 1) / (counts + 1).sum() for counts in (target, train)]
     return np.log(shares[0] / shares[1]).astype(np.float32)
+
+
+def crossed(logits: Floats, y: Ids, train: Ids, halvings: int = 10) -> tuple[float, float]:
+    """What the shares of the classes among these nodes make of them, without those that they are measured on.
+
+    One half of the nodes is measured with the shares of the other, both ways, of as many random halvings.
+
+    Parameters
+    ----------
+    logits : (V, classes)
+        Without a shift.
+    y : integer (V,)
+        Classes of the nodes, two at least.
+    train : integer (classes,)
+        As in `logit_shift`.
+    halvings
+
+    Returns
+    -------
+    accuracy, loss
+        Means over the halves; the loss is the cross entropy of a node.
+    """
+    accuracies, losses = [], []
+    for halving in range(halvings):
+        order = np.random.default_rng(halving).permutation(len(y))
+        halves = order[: len(y) // 2], order[len(y) // 2 :]
+        for counted, measured in (halves, halves[::-1]):
+            z = logits[measured] + logit_shift(train, np.bincount(y[counted], minlength=len(train)))
+            z -= z.max(axis=1, keepdims=True)
+            own = z[np.arange(len(measured)), y[measured]]
+            accuracies.append(np.mean(z.argmax(axis=1) == y[measured]))
+            losses.append(np.mean(np.log(np.exp(z).sum(axis=1)) - own))
+    return float(np.mean(accuracies)), float(np.mean(losses))

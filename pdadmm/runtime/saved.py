@@ -37,10 +37,8 @@ def require_same(fingerprint: Mapping[str, object], before: Mapping[str, object]
     ------
     InputError
     """
-    for name in {
-        **fingerprint,
-        **before,
-    }:  # an option that is in one of them alone has its default in the other
+    # what only one of them has is another option's, or has its default in the other
+    for name in {**fingerprint, **before}:
         value, theirs = (given.get(name) for given in (fingerprint, before))
         if theirs != value:
             raise InputError(
