@@ -8,6 +8,7 @@ cut between the groups too, so that their bits do not depend on the shards.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,9 @@ Item = TypeVar("Item")
 _SMALL, _WORK = 1 << 23, 1 << 24
 #: rows or columns of a tile are a multiple of it: what BLAS itself takes at a time divides it
 _STEP = 64
+#: tiles of a large product, for as many threads to share; none has more rows or columns than `_LONGEST`.
+#: BLAS copies the other matrix for every tile, so that larger ones are faster, up to there
+_TILES, _LONGEST = 32, 1024
 #: groups of rows into which a sum over at least so many of them is cut
 _GROUPS, _MANY = MOST_GROUPS, 2048
 #: entries of a sum of which every group has one of its own; a larger one is formed by so many columns
@@ -72,17 +76,17 @@ class Products:
             np.matmul(a, b, out=out)
             return
         if m >= n:
-            self._of_rows(a, b, out, _parts(m, 0, _tile(k * n)))
+            self._of_rows(a, b, out, _cut(m, 0, k * n))
             return
 
         def columns(part: slice) -> None:
             np.matmul(a, b[:, part], out=out[:, part])
 
-        self._each(columns, _parts(n, 0, _tile(m * k)))
+        self._each(columns, _cut(n, 0, m * k))
 
     def rows(self, A: Array, B: Array, out: Array, add: bool = False) -> None:
         """``out = A B`` or ``out += A B``; A (n, k), B (k, m), out (n, m)."""
-        self._of_rows(A, B, out, _parts(len(A), self._groups, _tile(B.size)), add)
+        self._of_rows(A, B, out, _cut(len(A), self._groups, B.size), add)
 
     def _of_rows(self, A: Array, B: Array, out: Array, parts: Sequence[slice], add: bool = False) -> None:
         def tile(part: slice) -> None:
@@ -115,7 +119,7 @@ class Products:
         work, rows = len(G) * out.size, rows_of_groups(len(G), groups)
         symmetric = A is G
         if out.size > _LARGEST and groups > 1:
-            parts = _parts(out.shape[1], 0, _COLUMNS)
+            parts = _parts(out.shape[1], _COLUMNS)
 
             def columns(part: slice) -> None:
                 upper = slice(part.stop if symmetric else len(out))
@@ -136,8 +140,11 @@ class Products:
             np.matmul(G[of_group, upper].T, A[of_group, part], out=sums[number, upper, part])
 
         def parts_of(group: slice) -> tuple[slice, ...]:
-            step = _TRIANGLE if symmetric else _tile(len(out) * (group.stop - group.start))
-            return _parts(out.shape[1], 0, step)
+            if symmetric:
+                return _parts(out.shape[1], _TRIANGLE)
+            # a group's sum is cut in two at least, for more threads than there are groups
+            step = min(_COLUMNS, _rounded(out.shape[1] / 2))
+            return _parts(out.shape[1], max(_least(len(out) * (group.stop - group.start)), step))
 
         pieces = [(number, part) for number, group in enumerate(rows) for part in parts_of(group)]
         self._each(piece, pieces, work)
@@ -192,15 +199,31 @@ def _mirror(out: Array, parts: Sequence[slice]) -> None:
 
 
 @lru_cache(1024)
-def _parts(length: int, groups: int, step: int) -> tuple[slice, ...]:
-    """Tiles of `step` rows or columns, within the groups where there are some."""
-    return tuple(
-        slice(first, min(first + step, group.stop))
-        for group in rows_of_groups(length, groups)
-        for first in range(group.start, group.stop, step)
-    )
+def _parts(length: int, step: int) -> tuple[slice, ...]:
+    """Tiles of `step` rows or columns."""
+    return tuple(slice(first, min(first + step, length)) for first in range(0, length, step))
 
 
-def _tile(work_of_one: int) -> int:
-    """Rows or columns of a tile, from the multiply-adds of one of them."""
-    return max(256, -(-_WORK // max(work_of_one, 1) // _STEP) * _STEP)
+@lru_cache(1024)
+def _cut(length: int, groups: int, work_of_one: int) -> tuple[slice, ...]:
+    """Tiles of rows or columns, within the groups where there are some, by the multiply-adds of one of them.
+
+    Those of a group depend on its own length, so that they are the same in any shards.
+    """
+    least, tiles = _least(work_of_one), _TILES // MOST_GROUPS if groups else _TILES
+    found: list[slice] = []
+    for group in rows_of_groups(length, groups):
+        rows = group.stop - group.start
+        step = max(least, min(_LONGEST, _rounded(rows / tiles)))
+        found += [slice(group.start + part.start, group.start + part.stop) for part in _parts(rows, step)]
+    return tuple(found)
+
+
+def _least(work_of_one: int) -> int:
+    """Rows or columns that a tile has at least, from the multiply-adds of one of them."""
+    return max(256, _rounded(_WORK / max(work_of_one, 1)))
+
+
+def _rounded(length: float) -> int:
+    """The next multiple of `_STEP`."""
+    return math.ceil(length / _STEP) * _STEP
