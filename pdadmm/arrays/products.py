@@ -86,6 +86,12 @@ class Products:
 
     def rows(self, A: Array, B: Array, out: Array, add: bool = False) -> None:
         """``out = A B`` or ``out += A B``; A (n, k), B (k, m), out (n, m)."""
+        if not self._groups and len(A) * B.size <= _SMALL:  # a single tile
+            if add:
+                out += A @ B
+            else:
+                np.matmul(A, B, out=out)
+            return
         self._of_rows(A, B, out, _cut(len(A), self._groups, B.size), add)
 
     def _of_rows(self, A: Array, B: Array, out: Array, parts: Sequence[slice], add: bool = False) -> None:
