@@ -36,7 +36,7 @@ def accuracies(features: list[Path], folder: Path, *options: str) -> list[float]
 
 @pytest.mark.parametrize(
     ("codec", "bits", "bar"),
-    [("float32", 32, 0.824), ("delta", 4, 0.824), ("delta", 2, 0.824), ("grid", 8, 0.822)],
+    [("float32", 32, 0.834), ("delta", 4, 0.834), ("delta", 2, 0.834), ("grid", 8, 0.832)],
 )
 def test_cora_at_16_layers(
     codec: str, bits: int, bar: float, prepared: Callable[..., Path], tmp_path: Path
@@ -50,9 +50,9 @@ def test_cora_at_16_layers(
 @pytest.mark.parametrize(
     ("name", "runs", "bar"),
     [
-        ("citeseer", 3, 0.722),
-        ("amazon-photo", 3, 0.892),
-        ("amazon-computers", 3, 0.795),
+        ("citeseer", 3, 0.738),
+        ("amazon-photo", 3, 0.905),
+        ("amazon-computers", 3, 0.835),
         ("coauthor-cs", 1, 0.911),  # a run of these takes as long as several of the others
         ("coauthor-physics", 1, 0.932),
     ],
