@@ -143,17 +143,18 @@ class _Steps:
         levels = _levels(self._bits)
         weights = np.concatenate([m.weights for m in messages])
         sizes = np.stack([_sizes(m.cols, sorted(bits)) for m in messages])
-        # (rows, steps): seconds and variance of every row's steps
+        # the heaviest row first: the gains of a step are then in order already where links are alike
+        rows = np.argsort(-weights, kind="stable")
+        weights = weights[rows]
+        # (steps, rows): seconds and variance of every row's steps
         seconds = np.diff(sizes, axis=1) * np.array([[m.link.seconds_per_byte] for m in messages])
-        cost, saved = np.repeat(seconds, self._counts, axis=0), weights[:, None] * -np.diff(levels)
-        free = cost <= 0
+        cost, saved = np.repeat(seconds, self._counts, axis=0)[rows].T, -np.diff(levels)[:, None] * weights
         # narrow rows take as many bytes at several widths: the widest of them is free
-        gain = np.where(free, np.inf, saved / np.where(free, 1, cost)).reshape(-1)
-        step = np.tile(np.arange(cost.shape[1]), len(weights))
-        row = np.repeat(np.arange(len(weights)), cost.shape[1])
+        gain = np.full(cost.shape, np.inf)
+        np.divide(saved, cost, out=gain, where=cost > 0)
         # ties by step and row, so that the order is the same everywhere and no step comes before its turn
-        order = np.lexsort((row, step, -gain))
-        self._row = row[order]
+        order = np.argsort(-gain.reshape(-1), kind="stable")
+        self._row = rows[order % len(rows)]
         least = [
             m.seconds(n * of_row) for m, n, of_row in zip(messages, self._counts, sizes[:, 0], strict=True)
         ]
