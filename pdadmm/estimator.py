@@ -217,8 +217,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         y : (rows,)
             Labels of any kind, of two classes or more.
         validation
-            X and y to evaluate on, see `history_`; nothing is chosen by them but with `keep_best`, which
-            needs them.
+            X and y to evaluate on, see `history_`; the network depends on them with `keep_best` and
+            ``class_prior="val"`` only, which need them.
 
         Raises
         ------
@@ -245,6 +245,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         attributes = {
             "activation": self.activation, "input_norm": self.input_norm, "hop_decay": 1.0,
             "features_per_hop": self.n_features_in_, "first_depth": fitted.first_depth,
+            "class_prior": self.class_prior,
         }  # fmt: skip
         self.model_ = Model(fitted.weights, fitted.biases, self.activation, attributes)
         self.history_ = fitted.history

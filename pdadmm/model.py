@@ -13,6 +13,7 @@ import numpy as np
 
 from pdadmm.admm import torch_mlp
 from pdadmm.admm.activations import make_activation
+from pdadmm.admm.forward import linear_outputs
 from pdadmm.admm.model_file import Prepared, check_attributes, read_model, save_model
 from pdadmm.errors import InputError
 from pdadmm.files import Record
@@ -166,12 +167,7 @@ class Model:
         out = np.empty((len(X), len(self.biases[-1])), np.float32)
         for start in range(0, len(X), _ROWS):
             rows = slice(start, start + _ROWS)
-            x = self._scaled(X[rows]).astype(np.float64)
-            for i, (W, b) in enumerate(layers, 1):
-                x = x @ W + b
-                if i < len(layers):
-                    x = f(x)
-            out[rows] = x
+            out[rows] = linear_outputs(self._scaled(X[rows]).astype(np.float64), layers, f)
         return out
 
     def _scaled(self, X: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,10 +26,13 @@ from support import (
 
 from pdadmm import Model
 from pdadmm.admm.options import parse
+from pdadmm.admm.trial import Candidate, try_out
+from pdadmm.datasets import load
 from pdadmm.datasets.registry import REGISTRY
 from pdadmm.errors import InputError
 from pdadmm.inputs.class_prior import crossed, logit_shift
 from pdadmm.inputs.feature_file import FeatureFile
+from pdadmm.inputs.write import in_memory
 
 MPIRun = Callable[..., Finished]
 
@@ -104,13 +108,14 @@ def test_only_the_output_s_biases_and_what_is_predicted_differ(runs: dict[str, P
         np.testing.assert_array_equal(b, b_val)
     np.testing.assert_array_equal(plain[-1][0], shifted[-1][0])
     np.testing.assert_allclose(shifted[-1][1] - plain[-1][1], shift, atol=1e-6)
-    # training is the same; what is measured of the network is that of the model
+    # training is the same, and what is said of it; what is measured of other nodes is that of the model
+    of_training = ("objective", "primal_residual", "train_loss", "train_accuracy")
     for a, b in zip(records_of(runs["train"]), records_of(runs["val"]), strict=True):
-        assert (a["objective"], a["primal_residual"]) == (b["objective"], b["primal_residual"])
+        assert [a[name] for name in of_training] == [b[name] for name in of_training]
     summary, model = summary_of(runs["val"]), Model.load(runs["val"] / "model.h5")
     best = Model.load(runs["val"] / "model_best.h5")
     with FeatureFile(features) as file:
-        for split in ("train", "val", "test"):
+        for split in ("val", "test"):
             right = np.mean(model.predict(file.x(split)) == file.y(split))
             assert summary[f"{split}_accuracy"] == pytest.approx(right, abs=1e-9)
         right = np.mean(best.predict(file.x("test")) == file.y("test"))
@@ -150,24 +155,41 @@ def test_a_run_goes_on_from_its_checkpoint_and_with_no_other_shares(
     for name in ("summary.json", "model.h5", "model_best.h5"):
         (folder / name).unlink()  # as if it had been killed after the last checkpoint
     found = python("-m", "pdadmm.run", "--resume", "--out", folder, "--class-prior", "train")
-    assert found.code == 2 and "class_prior" in found.err and found.err.count("\n") == 1
+    assert found.code == 2 and found.err.count("\n") == 1
+    assert "was made with class_prior = val, not train; give the options" in found.err
     succeed(mpirun(2, "-m", "pdadmm.run", "--resume", "--quiet", "--out", folder))
     for ours, theirs in zip(weights_of_run(runs["val"]), weights_of_run(folder), strict=True):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
+def test_a_schedule_is_that_of_training(features: Path, tmp_path: Path) -> None:
+    schedule = words("--layers 4 --hidden 16 --iterations 30 --eval-every 1 --quiet --schedule authors")
+    given = [features, *schedule, *words("--nu 1e-4 --rho 1e-3")]
+    found = run_each(python, "pdadmm.run", {"train": given, "val": [*given, *VAL]}, tmp_path)
+    a, b = ([(r["nu"], r["objective"]) for r in records_of(folder)] for folder in found.values())
+    assert a == b and len({nu for nu, _ in a}) > 1
+
+
 @pytest.mark.parametrize("of", ["train", "val"])
-def test_a_run_starts_with_the_predictions_of_its_start(
-    of: str, runs: dict[str, Path], features: Path, tmp_path: Path
+@pytest.mark.parametrize("prior", ["train", "val"])
+def test_a_run_starts_from_what_its_start_was_trained_to(
+    of: str, prior: str, runs: dict[str, Path], features: Path, tmp_path: Path
 ) -> None:
-    """A shift is not added twice: what is trained is the start without it."""
-    start = runs[of] / "model.h5"
-    more = words("--iterations 1 --eval-every 1 --quiet --rho 1e-6 --nu 1e-6 --mu 0")
-    succeed(python("-m", "pdadmm.run", features, *VAL, *more, "--start", start, "--out", tmp_path / "run"))
-    before, after = weights_of(start)[-1][1], weights_of(tmp_path / "run" / "model.h5")[-1][1]
-    # one step from the start's biases, and not from them and the shift
-    assert abs(after - before).max() < abs(after - before - shift_of(features)).max() / 4
+    """A shift is neither added twice nor trained on."""
+    more = [
+        *words("--iterations 1 --eval-every 1 --quiet --rho 1e-6 --nu 1e-6 --mu 0"),
+        "--class-prior",
+        prior,
+    ]
+    start = ["--start", runs[of] / "model.h5"]
+    succeed(python("-m", "pdadmm.run", features, *more, *start, "--out", tmp_path / "run"))
+    trained = weights_of(runs["train"] / "model.h5")[-1][1]
+    after = weights_of(tmp_path / "run" / "model.h5")[-1][1]
+    wanted = trained + shift_of(features) if prior == "val" else trained
+    # one step from there; the shift is .9 and more
+    assert abs(after - wanted).max() < 0.2
+    assert Model.load(tmp_path / "run" / "model.h5").attributes["class_prior"] == prior
 
 
 def test_what_has_no_shares_is_refused(features: Path, tmp_path: Path, mpirun: MPIRun) -> None:
@@ -207,6 +229,24 @@ def test_crossed_shares_are_of_the_other_half() -> None:
     alone, _ = crossed(logits, y, np.array([5, 5]))
     every = (logits + logit_shift(np.array([5, 5]), np.bincount(y))).argmax(axis=1) == y
     assert alone < 1.0 == every.mean()
+
+
+def test_a_trial_measures_the_logits_of_its_network(graph: Path, features: Path, tmp_path: Path) -> None:
+    """Cross-fitted, of the network that is trained; the same logits by the written model."""
+    candidate = Candidate("x,power:1", "none", "none", 0.01, 1.0)
+    options = ["--layers", "3", "--hidden", "16", "--iterations", "15"]
+    given = in_memory(load(str(graph)), operators="x,power:1")
+    plain, crossed_fit = (
+        try_out(given, replace(candidate, class_prior=prior), options, {}, 0) for prior in ("train", "val")
+    )
+    succeed(python("-m", "pdadmm.run", features, *options, *candidate.arguments(), "--out", tmp_path / "run"))
+    with FeatureFile(features) as file:
+        y, train = file.y("val"), np.bincount(file.y("train"))
+        logits = Model.load(tmp_path / "run" / "model.h5").forward(file.x("val"))
+    assert plain.accuracy == pytest.approx(np.mean(logits.argmax(axis=1) == y))
+    accuracy, loss = crossed(logits, y, train)
+    assert (crossed_fit.accuracy, crossed_fit.loss) == pytest.approx((accuracy, loss), rel=1e-4)
+    assert crossed_fit.accuracy > plain.accuracy
 
 
 def test_shares_go_with_a_data_set_s_own_operators() -> None:
@@ -301,7 +341,7 @@ def test_ranks_of_graph_networks_make_no_difference(
         np.testing.assert_array_equal(array, wanted[name], name)
     ours, theirs = (list(map(without_times, records_of(f))) for f in (found["once"], networks["val"]))
     assert [r["val_accuracy"] for r in ours] == [r["val_accuracy"] for r in theirs]
-    # a start predicts what it did
+    # a start with the same shares predicts what it did
     for name, array in arrays_of(found["again"] / "model.h5").items():
         np.testing.assert_allclose(array, wanted[name], atol=1e-5, err_msg=name)
 

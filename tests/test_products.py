@@ -23,7 +23,7 @@ from support import (
 )
 from threadpoolctl import threadpool_limits
 
-from pdadmm.arrays.groups import rows_of_groups
+from pdadmm.arrays.groups import rows_of_groups, tree
 from pdadmm.arrays.products import Products
 
 
@@ -82,6 +82,18 @@ def test_a_matrix_with_itself(rows: int, cols: int, groups: int) -> None:
             Products(2, groups // 2).over_rows(mine, mine, half)
             halves.append(half)
         assert groups == 2 or rows < 2048 or np.array_equal(halves[0] + halves[1], found[0])
+
+
+def test_a_large_matrix_with_itself_is_the_same_in_shards_of_one_group() -> None:
+    G = np.random.default_rng(0).standard_normal((9001, 1100)).astype(np.float32)
+    whole, share = np.empty((1100, 1100), np.float32), np.empty((1100, 1100), np.float32)
+    Products(2, 8).over_rows(G, G, whole)
+    shares = []
+    for part in rows_of_groups(9001, 8):
+        mine = G[part]
+        Products(1, 1).over_rows(mine, mine, share)
+        shares.append(share.copy())
+    np.testing.assert_array_equal(tree(shares), whole)
 
 
 def test_float64_and_given_results() -> None:

@@ -291,6 +291,7 @@ def _begin_files(
         "input_norm": n.input_norm,
         "hop_decay": n.hop_decay,
         "features_per_hop": sizes.features_per_hop,
+        "class_prior": trainer.config.training.class_prior,
         "dataset": sizes.dataset,
         "first_depth": (resumed.state.get("first_depth") if resumed else 0) or trainer.first_depth,
     }

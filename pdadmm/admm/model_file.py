@@ -17,6 +17,7 @@ from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.errors import InputError
 from pdadmm.files import Record, naming, reserve, scratch, take_place, write_at
 from pdadmm.inputs import FEATURE_NORMS
+from pdadmm.inputs.class_prior import CLASS_PRIORS
 from pdadmm.inputs.feature_norm import FeatureNorm
 from pdadmm.inputs.scaling import INPUT_NORMS
 
@@ -209,6 +210,7 @@ _ATTRIBUTES: Attributes = {
     "features_per_hop": ((int,), lambda value: value >= 1),
     "operators": ((str,), lambda value: True),
     "feature_norm": ((str,), lambda value: value in FEATURE_NORMS),
+    "class_prior": ((str,), lambda value: value in CLASS_PRIORS),
     "dataset": ((str,), lambda value: True),
     "test_accuracy": ((int, float), lambda value: True),
     "first_depth": ((int,), lambda value: value >= 1),

@@ -180,9 +180,11 @@ class Trainer:
         self.passes: Passes = select_passes(config.run.kernels, threads, name, self.backend.groups)
         self.transport: Transport | None = None
         self.layers: dict[int, Layer] = {}
-        #: (classes,) what logits have more in predictions than in training; on the ranks of the output layer
+        #: (classes,) what logits have more in predictions than in training, here and in the network that is
+        #: started from; on the ranks of the output layer
         self._shift: np.ndarray | None = None
-        self.splits = self._read(sizes, open_features)
+        self._shift_of_start: np.ndarray | None = None
+        self.splits = self._read(sizes, open_features, "train" if start is None else start.class_prior)
         self.monitor = Monitor(self.layers_total, dict(sizes.rows))
         self._rows = dict(sizes.rows)  # of all shards
         first = config.training.stages[0]
@@ -212,7 +214,9 @@ class Trainer:
         self.reduction_bytes = 0  # in the iterations of the stage
         self._losses: list[float] = []
 
-    def _read(self, sizes: Sizes, open_features: Callable[[], Features]) -> dict[str, Split]:
+    def _read(
+        self, sizes: Sizes, open_features: Callable[[], Features], prior_of_start: str
+    ) -> dict[str, Split]:
         """Features on the rank of layer 1, labels on the output layer's rank; nothing elsewhere."""
         first, last = 1 in self.mine, self.layers_total in self.mine
         ours = {name: self._shard_of(rows) for name, rows in sizes.rows.items()}
@@ -225,9 +229,16 @@ class Trainer:
             return normalise_inputs(X, sizes.features_per_hop, n.input_norm, n.hop_decay)
 
         with self.waiter.limit(f"reading the features of {self.dataset}"), open_features() as features:
-            if last and (prior := self.config.training.class_prior) != "train":
-                counts = [np.bincount(features.y(name), minlength=sizes.classes) for name in ("train", prior)]
-                self._shift = logit_shift(*counts)
+            if last:
+
+                def shift_for(prior: str) -> np.ndarray | None:
+                    if prior == "train":
+                        return None
+                    labels = features.y("train"), features.y(prior)
+                    return logit_shift(*(np.bincount(y, minlength=sizes.classes) for y in labels))
+
+                self._shift = shift_for(self.config.training.class_prior)
+                self._shift_of_start = shift_for(prior_of_start)
             return {
                 name: Split(
                     stop - start,
@@ -390,7 +401,7 @@ class Trainer:
         if position in self._given:
             W, b = self._given.pop(position)
             copy_into(layer.W, W)
-            copy_into(layer.b, b if not last or self._shift is None else b - self._shift)
+            copy_into(layer.b, b if not last or self._shift_of_start is None else b - self._shift_of_start)
         return layer.to(self.backend)
 
     # ---- checkpoints --------------------------------------------------------------------------------
@@ -489,9 +500,7 @@ class Trainer:
         rows = {f"nodes_{name}": rows for name, rows in self._rows.items()}
         data = {"dataset": self.dataset, "widths": self.widths, **rows}
         training = asdict(c.training)
-        # checkpoints of before these options have none
-        training.update({"start": os.path.abspath(start)} if (start := training.pop("start")) else {})
-        training.update({"class_prior": prior} if (prior := training.pop("class_prior")) != "train" else {})
+        training["start"] = os.path.abspath(c.training.start) if c.training.start else ""
         if c.training.schedule != "constant":  # it looks at what is evaluated
             training["eval_every"] = c.output.eval_every
         return {**data, **asdict(c.network), **training, **asdict(c.messages)}
@@ -517,7 +526,9 @@ class Trainer:
     def _evaluate(self, stage: Stage, terms: dict[int, Terms], index: int, stage_iteration: int) -> None:
         start = time.perf_counter()
         shift = None if self._shift is None else self.backend.asarray(self._shift)
-        counts = {name: evaluate(stage, self.splits[name], shift) for name in SPLITS}
+        # what is said of the training nodes, whose loss a schedule looks at, is said of training
+        shifts = {"train": None, "val": shift, "test": shift}
+        counts = {name: evaluate(stage, self.splits[name], shifts[name]) for name in SPLITS}
         if self.grid.shard:  # every shard has the sums over all of them
             terms, counts = {}, {}
         total = self.waiter.sum(self.monitor.pack(terms, counts))

@@ -11,6 +11,7 @@ import numpy as np
 
 from pdadmm.admm.activations import make_activation
 from pdadmm.admm.command import resolve
+from pdadmm.admm.forward import linear_outputs
 from pdadmm.admm.options import Config, parse
 from pdadmm.admm.trainer import Sizes, Trainer, largest_product
 from pdadmm.comm.start import start_alone
@@ -108,7 +109,8 @@ def try_out(
         finally:
             trainer.close()
     if candidate.class_prior != "train":
-        return Outcome(*crossed(_logits(trainer, features, config), features.y("val"), _counts(features)))
+        train = np.bincount(features.y("train"), minlength=sizes.classes)
+        return Outcome(*crossed(_logits(trainer, features, config), features.y("val"), train))
     return Outcome(records[-1]["val_accuracy"], records[-1]["val_loss"])
 
 
@@ -116,14 +118,5 @@ def _logits(trainer: Trainer, features: Features, config: Config) -> np.ndarray:
     """(V, classes) of the validation nodes, by the network as it was trained, on one rank."""
     n = config.network
     x = normalise_inputs(features.x("val"), features.attrs["features_per_hop"], n.input_norm, n.hop_decay)
-    f = make_activation(n.activation)
-    for position, layer in sorted(trainer.layers.items()):
-        x = x @ layer.W.T + layer.b
-        if position < n.layers:
-            x = f(x)
-    return x
-
-
-def _counts(features: Features) -> np.ndarray:
-    """Training nodes of every class."""
-    return np.bincount(features.y("train"), minlength=features.num_classes)
+    layers = [(layer.W.T, layer.b) for _, layer in sorted(trainer.layers.items())]
+    return linear_outputs(x, layers, make_activation(n.activation))

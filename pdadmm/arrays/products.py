@@ -27,8 +27,8 @@ Item = TypeVar("Item")
 _SMALL, _WORK = 1 << 23, 1 << 24
 #: rows or columns of a tile are a multiple of it: what BLAS itself takes at a time divides it
 _STEP = 64
-#: tiles of a large product, for as many threads to share; none has more rows or columns than `_LONGEST`.
-#: BLAS copies the other matrix for every tile, so that larger ones are faster, up to there
+#: tiles of a large product, for as many threads to share, or more, of `_LONGEST` rows or columns: BLAS copies
+#: the other matrix for every tile, so that larger ones are faster, up to there
 _TILES, _LONGEST = 32, 1024
 #: groups of rows into which a sum over at least so many of them is cut
 _GROUPS, _MANY = MOST_GROUPS, 2048
@@ -146,9 +146,11 @@ class Products:
             np.matmul(G[of_group, upper].T, A[of_group, part], out=sums[number, upper, part])
 
         def parts_of(group: slice) -> tuple[slice, ...]:
+            if out.size > _LARGEST:  # as above, so that a shard of a single group has the same tiles
+                return _parts(out.shape[1], _COLUMNS)
             if symmetric:
                 return _parts(out.shape[1], _TRIANGLE)
-            # a group's sum is cut in two at least, for more threads than there are groups
+            # in two, or by fewer columns than `_COLUMNS`, for more threads than there are groups
             step = min(_COLUMNS, _rounded(out.shape[1] / 2))
             return _parts(out.shape[1], max(_least(len(out) * (group.stop - group.start)), step))
 

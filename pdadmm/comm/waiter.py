@@ -203,7 +203,7 @@ class Waiter:
                     + ", or give a longer --timeout"
                 )
 
-        # where ranks share cores, what a test costs is taken from the ranks that compute
+        # where ranks share cores, what is done between tests is taken from the ranks that compute
         poll(done, self._manner.spins, between if background is not None or limit else None)
         waited = time.perf_counter() - start
         self.seconds += waited

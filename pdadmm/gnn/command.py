@@ -233,6 +233,7 @@ def _attributes(trainer: Trainer, test_accuracy: float) -> Record:
         "dataset": trainer.facts.dataset,
         "order": trainer.config.network.order,
         "multilabel": int(trainer.facts.multilabel),
+        "class_prior": trainer.config.training.class_prior,
         "feature_norm": trainer.facts.norm.name,
         "test_accuracy": test_accuracy,
     }

@@ -81,7 +81,12 @@ def _counts(targets: Targets, Z: Array, rows: np.ndarray) -> tuple[float, float]
 
 
 def measure(
-    outputs: Mapping[int, Array], targets: Mapping[int, Targets], parts: int, classes: int, waiter: Waiter
+    outputs: Mapping[int, Array],
+    targets: Mapping[int, Targets],
+    parts: int,
+    classes: int,
+    waiter: Waiter,
+    shift: np.ndarray | None = None,
 ) -> Record:
     """Loss of the training nodes, and accuracies of all splits over all parts, on all ranks; collective.
 
@@ -91,13 +96,16 @@ def measure(
         (n, classes) of the parts of this rank.
     parts
         Of the graph: numbers are added up in their order, whoever has them.
+    shift
+        (classes,), added to the outputs of validation and test nodes.
     """
     table = np.zeros((parts, len(SPLITS), 4))
     for part, Z in outputs.items():
         for i, name in enumerate(SPLITS):
             rows = targets[part].rows(name)
             loss = targets[part].loss(Z, rows) if name == "train" else 0.0  # of the others nobody asks
-            table[part, i] = loss, len(rows), *_counts(targets[part], Z, rows)
+            predicted = Z if name == "train" or shift is None else Z + shift
+            table[part, i] = loss, len(rows), *_counts(targets[part], predicted, rows)
     total = np.add.reduce(waiter.sum(table), axis=0)
     found: Record = {}
     for i, name in enumerate(SPLITS):

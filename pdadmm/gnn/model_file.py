@@ -16,6 +16,7 @@ from pdadmm.files import Record, naming, reserve, take_place, write_at
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.part import MODELS
 from pdadmm.inputs import FEATURE_NORMS
+from pdadmm.inputs.class_prior import CLASS_PRIORS
 from pdadmm.inputs.feature_norm import FeatureNorm
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ _ATTRIBUTES: Attributes = {
     "dataset": ((str,), lambda value: True),
     "order": ((str,), lambda value: True),
     "multilabel": ((int,), lambda value: value in (0, 1)),
+    "class_prior": ((str,), lambda value: value in CLASS_PRIORS),
     "feature_norm": ((str,), lambda value: value in FEATURE_NORMS),
     "test_accuracy": ((int, float), lambda value: True),
 }

@@ -170,11 +170,12 @@ class Trainer:
             self.shape, owners[rank], owners, waiter, self.passes, config.training.seed, laps, backend
         )
         #: (classes,) what logits have more in predictions than in training
-        self._shift = _shift_of(config, source)
+        self._shift = _shift_for(config.training.class_prior, source)
         if config.training.start and not config.output.resume:
-            given = read_model(config.training.start)[1]
-            if self._shift is not None:
-                given[self.shape.layers]["b"] -= self._shift
+            _, given, attributes, _ = read_model(config.training.start)
+            of_start = _shift_for(attributes.get("class_prior", "train"), source)
+            if of_start is not None:
+                given[self.shape.layers]["b"] -= of_start
             self.parameters.take(given)
         inputs, own = read_inputs(source, self.parts, self.shape, on_host, backend)
         self.network = Network(
@@ -320,9 +321,7 @@ class Trainer:
         cut = cut if self._coded else {}
         data = {"dataset": f.dataset, "widths": list(self.shape.widths), **cut}
         training = asdict(c.training)
-        # checkpoints of before these options have none
-        training.update({"start": os.path.abspath(start)} if (start := training.pop("start")) else {})
-        training.update({"class_prior": prior} if (prior := training.pop("class_prior")) != "train" else {})
+        training["start"] = os.path.abspath(c.training.start) if c.training.start else ""
         return {**data, **asdict(c.network), **training, **asdict(c.messages)}
 
     @property
@@ -595,9 +594,7 @@ class Trainer:
         self.waiter.settle(self.backend)
         self._require_finite()
         outputs = {number: self.backend.to_host(self.network.output(number)) for number in self.parts}
-        if self._shift is not None:
-            outputs = {number: output + self._shift for number, output in outputs.items()}
-        found = measure(outputs, self.targets, self.facts.parts, self.facts.classes, self.waiter)
+        found = measure(outputs, self.targets, self.facts.parts, self.facts.classes, self.waiter, self._shift)
         self.evaluation_bytes = sum(end.channel.nbytes for end in self._exact.outgoing)
         self.seconds_evaluation += time.perf_counter() - start
         so_far = self.waiter.sum(np.array([self.seconds_exposed, self.message_bytes]))
@@ -699,9 +696,8 @@ class Trainer:
         return [*inputs, *inputs[1:]]
 
 
-def _shift_of(config: Config, source: GraphSource) -> np.ndarray | None:
-    """What `--class-prior` adds to the logits, (classes,), of the nodes of all parts."""
-    prior = config.training.class_prior
+def _shift_for(prior: str, source: GraphSource) -> np.ndarray | None:
+    """What `--class-prior` adds to the logits, (classes,), by the nodes of all parts."""
     if prior == "train":
         return None
     counts = np.zeros((2, source.num_classes), np.int64)

@@ -25,6 +25,10 @@ class Mark(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     sha256: Sha256
 
 
+#: options that older checkpoints do not have, and what these were made with
+_SINCE: Mapping[str, object] = {"start": "", "class_prior": "train"}
+
+
 def require_same(fingerprint: Mapping[str, object], before: Mapping[str, object]) -> None:
     """Refuse to go on with other options, or on data of other sizes, than a checkpoint was made with.
 
@@ -37,9 +41,9 @@ def require_same(fingerprint: Mapping[str, object], before: Mapping[str, object]
     ------
     InputError
     """
-    # what only one of them has is another option's, or has its default in the other
-    for name in {**fingerprint, **before}:
-        value, theirs = (given.get(name) for given in (fingerprint, before))
+    before = {**_SINCE, **before}
+    for name, value in fingerprint.items():
+        theirs = before.get(name)
         if theirs != value:
             raise InputError(
                 f"--resume: the checkpoint was made with {name} = {repr(str(theirs)[:200])[1:-1]}, "
