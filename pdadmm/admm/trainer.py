@@ -229,16 +229,12 @@ class Trainer:
             return normalise_inputs(X, sizes.features_per_hop, n.input_norm, n.hop_decay)
 
         with self.waiter.limit(f"reading the features of {self.dataset}"), open_features() as features:
-            if last:
-
-                def shift_for(prior: str) -> np.ndarray | None:
-                    if prior == "train":
-                        return None
-                    labels = features.y("train"), features.y(prior)
-                    return logit_shift(*(np.bincount(y, minlength=sizes.classes) for y in labels))
-
-                self._shift = shift_for(self.config.training.class_prior)
-                self._shift_of_start = shift_for(prior_of_start)
+            prior = self.config.training.class_prior
+            if last and "val" in (prior, prior_of_start):
+                labels = features.y("train"), features.y("val")
+                shift = logit_shift(*(np.bincount(y, minlength=sizes.classes) for y in labels))
+                self._shift = shift if prior == "val" else None
+                self._shift_of_start = shift if prior_of_start == "val" else None
             return {
                 name: Split(
                     stop - start,

@@ -101,11 +101,11 @@ def measure(
     """
     table = np.zeros((parts, len(SPLITS), 4))
     for part, Z in outputs.items():
+        shifted = Z if shift is None else Z + shift
         for i, name in enumerate(SPLITS):
             rows = targets[part].rows(name)
             loss = targets[part].loss(Z, rows) if name == "train" else 0.0  # of the others nobody asks
-            predicted = Z if name == "train" or shift is None else Z + shift
-            table[part, i] = loss, len(rows), *_counts(targets[part], predicted, rows)
+            table[part, i] = loss, len(rows), *_counts(targets[part], Z if name == "train" else shifted, rows)
     total = np.add.reduce(waiter.sum(table), axis=0)
     found: Record = {}
     for i, name in enumerate(SPLITS):
