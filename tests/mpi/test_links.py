@@ -183,6 +183,36 @@ def test_rounds_among_any_peers_carry_messages_of_any_size(
         thread.close()
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_without_overlap_a_send_lasts_until_the_message_has_left(
+    overlap: bool, waiter: Waiter, max_bytes: int | None
+) -> None:
+    """4 MB, which MPI lets go only when the receiver asks for them."""
+    if max_bytes:
+        pytest.skip("small pieces leave at once")
+    rank, comm = waiter.comm.rank, waiter.comm
+    channels = (between("down", 1, 0, 0, 4 << 20, rank),) if rank < 2 else ()
+    ends = MPITransport(waiter, None, overlap).open(Rounds((Round("P", channels),)))
+    for sender in ends.outgoing.values():
+        sender.start()
+        started = time.monotonic()
+        if overlap:
+            comm.send(None, 0, 99)  # the receiver asks for the message after this one
+        else:
+            assert started >= comm.recv(source=0, tag=99)
+    for receiver in ends.incoming.values():
+        if overlap:
+            comm.recv(source=1, tag=99)
+            receiver.post()
+        else:
+            time.sleep(0.3)
+            asked = time.monotonic()  # one clock for all processes of a machine
+            receiver.post()
+            comm.send(asked, 1, 99)
+        receiver.wait()
+    ends.close()
+
+
 # ---- the pipelined forward pass -------------------------------------------------------------------
 
 
