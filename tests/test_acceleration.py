@@ -89,6 +89,32 @@ def test_the_regression_bears_large_means_and_small_penalties(
         assert cost(layer.W.astype(float), layer.b.astype(float)) <= least * 1.001 + floor
 
 
+@pytest.mark.parametrize("inputs", [9, 90])
+def test_the_system_of_layer_1_is_made_once_for_every_penalty(
+    kernels: Any, inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = layers_of(kernels, 1, inputs=inputs)[0]
+    p, z = layer.p.astype(float), layer.z.astype(float)
+    layer.weights.W_bar = 0.0
+    made: list[float] = []
+    make = type(kernels).system
+
+    def counted(self: Any, gram: Any, penalty: float) -> Any:
+        made.append(penalty)
+        return make(self, gram, penalty)
+
+    monkeypatch.setattr(type(kernels), "system", counted)
+    found = []
+    for nu in (NU, NU, 0.2 * NU, 0.2 * NU, 5 * NU):  # the authors' schedule changes it
+        layer.hyper.nu = nu
+        layer.update_weights(1)
+        found.append(layer.W.copy())
+        wanted, _ = updates.exact_weights(p, z, 0.0, nu, MU)
+        np.testing.assert_allclose(layer.W, wanted, rtol=1e-3, atol=1e-4)
+    assert made == [MU / (0.2 * NU), MU / (5 * NU)]  # that of NU is there from the iteration before
+    assert np.abs(found[0] - found[2]).max() > 1e-2
+
+
 @pytest.mark.parametrize("damping", [0.0, 0.5])
 def test_inputs_that_do_not_vary_leave_the_weights_finite(kernels: Any, damping: float) -> None:
     for layer in layers_of(kernels, 3, mean=0.7, spread=0.0, mu=0.0, damping=damping):

@@ -16,6 +16,7 @@ from pdadmm.admm.activations import Activation
 from pdadmm.admm.coupling import CouplingEnd
 from pdadmm.admm.passes.lengths import label_of
 from pdadmm.admm.passes.protocol import HiddenSums, Passes
+from pdadmm.admm.updates import RidgeSystem
 from pdadmm.admm.weights import DenseWeights, Inputs, RowSpaceWeights, Weights
 from pdadmm.arrays import Array, Scalar, copy_into, namespace, number, squared_norm
 from pdadmm.arrays.backend import NUMPY, Backend
@@ -179,6 +180,8 @@ class Layer:
         #: of the residual over the nodes, which the b-update takes off; the same array for all of a stage
         self.mean = self.backend.zeros(self.b.shape)
         self._gram: Array | None = None
+        #: of layer 1, whose Gram matrix is the same in all iterations, and what its penalty was made of
+        self._system: tuple[tuple[float, ...], RidgeSystem] | None = None
         self._spread: Scalar | None = None
         self._far = False
         #: last changes of W and b, which momentum repeats in part; nothing to repeat at first
@@ -463,30 +466,33 @@ class Layer:
         p_mean = self._sum(k.column_sums(p)) / self.V
         z_mean = self._sum(k.column_sums(z)) / self.V
         dual = self.n_in > self.V and self.nodes.whole
-        rest, gram = p_mean, None
+        rest = p_mean
         if self.below is None:  # X never changes, nor does its Gram matrix
             if self._gram is None:
                 self._gram = updates.centred_gram(p) if dual else self._centred_gram()
                 self._far = not k.centres and self._is_far(p_mean, self._sum(k.column_squares(p)))
-            gram = self._gram if dual else self._gram.copy()
             if self._far:
                 p, rest = self._near_zero(p_mean)
+            of = (self.hyper.nu, self.hyper.mu, self.hyper.damping)
+            if self._system is None or self._system[0] != of:
+                self._system = of, k.system(self._gram, penalty)
+            system = self._system[1]
         elif dual:
             if not k.centres and self._is_far(p_mean, k.column_squares(p)):
                 p, rest = self._near_zero(p_mean)
+            system = k.system(k.dual_gram(p, rest, self.work), penalty)
         else:
             shares = self._sum(k.gram_share(self._summed(p), p_mean, self.work))
             if not k.centres and self._is_far(p_mean, shares.diagonal()):
                 p, rest = self._near_zero(p_mean)
                 shares = self._sum(k.gram_share(self._summed(p), rest, self.work))
-            gram = k.gram(shares, rest, self.V)
+            system = k.system(k.gram(shares, rest, self.V), penalty)
         if dual:
-            W = k.dual_ridge(p, z, rest, z_mean, W_bar, penalty, gram, self.work)
+            W = k.dual_ridge(system, p, z, rest, z_mean, W_bar, self.work)
         else:
-            assert gram is not None
             share = k.right_share(self._summed(p), z, rest, z_mean, W_bar, self.work)
             right = k.right(self._sum(share), rest, z_mean, self.V)
-            W = k.ridge(gram, right, W_bar, penalty)
+            W = k.ridge(system, right, W_bar)
         return W, updates.ridge_bias(W, p_mean, z_mean)
 
     def _summed(self, p: Array) -> Array:

@@ -25,12 +25,12 @@ symbol     shape            meaning
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from pdadmm.admm.activations import Activation
-from pdadmm.arrays import Array, namespace, squared_norm
+from pdadmm.arrays import Array, Scalar, namespace, squared_norm
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -266,51 +266,63 @@ def ridge_right(p: Array, z: Array, p_mean: Array, z_mean: Array, W_bar: Array |
     return (centred.T @ target).astype(np.float64)
 
 
+class RidgeSystem(Protocol):
+    """Normal equations of a ridge regression: a centred Gram matrix and a weight on its diagonal."""
+
+    weight: Scalar
+
+    def solve(self, right: Array) -> Array:
+        """The solution for right-hand sides, any number of times; (n, m) float64."""
+        ...
+
+
+class PlainRidge:
+    """A system solved anew for every right-hand side.
+
+    Parameters
+    ----------
+    gram
+        :func:`centred_gram`, (n_in, n_in), or (V, V) for :func:`dual_ridge`; it stays as it is.
+    penalty
+        ``mu/nu``.
+    """
+
+    def __init__(self, gram: Array, penalty: Scalar) -> None:
+        # a floor keeps the system solvable when mu is 0 or vanishes against float32 products
+        self.weight = np.maximum(1e-7 * gram.trace() / len(gram) + 1e-30, penalty)
+        self._matrix = gram.copy()
+        diagonal = namespace(gram).arange(len(gram))
+        self._matrix[diagonal, diagonal] += self.weight
+
+    def solve(self, right: Array) -> Array:
+        return namespace(right).linalg.solve(self._matrix, right)
+
+
 def ridge(
-    gram: Array, right: Array, W_bar: Array | float, penalty: float, dtype: npt.DTypeLike = np.float32
+    system: RidgeSystem, right: Array, W_bar: Array | float, dtype: npt.DTypeLike = np.float32
 ) -> Array:
     """W (n_out, n_in) of the ridge regression by its n_in x n_in normal equations.
 
     Parameters
     ----------
-    gram, right
-        :func:`centred_gram` and :func:`ridge_right`, summed over all nodes.
-    penalty
-        ``mu/nu``.
+    right
+        :func:`ridge_right`, summed over all nodes.
     """
-    xp = namespace(gram)
-    delta = xp.linalg.solve(_with_penalty(gram, penalty), right)
-    return xp.ascontiguousarray(delta.astype(dtype).T) + W_bar
+    delta = system.solve(right)
+    return namespace(right).ascontiguousarray(delta.astype(dtype).T) + W_bar
 
 
 def dual_ridge(
-    p: Array,
-    z: Array,
-    p_mean: Array,
-    z_mean: Array,
-    W_bar: Array | float,
-    penalty: float,
-    gram: Array | None = None,
+    system: RidgeSystem, p: Array, z: Array, p_mean: Array, z_mean: Array, W_bar: Array | float
 ) -> Array:
     """The same W by the V x V dual system, for V < n_in."""
     centred, target = _centred(p, z, p_mean, z_mean, W_bar)
-    if gram is None:
-        gram = (centred @ centred.T).astype(np.float64)
-    delta = namespace(p).linalg.solve(_with_penalty(gram, penalty), target.astype(np.float64))
-    return delta.astype(p.dtype).T @ centred + W_bar
+    return system.solve(target.astype(np.float64)).astype(p.dtype).T @ centred + W_bar
 
 
 def _centred(p: Array, z: Array, p_mean: Array, z_mean: Array, W_bar: Array | float) -> tuple[Array, Array]:
     centred, target = p - p_mean.astype(p.dtype), z - z_mean.astype(z.dtype)
     return centred, target if np.isscalar(W_bar) else target - centred @ W_bar.T  # type: ignore[union-attr]
-
-
-def _with_penalty(gram: Array, penalty: float) -> Array:
-    # a floor keeps the system solvable when mu is 0 or vanishes against float32 products
-    gram = gram.copy()
-    diagonal = namespace(gram).arange(len(gram))
-    gram[diagonal, diagonal] += np.maximum(1e-7 * gram.trace() / len(gram) + 1e-30, penalty)
-    return gram
 
 
 def ridge_bias(W: Array, p_mean: Array, z_mean: Array) -> Array:
@@ -335,13 +347,12 @@ def exact_weights(
     W, b
         (n_out, n_in) and (n_out,), in the dtype of p.
     """
-    V, n = p.shape
     p_mean, z_mean = column_mean(p), column_mean(z)
-    if n > V:
-        W = dual_ridge(p, z, p_mean, z_mean, W_bar, mu / nu, gram)
+    system = PlainRidge(centred_gram(p, p_mean) if gram is None else gram, mu / nu)
+    if p.shape[1] > len(p):
+        W = dual_ridge(system, p, z, p_mean, z_mean, W_bar)
     else:
-        gram = centred_gram(p, p_mean, dual=False) if gram is None else gram
-        W = ridge(gram, ridge_right(p, z, p_mean, z_mean, W_bar), W_bar, mu / nu, p.dtype)
+        W = ridge(system, ridge_right(p, z, p_mean, z_mean, W_bar), W_bar, p.dtype)
     return W, ridge_bias(W, p_mean, z_mean)
 
 

@@ -11,6 +11,7 @@ from pdadmm.admm.activations import Activation
 from pdadmm.admm.passes.lengths import DeviceLengths, Lengths
 from pdadmm.admm.passes.protocol import Coupled, HiddenSums, Workspace
 from pdadmm.admm.passes.reference import ReferencePasses
+from pdadmm.admm.updates import RidgeSystem
 from pdadmm.arrays import DeviceArray as Array
 from pdadmm.arrays import Scalar
 from pdadmm.codec.base import require_size
@@ -152,21 +153,26 @@ class CudaPasses(CudaKernels):
     def right(self, shares: Array, p_mean: Array, z_mean: Array, nodes: int) -> Array:
         return shares
 
-    def ridge(self, gram: Array, right: Array, W_bar: Array | float, penalty: float) -> Array:
-        return self._reference.ridge(gram, right, W_bar, penalty)
+    def dual_gram(self, p: Array, p_mean: Array, work: Workspace) -> Array:
+        return self._reference.dual_gram(p, p_mean, work)
+
+    def system(self, gram: Array, penalty: Scalar) -> RidgeSystem:
+        return self._reference.system(gram, penalty)
+
+    def ridge(self, system: RidgeSystem, right: Array, W_bar: Array | float) -> Array:
+        return self._reference.ridge(system, right, W_bar)
 
     def dual_ridge(
         self,
+        system: RidgeSystem,
         p: Array,
         z: Array,
         p_mean: Array,
         z_mean: Array,
         W_bar: Array | float,
-        penalty: float,
-        gram: Array | None,
         work: Workspace,
     ) -> Array:
-        return self._reference.dual_ridge(p, z, p_mean, z_mean, W_bar, penalty, gram, work)
+        return self._reference.dual_ridge(system, p, z, p_mean, z_mean, W_bar, work)
 
     # ---- the updates of z, q and u ------------------------------------------------------------------
 

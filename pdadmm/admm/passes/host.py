@@ -13,7 +13,8 @@ from pdadmm.admm.passes import in_place
 from pdadmm.admm.passes.lengths import HostLengths, Lengths
 from pdadmm.admm.passes.protocol import Coupled, HiddenSums, Workspace
 from pdadmm.admm.passes.reference import ReferencePasses
-from pdadmm.arrays import Array
+from pdadmm.admm.updates import RidgeSystem
+from pdadmm.arrays import Array, Scalar
 from pdadmm.codec import NonFiniteError
 from pdadmm.codec.base import require_size
 from pdadmm.kernels.host import CODING, HostKernels, doubles, same_shape
@@ -198,21 +199,26 @@ class HostPasses(HostKernels):
     def right(self, shares: Array, p_mean: Array, z_mean: Array, nodes: int) -> Array:
         return in_place.centred(shares, p_mean, z_mean, nodes)
 
-    def ridge(self, gram: Array, right: Array, W_bar: Array | float, penalty: float) -> Array:
-        return in_place.ridge(gram, right, W_bar, penalty)
+    def dual_gram(self, p: Array, p_mean: Array, work: Workspace) -> Array:
+        return in_place.dual_gram(p, work)
+
+    def system(self, gram: Array, penalty: Scalar) -> RidgeSystem:
+        return in_place.FactoredRidge(gram, penalty)
+
+    def ridge(self, system: RidgeSystem, right: Array, W_bar: Array | float) -> Array:
+        return in_place.ridge(system, right, W_bar)
 
     def dual_ridge(
         self,
+        system: RidgeSystem,
         p: Array,
         z: Array,
         p_mean: Array,
         z_mean: Array,
         W_bar: Array | float,
-        penalty: float,
-        gram: Array | None,
         work: Workspace,
     ) -> Array:
-        return in_place.dual_ridge(p, z, W_bar, penalty, gram, work)
+        return in_place.dual_ridge(system, p, z, W_bar, work)
 
     # ---- the updates of z, q and u ------------------------------------------------------------------
 

@@ -11,10 +11,20 @@ from types import ModuleType
 
 import numpy as np
 
-from pdadmm.arrays import Array
+from pdadmm.admm.updates import RidgeSystem
+from pdadmm.arrays import Array, Scalar
 from pdadmm.arrays.workspace import Workspace
 
-__all__ = ["centred", "dual_ridge", "gram_share", "inverse_hessian", "ridge", "right_share"]
+__all__ = [
+    "FactoredRidge",
+    "centred",
+    "dual_gram",
+    "dual_ridge",
+    "gram_share",
+    "inverse_hessian",
+    "ridge",
+    "right_share",
+]
 
 
 def inverse_hessian(W: Array, nu: float, rho: float, work: Workspace) -> Array:
@@ -48,15 +58,29 @@ def _lapack() -> ModuleType:
     return lapack
 
 
-def _solve(gram: Array, right: Array) -> Array:
-    """Solution of a positive definite system, by LU where rounding left it indefinite."""
-    _, x, failed = _lapack().dposv(gram, right, lower=1)
-    if not failed:
-        return x
-    try:
-        return np.linalg.solve(gram, right)
-    except np.linalg.LinAlgError:  # which the next gradient's norm will tell
-        return np.full_like(right, np.nan)
+class FactoredRidge:
+    """A ridge regression's system by its Cholesky factor, or by LU where rounding left it indefinite.
+
+    Solutions of a singular one, or of NaN, are no numbers, which the next gradient's norm will tell.
+    """
+
+    def __init__(self, gram: Array, penalty: Scalar) -> None:
+        self.weight = max(penalty, 1e-7 * float(gram.trace()) / len(gram) + 1e-30)
+        lapack = _lapack()
+        self._factor, failed = lapack.dpotrf(self._matrix(gram), lower=1, overwrite_a=1)
+        self._pivots: Array | None = None
+        if failed:
+            self._factor, self._pivots, _ = lapack.dgetrf(self._matrix(gram), overwrite_a=1)
+
+    def _matrix(self, gram: Array) -> Array:
+        found = np.array(gram, order="F")
+        found[np.diag_indices_from(found)] += self.weight
+        return found
+
+    def solve(self, right: Array) -> Array:
+        if self._pivots is None:
+            return _lapack().dpotrs(self._factor, right, lower=1)[0]
+        return _lapack().dgetrs(self._factor, self._pivots, right)[0]
 
 
 def gram_share(p: Array, work: Workspace) -> Array:
@@ -82,30 +106,25 @@ def centred(products: Array, left_mean: Array, right_mean: Array, nodes: int) ->
     return found
 
 
-def ridge(gram: Array, right: Array, W_bar: Array | float, penalty: float) -> Array:
-    """W of ``(C + lambda) W^T = D + lambda W_bar^T``; overwrites both arguments."""
-    weight = _add_penalty(gram, penalty)
+def ridge(system: RidgeSystem, right: Array, W_bar: Array | float) -> Array:
+    """W of ``(C + lambda) W^T = D + lambda W_bar^T``; overwrites D, `right`."""
     if not np.isscalar(W_bar):
-        right += weight * W_bar.T  # type: ignore[union-attr]
-    return np.ascontiguousarray(_solve(gram, right).T, np.float32)
+        right += system.weight * W_bar.T  # type: ignore[union-attr]
+    return np.ascontiguousarray(system.solve(right).T, np.float32)
 
 
-def dual_ridge(
-    p: Array, z: Array, W_bar: Array | float, penalty: float, gram: Array | None, work: Workspace
-) -> Array:
+def dual_ridge(system: RidgeSystem, p: Array, z: Array, W_bar: Array | float, work: Workspace) -> Array:
     """``W = W_bar + A^T p`` with ``(K + lambda) A = Z``, for fewer nodes than inputs.
 
     K is the doubly centred ``p p^T`` and Z the centred ``z - p W_bar^T``: the columns of A sum to zero
     as those of Z do, so that p need not be centred. Those of a K in single precision do nearly, which is
     mended.
     """
-    gram = _dual_gram(p, work) if gram is None else gram.copy()
-    _add_penalty(gram, penalty)
     target = z.astype(np.float64)  # V x n_out, no larger than the system
     if not np.isscalar(W_bar):
         target -= work.backend.matmul(p, W_bar.T, out=work.get("H", z.shape))  # type: ignore[union-attr]
     target -= target.mean(axis=0)
-    A = _solve(gram, target)
+    A = system.solve(target)
     A -= A.mean(axis=0)
     A = A.astype(p.dtype)
     W = work.backend.matmul(A.T, p, out=work.get("W", (z.shape[1], p.shape[1])))
@@ -113,16 +132,11 @@ def dual_ridge(
     return W
 
 
-def _dual_gram(p: Array, work: Workspace) -> Array:
+def dual_gram(p: Array, work: Workspace) -> Array:
+    """``p p^T``, doubly centred, (V, V) float64."""
     V = len(p)
     gram = work.backend.matmul(p, p.T, out=work.get("PP", (V, V))).astype(np.float64)
     rows = gram.mean(axis=0)
     gram -= rows
     gram -= (rows - rows.mean())[:, None]
     return gram
-
-
-def _add_penalty(gram: Array, penalty: float) -> float:
-    weight = max(penalty, 1e-7 * float(gram.trace()) / len(gram) + 1e-30)
-    gram[np.diag_indices_from(gram)] += weight
-    return weight

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pdadmm.admm.activations import Activation
 from pdadmm.admm.passes.lengths import Lengths
+from pdadmm.admm.updates import RidgeSystem
 from pdadmm.arrays import Array, Scalar
 from pdadmm.arrays.workspace import Workspace
 from pdadmm.codec import Codec
@@ -206,25 +207,32 @@ class Passes(Protocol):
         """Right-hand side that belongs to :meth:`gram` in :meth:`ridge`, (n_in, n_out) float64."""
         ...
 
-    def ridge(self, gram: Array, right: Array, W_bar: Array | float, penalty: float) -> Array:
-        """W (n_out, n_in) from the sums of :meth:`gram` and :meth:`right`; `penalty` is mu/nu."""
+    def dual_gram(self, p: Array, p_mean: Array, work: Workspace) -> Array:
+        """Gram matrix of the nodes, doubly centred, (V, V) float64; all of them must be here."""
+        ...
+
+    def system(self, gram: Array, penalty: Scalar) -> RidgeSystem:
+        """The equations of :meth:`ridge` or :meth:`dual_ridge`, of either Gram matrix; `penalty` is mu/nu.
+
+        A Gram matrix that does not change needs no other one: it may be solved any number of times.
+        """
+        ...
+
+    def ridge(self, system: RidgeSystem, right: Array, W_bar: Array | float) -> Array:
+        """W (n_out, n_in) from the sums of :meth:`gram` and :meth:`right`; overwrites `right`."""
         ...
 
     def dual_ridge(
         self,
+        system: RidgeSystem,
         p: Array,
         z: Array,
         p_mean: Array,
         z_mean: Array,
         W_bar: Array | float,
-        penalty: float,
-        gram: Array | None,
         work: Workspace,
     ) -> Array:
-        """W by the (V, V) system, for fewer nodes than inputs, all of which must be here.
-
-        `gram`: :func:`pdadmm.admm.updates.centred_gram` of p where it is known.
-        """
+        """W by the system of :meth:`dual_gram`, for fewer nodes than inputs."""
         ...
 
     # ---- the updates of z, q and u ------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pdadmm.admm import updates
 from pdadmm.admm.activations import Activation
 from pdadmm.admm.passes.lengths import HostLengths, Lengths
 from pdadmm.admm.passes.protocol import Coupled, HiddenSums, Workspace
+from pdadmm.admm.updates import RidgeSystem
 from pdadmm.arrays import Array, Scalar, number, single, squared_norm
 from pdadmm.arrays.groups import rows_of_groups, total
 from pdadmm.codec import Projecting
@@ -111,21 +112,26 @@ class ReferencePasses(PlainKernels):
     def right(self, shares: Array, p_mean: Array, z_mean: Array, nodes: int) -> Array:
         return shares
 
-    def ridge(self, gram: Array, right: Array, W_bar: Array | float, penalty: float) -> Array:
-        return updates.ridge(gram, right, W_bar, penalty)
+    def dual_gram(self, p: Array, p_mean: Array, work: Workspace) -> Array:
+        return updates.centred_gram(p, p_mean, dual=True)
+
+    def system(self, gram: Array, penalty: Scalar) -> RidgeSystem:
+        return updates.PlainRidge(gram, penalty)
+
+    def ridge(self, system: RidgeSystem, right: Array, W_bar: Array | float) -> Array:
+        return updates.ridge(system, right, W_bar)
 
     def dual_ridge(
         self,
+        system: RidgeSystem,
         p: Array,
         z: Array,
         p_mean: Array,
         z_mean: Array,
         W_bar: Array | float,
-        penalty: float,
-        gram: Array | None,
         work: Workspace,
     ) -> Array:
-        return updates.dual_ridge(p, z, p_mean, z_mean, W_bar, penalty, gram)
+        return updates.dual_ridge(system, p, z, p_mean, z_mean, W_bar)
 
     # ---- the updates of z, q and u ------------------------------------------------------------------
 
