@@ -92,7 +92,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
     risk
         Loss of the output layer: cross_entropy or least_squares.
     class_prior
-        Whose shares of the classes predictions are for: those of y (train) or of the validation data (val).
+        Class distribution to predict for: that of y (train) or, as correction of
+        label shift, of the validation data (val).
     schedule
         Constant nu and rho, or the authors' rule (authors): tenfold, up to 1, when the training loss stalls.
     refresh

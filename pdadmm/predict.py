@@ -38,7 +38,9 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m pdadmm.predict", description="Classes of the nodes of a feature file.")
     parser.add_argument("run", metavar="DIR", help="folder of a run of pdadmm.run, or its model.h5")
     parser.add_argument("features", metavar="FILE.h5", help="features, made by pdadmm.prepare")
-    parser.add_argument("--out", metavar="FILE.h5", default="predictions.h5", help="what to write")
+    parser.add_argument(
+        "--out", metavar="FILE.h5", default="predictions.h5", help="what to write (predictions.h5)"
+    )
     return parser
 
 

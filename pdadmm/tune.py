@@ -158,7 +158,7 @@ def _try_all(options: argparse.Namespace, lists: list[str], search: _Search) -> 
         search.train("weights of operators", [replace(best[0], hop_decay=decay) for decay in _DECAYS])
     search.train("penalties", penalties(search.leading()[:1]))
     if len(graph.val) > 1:  # shares of one half are measured on the other
-        search.train("shares of the classes", [replace(search.leading()[0], class_prior="val")])
+        search.train("label shift", [replace(search.leading()[0], class_prior="val")])
     return graph
 
 
@@ -183,7 +183,7 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
     width = max(len("operators"), *(len(row[0].operators) for row in rows))
     norm = max(len("norm"), *(len(row[0].feature_norm) for row in rows))
     print(f"{'validation':>10} {'loss':>7} {'to the best':>15}  {'operators':{width}}", end="")
-    print(f"  {'norm':{norm}}  {'scaling':9}  {'decay':>5}  {'mu':>6}  shares")
+    print(f"  {'norm':{norm}}  {'scaling':9}  {'decay':>5}  {'mu':>6}  prior")
     for c, accuracy, loss, behind, error in rows:
         spread = f" ± {100 * error:5.2f}" if options.seeds > 1 else " " * 8  # a single run has none
         print(f"{100 * accuracy:10.2f} {loss:7.3f} {100 * behind:+7.2f}{spread}  ", end="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -385,6 +386,19 @@ def test_every_list_in_the_registry_is_one_in_its_kept_form() -> None:
         assert parse_operators(entry.operators)[0] == entry.operators
         if entry.operators != "powers:4":
             assert f"| `{entry.name}` | `{entry.operators}` | {entry.operator_norm} |" in documentation
+
+
+def test_the_page_has_every_preset() -> None:
+    documentation = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    section = documentation.split("\n### Presets\n")[1].split("\n### ")[0]
+    listed = dict(re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", section, re.M))
+    assert set(listed) == set(REGISTRY)
+    for name, options in listed.items():
+        wanted = REGISTRY[name].preset_for(REGISTRY[name].operators)
+        given = dict(re.findall(r"`--([a-z-]+) ([^`]+)`", options))
+        assert set(given) == {option.replace("_", "-") for option in wanted}
+        for option, value in wanted.items():
+            assert type(value)(given[option.replace("_", "-")]) == value
 
 
 def test_the_preset_is_that_of_the_operators_of_the_file(elsewhere: Path) -> None:

@@ -121,7 +121,8 @@ class Training:
     risk: str = option("cross_entropy", "loss of the output layer", ("cross_entropy", "least_squares"))
     class_prior: str = option(
         "train",
-        "whose shares of the classes predictions are for: those of the training or the validation nodes",
+        "class distribution to predict for: that of the training nodes, or of the validation nodes "
+        "(label-shift correction)",
         CLASS_PRIORS,
     )
     schedule: str = option(

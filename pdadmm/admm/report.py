@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pdadmm
 from pdadmm.errors import one_line
 from pdadmm.files import Record
+from pdadmm.inputs import class_prior
 from pdadmm.runtime.console import print_results
 from pdadmm.runtime.progress import Progress
 
@@ -106,6 +107,7 @@ def final_table(summary: Record, folder: Path) -> None:
         ("validation", f"{summary['val_accuracy']:.3f}"),
         ("test", f"{summary['test_accuracy']:.3f}"),
         ("test at best validation", f"{summary['test_accuracy_at_best_val']:.3f}{at_best}"),
+        *class_prior.rows_of_results(summary["class_prior"]),
         ("operators of the inputs", one_line(summary["operators"])),
         ("objective", f"{summary['objective']:.5g}"),
         ("primal residual", f"{summary['primal_residual']:.3g}"),

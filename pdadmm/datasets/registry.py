@@ -175,7 +175,7 @@ _PRESETS: dict[str, Record] = {
 }  # fmt: skip
 
 # Operators, the feature norm before them, and what of the presets above is different on them:
-# docs/results.md, "How the operators were chosen" and "The shares of the classes".
+# docs/results.md, "How the operators were chosen" and "Label shift".
 _OPERATORS: dict[str, tuple[str, str, Record]] = {
     "cora": ("ppr:0.4,ppr:0.1", "none", {"hop_decay": 1.5, "class_prior": "val"}),
     "citeseer": ("ppr:0.1", "none", {"class_prior": "val"}),

@@ -105,10 +105,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pdadmm.gnn.export",
         description="Write a trained graph network as a state dict of PyTorch Geometric.",
     )
-    parser.add_argument("run", metavar="DIR", help="folder of a run of pdadmm.gnn.run")
+    parser.add_argument("run", metavar="DIR", help="folder of a run of pdadmm.gnn.run, or its model.h5")
     parser.add_argument(
         "--out", metavar="FILE", default="model.pt",
-        help="what to write: FILE.safetensors (without PyTorch), or any other name (by PyTorch)",
+        help="what to write (model.pt): FILE.safetensors (without PyTorch), or any other name (by PyTorch)",
     )  # fmt: skip
     return parser
 

@@ -112,7 +112,8 @@ class Training:
     weight_decay: float = option(0.0, "L2 penalty, added to the gradient", within=Range(0, POSITIVE.most))
     class_prior: str = option(
         "train",
-        "whose shares of the classes predictions are for: those of the training or the validation nodes",
+        "class distribution to predict for: that of the training nodes, or of the validation nodes "
+        "(label-shift correction)",
         CLASS_PRIORS,
     )
     seed: int = option(

@@ -49,7 +49,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
         On all ranks.
     """
     parser = Parser(prog="python -m pdadmm.gnn.predict", description="Classes of the nodes of a graph.")
-    parser.add_argument("run", metavar="DIR", help="folder of a run of pdadmm.gnn.run")
+    parser.add_argument("run", metavar="DIR", help="folder of a run of pdadmm.gnn.run, or its model.h5")
     parser.add_argument("graph", metavar="FILE.h5", help="graph, made by pdadmm.gnn.prepare")
     parser.add_argument("--out", metavar="FILE.h5", default="predictions.h5", help="what to write")
     parser.add_argument("--threads", type=int, default=0, help="threads of a rank")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pdadmm
 from pdadmm.errors import one_line
 from pdadmm.files import Record
+from pdadmm.inputs import class_prior
 from pdadmm.runtime.console import print_results
 from pdadmm.runtime.progress import Progress
 
@@ -111,6 +112,7 @@ def final_table(summary: Record, folder: Path, several: bool) -> None:
         ("validation", f"{s['val_accuracy']:.3f}"),
         ("test", f"{s['test_accuracy']:.3f}"),
         ("test at best validation", f"{s['test_accuracy_at_best_val']:.3f}"),
+        *class_prior.rows_of_results(s["class_prior"]),
         ("loss", f"{s['loss']:.4g}"),
         ("halo rows", f"{s['halo_rows']:,} of {s['nodes']:,} nodes ({s['partitioner']})"),
         ("messages", s["messages"]),

@@ -1,4 +1,4 @@
-"""Predictions for other shares of the classes than those of the nodes that train."""
+"""Label shift: predictions for another class distribution than that of the nodes that train."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from pdadmm.inputs import Floats, Ids
 
-__all__ = ["CLASS_PRIORS", "crossed", "logit_shift"]
+__all__ = ["CLASS_PRIORS", "crossed", "logit_shift", "rows_of_results"]
 
 #: of --class-prior: the split whose shares of the classes predictions are for
 CLASS_PRIORS = ("train", "val")
@@ -32,6 +32,13 @@ def logit_shift(train: Ids, target: Ids) -> Floats:
     """
     shares = [(counts + 1) / (counts + 1).sum() for counts in (target, train)]
     return np.log(shares[0] / shares[1]).astype(np.float32)
+
+
+def rows_of_results(class_prior: str) -> list[tuple[str, str]]:
+    """What a run's final table says of it: nothing where predictions are for the training nodes' shares."""
+    if class_prior == "train":
+        return []
+    return [("class prior", "val: corrected to the class frequencies of the validation nodes")]
 
 
 def crossed(logits: Floats, y: Ids, train: Ids, halvings: int = 10) -> tuple[float, float]:

@@ -1,5 +1,5 @@
-"""What preparing does to the features before anything else: nothing, rows divided by their sums, or columns
-standardised."""
+"""What preparing does to the features before anything else: nothing, rows divided by their L1 norms, or
+columns standardised."""
 
 from __future__ import annotations
 

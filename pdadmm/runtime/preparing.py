@@ -142,8 +142,8 @@ def add_data_options(
     parser.add_argument(
         "--feature-norm",
         choices=FEATURE_NORMS,
-        help="of the features first: row divides each node's by their sum, standard takes from each feature "
-        f"its mean and divides by its deviation ({norm_text})",
+        help="of the features first: row divides each node's by their L1 norm, standard takes from each "
+        f"feature its mean and divides by its deviation ({norm_text})",
     )
     if like:
         parser.add_argument("--like", metavar="FILE.h5", help=f"prepare as it was: {like}")
