@@ -39,6 +39,26 @@ def test_written_options_read_back_the_same(tmp_path: Path) -> None:
     assert parse(["--config", str(file)]) == parse([])
 
 
+def test_a_preset_adds_nothing_to_what_a_run_of_before_was_told(tmp_path: Path) -> None:
+    """Its file lacks what came later, which has its default then; a file with less is the user's."""
+
+    def preset(_: str) -> dict[str, object]:
+        return {"class_prior": "val", "mu": 0.2}
+
+    lines = to_toml(parse(words("/x.h5 --layers 4 --stages 2,4"))).splitlines()
+    older = [line for line in lines if not line.startswith(("class_prior", "start"))]
+    assert len(older) == len(lines) - 2
+    file = tmp_path / "config.toml"
+    file.write_text("\n".join(older))
+    of_resumed = ["--resume", "--out", str(tmp_path)]
+    for arguments in (["--config", str(file)], ["--config", str(file), "--layers", "8"], of_resumed):
+        t = parse(arguments, preset).training
+        assert (t.class_prior, t.mu) == ("train", 0.01)
+    file.write_text("\n".join(line for line in older if not line.startswith("mu")))
+    t = parse(["--config", str(file)], preset).training
+    assert (t.class_prior, t.mu) == ("val", 0.2)
+
+
 def test_the_file_may_name_the_features_and_the_command_line_others(tmp_path: Path) -> None:
     file = tmp_path / "options.toml"
     file.write_text("features = 'a.h5'\n")

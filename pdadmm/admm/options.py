@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from pdadmm.admm.activations import ACTIVATIONS
@@ -28,6 +28,7 @@ from pdadmm.runtime.options import (
     option,
     positional,
 )
+from pdadmm.runtime.saved import SINCE
 from pdadmm.runtime.sections import Output, Run
 
 __all__ = ["OPTIONS", "Config", "Messages", "Network", "Training", "check_stages", "parse"]
@@ -214,10 +215,11 @@ def parse(
         When an option is unknown or a value is out of its range.
     """
     of_file, given = OPTIONS.sources(arguments)
+    of_a_run = _is_of_a_run(of_file)
     _forget_defaults(of_file, given)
     values = merged(of_file, given)
     config = Config()
-    if preset is not None:
+    if preset is not None and not of_a_run:
         for key, value in preset(values.get("features", "")).items():
             setattr(config.network if hasattr(config.network, key) else config.training, key, value)
     path = values.get("training", {}).get("start")
@@ -233,6 +235,17 @@ def parse(
         config.training.class_prior = "train"
     check(config)
     return config
+
+
+def _is_of_a_run(of_file: Record) -> bool:
+    """Whether a file has every option of network and training, as those have that runs write.
+
+    What it lacks came later, and has its default then, not the data set's preset.
+    """
+    sections = {"network": Network, "training": Training}
+    wanted = {f.name for section in sections.values() for f in fields(section)}
+    there = {name for section in sections for name in of_file.get(section, {})}
+    return wanted - there <= SINCE.keys()
 
 
 def _forget_defaults(of_file: Record, given: Record) -> None:

@@ -11,7 +11,7 @@ from msgspec import Meta
 from pdadmm.errors import InputError
 from pdadmm.runtime.index import Sha256, Whole
 
-__all__ = ["ContentHash", "Mark", "NotNegative", "require_same"]
+__all__ = ["SINCE", "ContentHash", "Mark", "NotNegative", "require_same"]
 
 NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
 #: of the data; empty where it is not known
@@ -25,8 +25,8 @@ class Mark(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     sha256: Sha256
 
 
-#: options that older checkpoints do not have, and what these were made with
-_SINCE: Mapping[str, object] = {"start": "", "class_prior": "train"}
+#: options that older runs do not have, and what these were made with: their defaults
+SINCE: Mapping[str, object] = {"start": "", "class_prior": "train"}
 
 
 def require_same(fingerprint: Mapping[str, object], before: Mapping[str, object]) -> None:
@@ -41,7 +41,7 @@ def require_same(fingerprint: Mapping[str, object], before: Mapping[str, object]
     ------
     InputError
     """
-    before = {**_SINCE, **before}
+    before = {**SINCE, **before}
     for name, value in fingerprint.items():
         theirs = before.get(name)
         if theirs != value:
