@@ -29,6 +29,7 @@ from data_files import (
 )
 
 from pdadmm.datasets import REGISTRY, load
+from pdadmm.gnn.prepare import main as prepare_graph
 from pdadmm.inputs.feature_file import FeatureFile
 from pdadmm.inputs.write import in_memory
 from pdadmm.prepare import main
@@ -334,6 +335,33 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(options) >= 13
     for option in options:
         assert option in documentation
+
+
+def test_files_have_their_names_when_their_content_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, int]] = []
+    sync, replace = os.fsync, os.replace
+
+    def noting_sync(descriptor: int) -> None:
+        done.append(("sync", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    def noting_replace(source: str, target: str) -> None:
+        done.append((Path(target).name, os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    small = ["synthetic", "--synthetic-nodes", "60", "--synthetic-classes", "2", "--synthetic-features", "9"]
+    assert main([*small, "--hops", "1", "--out", "features.h5"]) == 0
+    assert prepare_graph([*small, "--parts", "2", "--out", "graph.h5"]) == 0
+    ours = [(name, file) for name, file in done if name.endswith(".h5")]
+    assert [name for name, _ in ours] == ["features.h5", "graph.h5"]
+    for name, file in ours:
+        after = done[done.index((name, file)) :]
+        assert ("sync", file) in done[: -len(after)]  # the file, and then its name
+        assert ("sync", tmp_path.stat().st_ino) in after
 
 
 def test_documented_example_of_own_data_runs(tmp_path: Path) -> None:

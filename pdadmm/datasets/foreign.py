@@ -186,8 +186,6 @@ def write_npz(path: str | os.PathLike[str], graph: Graph) -> None:
         arrays.update({f"{part}_idx": graph.split(part) for part in ("train", "val", "test")})
     with replacing(target) as temporary, open(temporary, "wb") as file:
         np.savez(file, **cast(Any, arrays))  # stubs take a keyword for allow_pickle
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _graph(

@@ -61,11 +61,13 @@ def scratch(path: Path) -> Iterator[Path]:
 def replacing(path: Path) -> Iterator[Path]:
     """Name of a file to write in place of `path`, or of what is behind a link, which it takes at the end.
 
-    When the block raises, what it wrote is removed and `path` stays as it was.
+    By then it is on the disk. When the block raises, what it wrote is removed and `path` stays as it was.
     """
     target = Path(os.path.realpath(path))
     with scratch(target) as temporary, naming(path, temporary):
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # some file systems tell only here that there was no room
         take_place(temporary, target)
 
 
@@ -101,10 +103,8 @@ def write_text(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(text.encode())
         return
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())  # some file systems tell only here that there was no room
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
 
 
 def write_json(path: Path, value: object, indent: int | None = 2) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,7 +36,5 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
         {name: np.ascontiguousarray(array) for name, array in tensors.items()},
         {name: str(value) for name, value in metadata.items()},
     )
-    with naming(path), replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with naming(path), replacing(path) as temporary:
+        temporary.write_bytes(content)
