@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pdadmm.errors import InputError, RunError
+from pdadmm.inputs.class_prior import noted
 from pdadmm.model import Model
 
 try:
@@ -246,7 +247,7 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
         attributes = {
             "activation": self.activation, "input_norm": self.input_norm, "hop_decay": 1.0,
             "features_per_hop": self.n_features_in_, "first_depth": fitted.first_depth,
-            "class_prior": self.class_prior,
+            **noted(self.class_prior, fitted.shift),
         }  # fmt: skip
         self.model_ = Model(fitted.weights, fitted.biases, self.activation, attributes)
         self.history_ = fitted.history

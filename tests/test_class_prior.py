@@ -63,6 +63,21 @@ def features(graph: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def other(graph: Path) -> Path:
+    """The graph again, with other training and validation nodes, of other shares."""
+    with np.load(graph) as arrays:
+        content = {name: arrays[name] for name in arrays.files}
+    order = np.random.default_rng(5).permutation(NODES)
+    of_class = [order[content["labels"][order] == c] for c in range(3)]
+    train = np.concatenate([nodes[:count] for nodes, count in zip(of_class, (5, 20, 10), strict=True)])
+    val = np.concatenate([nodes[20 : 20 + count] for nodes, count in zip(of_class, (8, 2, 9), strict=True)])
+    path = graph.with_name("other.npz")
+    test = np.setdiff1d(order, [*train, *val])
+    np.savez(path, **content, train_idx=train, val_idx=val, test_idx=test)
+    return path
+
+
+@pytest.fixture(scope="module")
 def runs(features: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of a run for the shares of the training nodes, and of one for those of validation."""
     given = {"train": [features, *SHORT], "val": [features, *SHORT, *VAL]}
@@ -192,6 +207,20 @@ def test_a_run_starts_from_what_its_start_was_trained_to(
     assert Model.load(tmp_path / "run" / "model.h5").attributes["class_prior"] == prior
 
 
+@pytest.mark.parametrize("prior", ["train", "val"])
+def test_a_start_on_other_data_loses_the_shift_that_it_has(
+    prior: str, runs: dict[str, Path], other: Path, tmp_path: Path
+) -> None:
+    """Not the one that the new data would give it: the network goes on as the one without a shift does."""
+    succeed(python("-m", "pdadmm.prepare", other, *words("--operators x,power:1 --out"), tmp_path / "f.h5"))
+    options = [tmp_path / "f.h5", *words("--iterations 1 --eval-every 1 --quiet --class-prior"), prior]
+    given = {of: [*options, "--start", folder / "model.h5"] for of, folder in runs.items()}
+    found = run_each(python, "pdadmm.run", given, tmp_path)
+    for ours, theirs in zip(*(weights_of_run(found[of]) for of in ("val", "train")), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_what_has_no_shares_is_refused(features: Path, tmp_path: Path, mpirun: MPIRun) -> None:
     given = [features, *SHORT, *VAL, "--risk", "least_squares", "--out", tmp_path / "run"]
     found = mpirun(2, "-m", "pdadmm.run", *given)
@@ -256,7 +285,7 @@ def test_shares_go_with_a_data_set_s_own_operators() -> None:
         assert "class_prior" not in entry.preset_for("powers:4")  # the paper's
 
 
-def test_the_estimator_takes_the_shares_of_its_validation_data() -> None:
+def test_the_estimator_takes_the_shares_of_its_validation_data(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     from pdadmm import ADMMClassifier
 
@@ -274,6 +303,19 @@ def test_the_estimator_takes_the_shares_of_its_validation_data() -> None:
     assert shifted.history_[-1]["val_accuracy"] == pytest.approx(shifted.score(X_val, names[y_val]))
     with pytest.raises(ValueError, match="class_prior='val' needs validation data"):
         ADMMClassifier(**options, class_prior="val").fit(X, names[y])
+    # what goes on from it needs no validation data, and minds none
+    shifted.model_.save(tmp_path / "model.h5")
+    after = [
+        ADMMClassifier(**options, start=start).fit(X, names[y], validation=validation).model_
+        for start in (shifted.model_, tmp_path / "model.h5")
+        for validation in (None, (X_val, names[y_val]), (X, names[y]))
+    ]
+    wanted = ADMMClassifier(**options, start=plain.model_).fit(X, names[y]).model_
+    for model in after:
+        np.testing.assert_array_equal(model.biases[-1], after[0].biases[-1])
+        np.testing.assert_array_equal(model.weights[0], after[0].weights[0])
+        np.testing.assert_allclose(model.biases[-1], wanted.biases[-1], atol=1e-4)
+        assert "class_shift" not in model.attributes
 
 
 # ---- graph networks -------------------------------------------------------------------------------
@@ -311,6 +353,7 @@ def labels_of(parts: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def test_graph_networks_differ_in_the_output_s_bias_alone(networks: dict[str, Path], parts: Path) -> None:
     plain, shifted = (arrays_of(networks[name] / "model.h5") for name in ("train", "val"))
+    np.testing.assert_allclose(shifted.pop("class_shift"), expected_shift(*labels_of(parts)), atol=1e-6)
     assert plain.keys() == shifted.keys()
     for name, array in plain.items():
         wanted = expected_shift(*labels_of(parts)) if name == "layer_0002/b" else np.zeros(array.shape)
@@ -344,6 +387,20 @@ def test_ranks_of_graph_networks_make_no_difference(
     # a start with the same shares predicts what it did
     for name, array in arrays_of(found["again"] / "model.h5").items():
         np.testing.assert_allclose(array, wanted[name], atol=1e-5, err_msg=name)
+
+
+def test_a_graph_network_starts_on_other_data_without_the_shift_that_it_has(
+    networks: dict[str, Path], other: Path, tmp_path: Path
+) -> None:
+    succeed(python("-m", "pdadmm.gnn.prepare", other, *words("--parts 3 --out"), tmp_path / "g.h5"))
+    options = [tmp_path / "g.h5", *GRAPH_NETWORK, *VAL, "--epochs", "1", "--lr", "1e-6"]
+    given = {of: [*options, "--start", folder / "model.h5"] for of, folder in networks.items()}
+    ours, theirs = (
+        arrays_of(folder / "model.h5")
+        for folder in run_each(python, "pdadmm.gnn.run", given, tmp_path).values()
+    )
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, theirs[name], atol=1e-5, err_msg=name)
 
 
 def test_graph_networks_of_several_labels_are_refused(graph: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pdadmm.comm.waiter import Waiter
 from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError
 from pdadmm.files import Record, write_json
+from pdadmm.inputs.class_prior import noted
 from pdadmm.runtime.checkpoint import Checkpoint, newest
 from pdadmm.runtime.console import warn
 from pdadmm.runtime.control import Control, stop_early
@@ -291,7 +292,7 @@ def _begin_files(
         "input_norm": n.input_norm,
         "hop_decay": n.hop_decay,
         "features_per_hop": sizes.features_per_hop,
-        "class_prior": trainer.config.training.class_prior,
+        **noted(trainer.config.training.class_prior, trainer.shift),
         "dataset": sizes.dataset,
         "first_depth": (resumed.state.get("first_depth") if resumed else 0) or trainer.first_depth,
     }

@@ -111,6 +111,7 @@ class Fitted:
     biases: list[np.ndarray]
     history: list[Record]
     first_depth: int  #: hidden layers from this position on began as identities
+    shift: np.ndarray | None  #: (classes,) what the biases of the output have more than in training
 
 
 def fit(task: Task | Exception) -> Fitted:
@@ -294,4 +295,4 @@ def _train(task: Task, config: Config, waiter: Waiter, trainers: list[Trainer]) 
     gathered = waiter.gather(trainer.predicting(mine))
     layers = {p: arrays for of_rank in gathered or [] for p, arrays in of_rank.items()}
     weights, biases = ([np.asarray(layers[p][i]) for p in sorted(layers)] for i in (0, 1))
-    return Fitted(weights, biases, records, trainer.first_depth)
+    return Fitted(weights, biases, records, trainer.first_depth, trainer.shift)

@@ -17,7 +17,7 @@ from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.errors import InputError
 from pdadmm.files import Record, naming, reserve, scratch, take_place, write_at
 from pdadmm.inputs import FEATURE_NORMS
-from pdadmm.inputs.class_prior import CLASS_PRIORS
+from pdadmm.inputs.class_prior import CLASS_PRIORS, apart, read_shift
 from pdadmm.inputs.feature_norm import FeatureNorm
 from pdadmm.inputs.scaling import INPUT_NORMS
 
@@ -164,7 +164,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[PlainFile, _Layers, 
         inputs, per_hop = layers[0][0].shape[1], attributes.get("features_per_hop", 1)
         if inputs % per_hop:
             raise file.wrong(f"layer 1 takes {inputs} inputs, which are no hops of {per_hop}")
-        yield file, layers, attributes
+        yield file, layers, read_shift(file, attributes, len(layers[-1][1]))
 
 
 def _attributes(file: PlainFile) -> Record:
@@ -211,6 +211,7 @@ _ATTRIBUTES: Attributes = {
     "operators": ((str,), lambda value: True),
     "feature_norm": ((str,), lambda value: value in FEATURE_NORMS),
     "class_prior": ((str,), lambda value: value in CLASS_PRIORS),
+    "class_shift": ((tuple,), lambda value: all(map(math.isfinite, value))),
     "dataset": ((str,), lambda value: True),
     "test_accuracy": ((int, float), lambda value: True),
     "first_depth": ((int,), lambda value: value >= 1),
@@ -284,7 +285,7 @@ def reserved(
             temporary.unlink(missing_ok=True)  # of a run that was killed
             # a full disk shows here, and as an error of the system
             arrays = {} if prepared is None else prepared.norm.arrays
-            values = 4 * sum(n_out * (n_in + 1) for n_in, n_out in shapes)
+            values = 4 * sum(n_out * (n_in + 1) for n_in, n_out in shapes) + 4 * widths[-1]
             values += sum(array.nbytes for array in arrays.values())
             reserve(temporary, values + _METADATA_BYTES * len(shapes) + _SLACK_BYTES)
             space = _create(path, temporary, shapes, attributes, prepared)
@@ -304,10 +305,10 @@ def _create(
     """Make the file complete but for the values of the layers."""
     import h5py
 
-    noted, arrays = {}, {}
+    noted, arrays = apart(attributes)
     if prepared is not None:
-        noted = {"operators": prepared.operators, "feature_norm": prepared.norm.name}
-        arrays = prepared.norm.arrays
+        noted |= {"operators": prepared.operators, "feature_norm": prepared.norm.name}
+        arrays |= prepared.norm.arrays
 
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_obj_track_times(False)  # the same network is the same file
@@ -320,7 +321,7 @@ def _create(
 
     with h5py.File(temporary, "w") as file:
         file.attrs.update(schema=SCHEMA, schema_version=SCHEMA_VERSION, layers=len(shapes))
-        file.attrs.update(**attributes, **noted)
+        file.attrs.update(**noted)
         file.attrs.create("test_accuracy", _PLACEHOLDER, dtype="<f8")
         file.flush()
         accuracy = temporary.read_bytes().index(_PLACEHOLDER.tobytes())  # HDF5 does not say where

@@ -76,12 +76,6 @@ class Start:
         return max(2, min(found, self.depth))
 
     @property
-    def class_prior(self) -> str:
-        """Whose shares of the classes it predicts for: the output's biases have the shift for these."""
-        found: str = self.attributes.get("class_prior", "train")
-        return found
-
-    @property
     def options(self) -> Record:
         """Options of the network that go on from it."""
         found = {

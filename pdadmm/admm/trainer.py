@@ -31,7 +31,7 @@ from pdadmm.comm.waiter import Waiter
 from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import RunError
 from pdadmm.files import Record
-from pdadmm.inputs.class_prior import logit_shift
+from pdadmm.inputs.class_prior import logit_shift, shift_of
 from pdadmm.inputs.scaling import normalise_inputs
 from pdadmm.runtime import checkpoint
 from pdadmm.runtime.checkpoint import Checkpoint, Saved
@@ -182,9 +182,10 @@ class Trainer:
         self.layers: dict[int, Layer] = {}
         #: (classes,) what logits have more in predictions than in training, here and in the network that is
         #: started from; on the ranks of the output layer
-        self._shift: np.ndarray | None = None
-        self._shift_of_start: np.ndarray | None = None
-        self.splits = self._read(sizes, open_features, "train" if start is None else start.class_prior)
+        #: (classes,) what logits have more in predictions than in training; on rank 0 and where labels are
+        self.shift: np.ndarray | None = None
+        self._shift_of_start = None if start is None else shift_of(start.attributes)
+        self.splits = self._read(sizes, open_features)
         self.monitor = Monitor(self.layers_total, dict(sizes.rows))
         self._rows = dict(sizes.rows)  # of all shards
         first = config.training.stages[0]
@@ -214,9 +215,7 @@ class Trainer:
         self.reduction_bytes = 0  # in the iterations of the stage
         self._losses: list[float] = []
 
-    def _read(
-        self, sizes: Sizes, open_features: Callable[[], Features], prior_of_start: str
-    ) -> dict[str, Split]:
+    def _read(self, sizes: Sizes, open_features: Callable[[], Features]) -> dict[str, Split]:
         """Features on the rank of layer 1, labels on the output layer's rank; nothing elsewhere."""
         first, last = 1 in self.mine, self.layers_total in self.mine
         ours = {name: self._shard_of(rows) for name, rows in sizes.rows.items()}
@@ -230,11 +229,9 @@ class Trainer:
 
         with self.waiter.limit(f"reading the features of {self.dataset}"), open_features() as features:
             prior = self.config.training.class_prior
-            if last and "val" in (prior, prior_of_start):
-                labels = features.y("train"), features.y("val")
-                shift = logit_shift(*(np.bincount(y, minlength=sizes.classes) for y in labels))
-                self._shift = shift if prior == "val" else None
-                self._shift_of_start = shift if prior_of_start == "val" else None
+            if prior != "train":
+                labels = features.y("train"), features.y(prior)
+                self.shift = logit_shift(*(np.bincount(y, minlength=sizes.classes) for y in labels))
             return {
                 name: Split(
                     stop - start,
@@ -521,7 +518,7 @@ class Trainer:
 
     def _evaluate(self, stage: Stage, terms: dict[int, Terms], index: int, stage_iteration: int) -> None:
         start = time.perf_counter()
-        shift = None if self._shift is None else self.backend.asarray(self._shift)
+        shift = None if self.shift is None else self.backend.asarray(self.shift)
         # what is said of the training nodes, whose loss a schedule looks at, is said of training
         shifts = {"train": None, "val": shift, "test": shift}
         counts = {name: evaluate(stage, self.splits[name], shifts[name]) for name in SPLITS}
@@ -596,9 +593,9 @@ class Trainer:
     ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """W and b of layers of this rank, by position, as a network has them whose logits need no shift."""
         found = dict(layers)
-        if self._shift is not None and self.layers_total in found:
+        if self.shift is not None and self.layers_total in found:
             W, b = found[self.layers_total]
-            found[self.layers_total] = W, b + self._shift
+            found[self.layers_total] = W, b + self.shift
         return found
 
     def close(self) -> None:

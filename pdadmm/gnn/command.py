@@ -20,6 +20,7 @@ from pdadmm.gnn.model_file import ModelRoom, reserved
 from pdadmm.gnn.options import Config, parse
 from pdadmm.gnn.report import final_table, in_profile, show, summarise
 from pdadmm.gnn.trainer import Facts, Trainer
+from pdadmm.inputs.class_prior import noted
 from pdadmm.inputs.graph_file import GraphFile, GraphSource
 from pdadmm.runtime.checkpoint import Checkpoint, last_state, newest
 from pdadmm.runtime.console import warn
@@ -233,7 +234,7 @@ def _attributes(trainer: Trainer, test_accuracy: float) -> Record:
         "dataset": trainer.facts.dataset,
         "order": trainer.config.network.order,
         "multilabel": int(trainer.facts.multilabel),
-        "class_prior": trainer.config.training.class_prior,
+        **noted(trainer.config.training.class_prior, trainer.shift),
         "feature_norm": trainer.facts.norm.name,
         "test_accuracy": test_accuracy,
     }

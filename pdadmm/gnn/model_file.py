@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pdadmm.files import Record, naming, reserve, take_place, write_at
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.part import MODELS
 from pdadmm.inputs import FEATURE_NORMS
-from pdadmm.inputs.class_prior import CLASS_PRIORS
+from pdadmm.inputs.class_prior import CLASS_PRIORS, apart, read_shift
 from pdadmm.inputs.feature_norm import FeatureNorm
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _content(shape: Shape, weights: Weights, attributes: Record, norm: FeatureNo
     """The file, in memory: HDF5 does not survive a full disk."""
     import h5py
 
+    noted, arrays = apart(attributes)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file.attrs.update(
@@ -109,9 +111,9 @@ def _content(shape: Shape, weights: Weights, attributes: Record, norm: FeatureNo
             schema_version=SCHEMA_VERSION,
             model=shape.model,
             layers=shape.layers,
-            **attributes,
+            **noted,
         )
-        for name, array in norm.arrays.items():
+        for name, array in (arrays | norm.arrays).items():
             file[name] = array
         for layer, named in weights.items():
             group = file.create_group(_group(layer))
@@ -151,6 +153,7 @@ def read_model(
                     raise file.wrong(f"/{_group(layer)}/{name} is {found.shape}, not {wanted[name]}")
             weights[layer] = {name: file.weights(arrays[name]) for name in wanted}
         norm = FeatureNorm.read(file, attributes.get("feature_norm", "none"), shape.widths[0])
+        attributes = read_shift(file, attributes, shape.widths[-1])
     return shape, weights, attributes, norm
 
 
@@ -173,6 +176,7 @@ _ATTRIBUTES: Attributes = {
     "order": ((str,), lambda value: True),
     "multilabel": ((int,), lambda value: value in (0, 1)),
     "class_prior": ((str,), lambda value: value in CLASS_PRIORS),
+    "class_shift": ((tuple,), lambda value: all(map(math.isfinite, value))),
     "feature_norm": ((str,), lambda value: value in FEATURE_NORMS),
     "test_accuracy": ((int, float), lambda value: True),
 }

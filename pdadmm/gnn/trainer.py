@@ -37,7 +37,7 @@ from pdadmm.gnn.passes.protocol import Drop
 from pdadmm.gnn.passes.select import make_passes
 from pdadmm.gnn.products import make_products
 from pdadmm.gnn.reading import read_inputs
-from pdadmm.inputs.class_prior import logit_shift
+from pdadmm.inputs.class_prior import logit_shift, shift_of
 from pdadmm.runtime import checkpoint
 from pdadmm.runtime.checkpoint import Checkpoint
 from pdadmm.runtime.control import CONTINUE, STOP, Control
@@ -170,10 +170,10 @@ class Trainer:
             self.shape, owners[rank], owners, waiter, self.passes, config.training.seed, laps, backend
         )
         #: (classes,) what logits have more in predictions than in training
-        self._shift = _shift_for(config.training.class_prior, source)
+        self.shift = _shift_for(config.training.class_prior, source)
         if config.training.start and not config.output.resume:
             _, given, attributes, _ = read_model(config.training.start)
-            of_start = _shift_for(attributes.get("class_prior", "train"), source)
+            of_start = shift_of(attributes)
             if of_start is not None:
                 given[self.shape.layers]["b"] -= of_start
             self.parameters.take(given)
@@ -594,7 +594,7 @@ class Trainer:
         self.waiter.settle(self.backend)
         self._require_finite()
         outputs = {number: self.backend.to_host(self.network.output(number)) for number in self.parts}
-        found = measure(outputs, self.targets, self.facts.parts, self.facts.classes, self.waiter, self._shift)
+        found = measure(outputs, self.targets, self.facts.parts, self.facts.classes, self.waiter, self.shift)
         self.evaluation_bytes = sum(end.channel.nbytes for end in self._exact.outgoing)
         self.seconds_evaluation += time.perf_counter() - start
         so_far = self.waiter.sum(np.array([self.seconds_exposed, self.message_bytes]))
@@ -634,9 +634,9 @@ class Trainer:
             layer: {name: host(x) for name, x in self.parameters.named(layer, vector).items()}
             for layer, vector in vectors.items()
         }
-        if self._shift is not None:
+        if self.shift is not None:
             output = found[self.shape.layers]
-            output["b"] = output["b"] + self._shift
+            output["b"] = output["b"] + self.shift
         return found
 
     def close(self) -> None:

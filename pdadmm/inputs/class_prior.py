@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from pdadmm.files import Record
 from pdadmm.inputs import Floats, Ids
 
-__all__ = ["CLASS_PRIORS", "crossed", "logit_shift", "rows_of_results"]
+if TYPE_CHECKING:
+    from pdadmm.files.hdf5 import PlainFile
+
+__all__ = [
+    "CLASS_PRIORS",
+    "apart",
+    "crossed",
+    "logit_shift",
+    "noted",
+    "read_shift",
+    "rows_of_results",
+    "shift_of",
+]
 
 #: of --class-prior: the split whose shares of the classes predictions are for
 CLASS_PRIORS = ("train", "val")
+_SHIFT = "class_shift"  # of a model's attributes in memory a tuple of numbers, in its file an array
 
 
 def logit_shift(train: Ids, target: Ids) -> Floats:
@@ -32,6 +48,40 @@ def logit_shift(train: Ids, target: Ids) -> Floats:
     """
     shares = [(counts + 1) / (counts + 1).sum() for counts in (target, train)]
     return np.log(shares[0] / shares[1]).astype(np.float32)
+
+
+def noted(class_prior: str, shift: Floats | None) -> Record:
+    """Attributes of a model: the split whose shares it predicts for, and what its logits have for them."""
+    found: Record = {"class_prior": class_prior}
+    return found if shift is None else {**found, _SHIFT: tuple(shift.tolist())}
+
+
+def shift_of(attributes: Record) -> Floats | None:
+    """What the logits of a model with these attributes have more than in training, float32 (classes,)."""
+    return np.array(attributes[_SHIFT], np.float32) if _SHIFT in attributes else None
+
+
+def apart(attributes: Record) -> tuple[Record, dict[str, np.ndarray]]:
+    """Attributes as a file has them: those that are attributes there, and those that are arrays."""
+    shift = shift_of(attributes)
+    plain = {name: value for name, value in attributes.items() if name != _SHIFT}
+    return plain, {} if shift is None else {_SHIFT: shift}
+
+
+def read_shift(file: PlainFile, attributes: Record, classes: int) -> Record:
+    """Attributes with what a file has as an array.
+
+    Raises
+    ------
+    InputError
+        When that is missing or wrong.
+    """
+    if attributes.get("class_prior", "train") == "train":
+        return attributes
+    found = file.array(_SHIFT)
+    if found.shape != (classes,):
+        raise file.wrong(f"/{_SHIFT} is {found.shape}, not {(classes,)}")
+    return {**attributes, **noted(attributes["class_prior"], file.weights(found))}
 
 
 def rows_of_results(class_prior: str) -> list[tuple[str, str]]:
