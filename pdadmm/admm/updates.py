@@ -2,7 +2,8 @@
 
 Every function is pure: it returns new arrays (or floats) and changes none of its arguments. They
 take NumPy or CuPy arrays alike, and any floating dtype, so that tests can run them in float64. They
-are the reference for the fused kernels, which compute the same in place and in fewer passes.
+are the reference for the fused kernels, which compute the same in place and in fewer passes;
+:func:`exact_weights` and :func:`projected_step` put whole updates together, for comparison with those alone.
 
 Symbols follow Wang et al., *Towards Quantized Model Parallelism for Graph-Augmented MLPs Based on
 Gradient-Free ADMM Framework* (TNNLS 2022, arXiv 2105.09837), except that arrays are nodes-first:

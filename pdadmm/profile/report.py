@@ -77,7 +77,8 @@ def print_report(runs: Sequence[Figures], predictions: Sequence[tuple[str, Outco
 
 
 def _summary(runs: Sequence[Figures], console: Console) -> None:
-    table = Table(title=title_of(runs[0]) if len(runs) == 1 else "last stage, warm-up dropped")
+    title = title_of(runs[0]) if len(runs) == 1 else "last stage, warm-up dropped"
+    table = Table(title=title, min_width=len(title))  # a title is cut to the width of its table
     table.add_column("")
     for run in runs:
         table.add_column(run.name, justify="right")
