@@ -80,11 +80,12 @@ def _predict(options: argparse.Namespace, report: Reporter) -> None:
     with FeatureFile(options.features) as features:
         target_of(options.out, SCHEMA, KIND, options.features)
         _require_kind(model, features, str(path))
-        scores = _scores(model, features, report)
+        with np.errstate(all="ignore"):  # overflow shows as Inf or NaN in the scores
+            scores = _scores(model, features, report)
         labels, nodes = features.y("all"), features.node_id
         parts = {split: slice(*features.slice_of(split)) for split in SPLITS}
     order = np.argsort(nodes)
-    write_predictions(Path(options.out), scores[order], nodes=nodes[order])
+    write_predictions(Path(options.out), scores[order], options.features, nodes=nodes[order])
     report.close()
     hits = scores.argmax(axis=1) == labels
     said = ", ".join(f"{split} {hits[rows].mean():.4f}" for split, rows in parts.items() if hits[rows].size)

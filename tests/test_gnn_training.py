@@ -262,7 +262,7 @@ def test_other_options_and_other_graphs_are_not_gone_on_with(graph: Path, tmp_pa
     (folder / "summary.json").unlink()
     for arguments, said in (
         (["--lr", "0.02"], "made with lr = 0.01, not 0.02"),
-        (["--epochs", "30"], "made with epochs = 24, not 30"),
+        (["--epochs", "20"], "the checkpoint is of epoch 20, --epochs is 20; give more than 20"),
         (["--dropout", "0.1"], "made with dropout = 0.5, not 0.1"),
         (["--seed", "3"], "made with seed = 0, not 3"),
         (["--reassign", "3"], "made with reassign = 9, not 3"),
@@ -271,6 +271,20 @@ def test_other_options_and_other_graphs_are_not_gone_on_with(graph: Path, tmp_pa
         found = python("-m", "pdadmm.gnn.run", *arguments, "--resume", "--quiet", "--out", folder)
         assert found.code == 2 and found.err.count("\n") == 1 and said in found.err, (arguments, found.err)
     succeed(python("-m", "pdadmm.gnn.run", "--resume", "--quiet", "--out", folder))
+
+
+@pytest.mark.parametrize("more", [[], words("--forward delta --messages lean")])
+def test_a_run_that_is_made_longer_is_the_longer_run(
+    more: list[str], graph: Path, tmp_path: Path, mpirun: MPIRun
+) -> None:
+    long, short = tmp_path / "long", tmp_path / "short"
+    options = [graph, *words(SMALL), *more, "--eval-every", "5", "--checkpoint-every", "7"]
+    succeed(mpirun(2, "-m", "pdadmm.gnn.run", *options, "--epochs", "33", "--out", long))
+    succeed(mpirun(2, "-m", "pdadmm.gnn.run", *options, "--epochs", "24", "--out", short))
+    assert summary_of(short)["epochs"] == 24
+    succeed(mpirun(3, "-m", "pdadmm.gnn.run", "--resume", "--epochs", "33", "--quiet", "--out", short))
+    assert summary_of(short)["epochs"] == 33
+    assert weights(short) == weights(long) and records(short) == records(long)
 
 
 def test_no_two_messages_are_rounded_by_the_same_draws() -> None:

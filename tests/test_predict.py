@@ -50,6 +50,23 @@ def predictions(path: Path) -> dict[str, np.ndarray]:
         return {name: file[name][...] for name in file}
 
 
+def test_features_beyond_a_network_make_no_classes(tmp_path: Path) -> None:
+    """A placeholder of a missing value, the largest float32."""
+    features = np.random.default_rng(0).random((NODES, 5)).astype(np.float32)
+    prepared = []
+    for name, first in (("fine", 1.0), ("huge", np.finfo(np.float32).max)):
+        features[7, 0] = first
+        source = write_npz(tmp_path / f"{name}.npz", **DENSE, attr_matrix=features)
+        prepared.append(prepare(source, tmp_path / f"{name}.h5", *words("--operators x --nodes all")))
+    succeed(python("-m", "pdadmm.run", prepared[0], *SHORT, tmp_path / "run"))
+    out = tmp_path / "p.h5"
+    with h5py.File(tmp_path / "run" / "model.h5", "r+") as file:
+        file["layer_0001/W"][...] = 2
+    found = python("-m", "pdadmm.predict", tmp_path / "run", prepared[1], "--out", out)
+    assert found.code == 2 and found.err.count("\n") == 1 and not out.exists()
+    assert "huge.h5: scores are NaN or Inf" in found.err
+
+
 def test_predictions_are_those_of_the_run(folder: Path, tmp_path: Path, mpirun: MPIRun) -> None:
     said = succeed(
         python("-m", "pdadmm.predict", folder / "run", folder / "old.h5", "--out", tmp_path / "p.h5")

@@ -270,16 +270,25 @@ def test_after_a_resume_the_configuration_starts_a_new_run_from_any_folder(
     succeed(train("--resume", "--out", tmp_path / "o", "--quiet", cwd=elsewhere))
 
 
-def test_results_of_an_earlier_part_go_before_a_resumed_run_trains(run: Path) -> None:
-    (run / ".summary.json.4711.tmp").write_text("killed while it was written")
-    (run / "trace.json").write_text("[]")
-    finished = python(PROGRAMS / "faulty_rank.py", "raise", "0", "1", "--out", run, "--resume", "--quiet")
-    assert finished.code == 1 and "injected" in finished.err
-    names = {path.name for path in run.iterdir()}
-    assert names == {"checkpoints", "config.toml", "metrics.jsonl", LOCK}
-    succeed(train("--out", run, "--resume", "--quiet"))
+def test_results_stay_until_a_resumed_run_has_the_same_ones(run: Path) -> None:
+    """What has come to its end loses nothing when it is resumed, and that fails; what has not has none."""
     results = {"summary.json", "model.h5", "model_best.h5", "profile.json"}
+    names = {"checkpoints", "config.toml", "metrics.jsonl", LOCK}
+    before = {name: (run / name).read_bytes() for name in results}
+    (run / ".summary.json.4711.tmp").write_text("killed while it was written")
+    fails = PROGRAMS / "faulty_rank.py", "raise", "0", "1", "--out", run, "--resume", "--quiet"
+    failed = python(*fails)
+    assert failed.code == 1 and "injected" in failed.err
     assert {path.name for path in run.iterdir()} == names | results
+    assert {name: (run / name).read_bytes() for name in results} == before
+    (run / "summary.json").unlink()
+    (run / "trace.json").write_text("[]")
+    assert python(*fails).code == 1
+    assert {path.name for path in run.iterdir()} == names
+    succeed(train("--out", run, "--resume", "--quiet"))
+    assert {path.name for path in run.iterdir()} == names | results
+    for name in ("model.h5", "model_best.h5"):
+        assert (run / name).read_bytes() == before[name]
 
 
 # ---- the same data ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ _SLACK_BYTES = 1 << 16  # of the file besides its arrays
 
 
 def write_predictions(
-    path: Path, scores: np.ndarray, *, nodes: np.ndarray | None = None, multilabel: bool = False
+    path: Path, scores: np.ndarray, where: str, *, nodes: np.ndarray | None = None, multilabel: bool = False
 ) -> None:
     """Write the file as a whole, in place of one that is there.
 
@@ -27,6 +27,8 @@ def write_predictions(
     path
     scores : (R, C) float32
         Outputs of the last layer.
+    where
+        What messages call the features.
     nodes : (R,) int64, optional
         The node of each row; without it rows are all nodes in the order of the data set.
     multilabel
@@ -35,10 +37,15 @@ def write_predictions(
     Raises
     ------
     InputError
-        When it cannot be written.
+        When it cannot be written, or scores are no numbers.
     """
     import h5py
 
+    if not np.isfinite(scores).all():
+        raise InputError(
+            f"{where}: scores are NaN or Inf; features are too large for the network, look for placeholders "
+            "of missing values"
+        )
     arrays = {
         "scores": scores,
         "classes": (scores > 0).astype(np.uint8) if multilabel else scores.argmax(axis=1),

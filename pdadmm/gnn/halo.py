@@ -225,6 +225,16 @@ def _channels(
     return Rounds(tuple(Round(name, tuple(found)) for name, found in between.items())), within
 
 
+def advice(epoch: int, coded: bool) -> str:
+    """What to do about NaN or Inf in an epoch (from 1), of messages that are coded or not."""
+    if epoch == 1:  # of weights that no step has changed
+        return (
+            "the features are too large: look for placeholders of missing values, or prepare the graph with "
+            "--feature-norm standard"
+        )
+    return f"scale the features to about 1, or try a smaller --lr{' or more --bits' if coded else ''}"
+
+
 class Exchange:
     """The messages of this rank's parts, sent and taken slot by slot.
 
@@ -254,6 +264,8 @@ class Exchange:
         What both ends of these messages have come to; none: zeros.
     times
         Told when messages were sent and waited for, where somebody wants to know.
+    finite
+        Whether NaN and Inf end the run; if not, which is for rows in float32, they travel like numbers.
     """
 
     def __init__(
@@ -272,8 +284,10 @@ class Exchange:
         changes: Set[str] = frozenset(),
         hats: Hats | None = None,
         times: Times | None = None,
+        finite: bool = True,
     ) -> None:
         self.slots = {slot.name: slot for slot in slots}
+        self._finite = finite
         self.widths = widths
         self._passes, self._seed = passes, seed
         self._laps = laps or Laps()
@@ -331,8 +345,13 @@ class Exchange:
                     else:
                         self._passes.encode_rows(X, group.rows, group.bits, key, view)
                 except NonFiniteError:
+                    if not self._finite:
+                        view[...] = np.ascontiguousarray(X[group.rows]).view(np.uint8).reshape(-1)
+                        continue
+                    epoch = self._epoch + self.slots[slot].back  # the first step comes after it
                     raise RunError(
-                        f"NaN or Inf in the rows of part {part} in {slot}; lower --lr or take more bits"
+                        f"NaN or Inf in the rows of part {part} in {slot}; "
+                        f"{advice(epoch, group.bits != FLOAT32)}"
                     ) from None
             self._laps.start(end)
 

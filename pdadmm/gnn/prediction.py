@@ -89,7 +89,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
 
     def write() -> None:
         if scores is not None:
-            write_predictions(Path(options.out), scores, multilabel=several)
+            write_predictions(Path(options.out), scores, options.graph, multilabel=several)
 
     agree(waiter, write)
     if waiter.comm.rank == 0:
@@ -145,7 +145,7 @@ def _scores(
     if ranks > 1:
         transport = make_transport(ON_CPUS, backend, waiter, run, [])
     plain = uniform_widths(parts, slots, FLOAT32)
-    exchange = Exchange(parts, count, slots, plain, transport, ranks, rank, passes, 0)
+    exchange = Exchange(parts, count, slots, plain, transport, ranks, rank, passes, 0, finite=False)
     exchange.begin(1)
     network.forward(exchange, {layer: Drop(0.0, 0, False) for layer in range(1, shape.layers)})
     exchange.close()

@@ -19,12 +19,12 @@ from pdadmm.codec.rows import FLOAT32, WIDTHS
 from pdadmm.comm.channel import Incoming, Outgoing
 from pdadmm.comm.transport import Transport
 from pdadmm.comm.waiter import Waiter
-from pdadmm.errors import RunError
+from pdadmm.errors import InputError, RunError
 from pdadmm.files import Record
 from pdadmm.gnn import saved
 from pdadmm.gnn.assignment import Traces
 from pdadmm.gnn.equations import sigmoid_gradient
-from pdadmm.gnn.halo import Exchange, Hats, Slot, Widths, rounds_of, uniform_widths
+from pdadmm.gnn.halo import Exchange, Hats, Slot, Widths, advice, rounds_of, uniform_widths
 from pdadmm.gnn.laps import Laps, timed
 from pdadmm.gnn.layer import Network, Shape, slots_of
 from pdadmm.gnn.links import LinkModel, Times, measure_links
@@ -322,6 +322,7 @@ class Trainer:
         data = {"dataset": f.dataset, "widths": list(self.shape.widths), **cut}
         training = asdict(c.training)
         training["start"] = os.path.abspath(c.training.start) if c.training.start else ""
+        del training["epochs"]  # no epoch depends on how many come after it
         return {**data, **asdict(c.network), **training, **asdict(c.messages)}
 
     @property
@@ -334,6 +335,12 @@ class Trainer:
         sizes = {layer: len(vector) for layer, vector in self.parameters.vectors.items()}
         cut = self.facts.cut if self._coded else ""
         saved.check(checkpoint, self.fingerprint(), self.facts.content, cut, sizes)
+        reached, wanted = saved.state_of(checkpoint).epoch, self.config.training.epochs
+        if reached >= wanted:
+            raise InputError(
+                f"--resume: the checkpoint is of epoch {reached}, --epochs is {wanted}; "
+                f"give more than {reached}"
+            )
 
     def _save(self, folder: Path | None, mark: Callable[[], Record] | None) -> None:
         if folder is None:
@@ -516,15 +523,16 @@ class Trainer:
         start, m = time.perf_counter(), self.config.messages
         scheme = self.config.scheme
         widths = scheme.widths or (2, 4, 8)
-        found = self.traces.assign(
-            self.waiter,
-            widths,
-            m.lambda_,
-            m.assignment,
-            scheme.every_byte,
-            self._link_model(),
-            self._times.seconds() if self._times is not None else None,
-        )
+        with self.waiter.patient():  # rank 0 may have an integer program to solve
+            found = self.traces.assign(
+                self.waiter,
+                widths,
+                m.lambda_,
+                m.assignment,
+                scheme.every_byte,
+                self._link_model(),
+                self._times.seconds() if self._times is not None else None,
+            )
         self.widths = {**self.widths, **found}
         self._close_cycle()
         self.exchange.close()
@@ -625,7 +633,7 @@ class Trainer:
         try:
             self.passes.require_finite()
         except NonFiniteError:
-            raise RunError("NaN or Inf in a message; lower --lr or take more bits") from None
+            raise RunError(f"NaN or Inf in a message; {advice(self.epoch, bool(self._coded))}") from None
 
     def weights(self, vectors: Mapping[int, Array]) -> dict[int, dict[str, np.ndarray]]:
         """Parameters of the layers' vectors by layer and name, on the host, as predictions take them."""

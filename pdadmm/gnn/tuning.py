@@ -138,7 +138,7 @@ def tune(waiter: Waiter, arguments: list[str]) -> None:
     if not math.isfinite(ranked(search.outcomes)[0][2]):  # on all ranks
         raise InputError("every run diverged; prepare the graph with --feature-norm standard or row")
     if waiter.comm.rank == 0:
-        _print(search, options)
+        _print(search, options, waiter.comm.size)
 
 
 def _parser() -> Parser:
@@ -187,7 +187,7 @@ def _try_all(search: _Search, config: Config, options: argparse.Namespace) -> No
     search.train("rates", [replace(best, lr=lr) for lr in values("lr")])
 
 
-def _print(search: _Search, options: argparse.Namespace) -> None:
+def _print(search: _Search, options: argparse.Namespace, ranks: int) -> None:
     rows = ranked(search.outcomes)
     print(f"{'validation':>10} {'loss':>7} {'to the best':>15}  model  {'lr':>6}  layers  dropout  decay")
     for c, accuracy, loss, behind, error in rows:
@@ -208,4 +208,8 @@ def _print(search: _Search, options: argparse.Namespace) -> None:
         "best with their standard errors. The best, to be trained for longer:"
     )
     graph = [options.graph] if options.graph else []
-    print(f"python -m pdadmm.gnn.run {shlex.join([*graph, *rows[0][0].arguments(), *fixed])}", flush=True)
+    mpirun = f"mpirun -n {ranks} " if ranks > 1 else ""
+    print(
+        f"{mpirun}python -m pdadmm.gnn.run {shlex.join([*graph, *rows[0][0].arguments(), *fixed])}",
+        flush=True,
+    )

@@ -116,6 +116,10 @@ def decide(run: Run, places: Sequence[Place]) -> Choice:
             raise InputError(f"--transport nccl needs GPUs: {places[0].problem}")
         if run.cuda_aware_mpi:
             raise InputError("--cuda-aware-mpi needs GPUs and --backend cupy; leave it out on CPUs")
+        if run.precision != "float32":
+            raise InputError(
+                f"--precision {run.precision} needs GPUs and --backend cupy; leave it out on CPUs"
+            )
         return Choice("numpy", "mpi", list(places))
     if without:
         first = places[without[0]]

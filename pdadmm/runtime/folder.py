@@ -12,6 +12,7 @@ import enum
 import errno
 import fcntl
 import itertools
+import json
 import os
 import platform
 import stat
@@ -88,13 +89,25 @@ class RunFolder:
         if self._claim is not None:
             self._claim.begun = True
 
-    def drop_results(self) -> None:
-        """Delete what an earlier part of the run left at its end; on rank 0."""
-        for name in RESULTS:
-            (self.path / name).unlink(missing_ok=True)
+    def drop_results(self, epochs: int | None) -> None:
+        """Delete what an earlier part of the run left at its end; on rank 0.
+
+        Those of the same run stay until the same ones take their place: it may be killed before that.
+        """
+        if not self._has_finished(epochs):
+            for name in RESULTS:
+                (self.path / name).unlink(missing_ok=True)
         for name in (*RESULTS, *_BEGUN):
             for temporary in self.path.glob(f".{name}.*.tmp"):  # of a part that was killed
                 temporary.unlink()
+
+    def _has_finished(self, epochs: int | None) -> bool:
+        """Whether a run of so many epochs, where it has epochs, has come to its end here."""
+        try:
+            summary = json.loads((self.path / "summary.json").read_bytes())
+            return bool(summary.get("epochs") == epochs)
+        except (OSError, ValueError, AttributeError):
+            return False
 
 
 @contextlib.contextmanager
@@ -173,7 +186,7 @@ def begin_files(
         elif moved := metrics.go_back(resumed.state["metrics"]):
             warn(f"metrics.jsonl is not what the run had written; it is now {moved}, and a new one begins")
         if resumed is not None:
-            folder.drop_results()
+            folder.drop_results(getattr(getattr(config, "training", None), "epochs", None))
     except OSError as error:
         where = error.filename or path
         reason = error.strerror or str(error).partition("\n")[0]  # of HDF5 only the latter
