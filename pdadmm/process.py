@@ -6,6 +6,7 @@ For the ``__main__`` of a command, before anything else. Only the standard libra
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import select
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["begin", "end_job", "heed", "heed_interrupts", "launched", "quit_with"]
+__all__ = ["begin", "end_job", "heed", "heed_interrupts", "launched", "lost", "quit_with"]
 
 #: seconds that a reader who is behind may keep a writer waiting, where its pipe does not block
 _SLOW_READER = 1.0
@@ -28,6 +29,7 @@ _MOMENT = 0.01
 #: signals that end a process from its first line on
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _launched: float | None = None
+_lost = ""
 
 
 def begin() -> None:
@@ -123,14 +125,24 @@ class _Steady(io.FileIO):
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Write or lose bytes; returns how many."""
-        with contextlib.suppress(OSError):
+        global _lost
+        try:
             done = super().write(data)
             if done is None:  # a pipe that does not block is full
                 select.select([], [self], [], _SLOW_READER)
                 done = super().write(data)
             if done is not None:
                 return done
+        except OSError as error:
+            if self.fileno() == 1 and error.errno != errno.EPIPE:  # who closes a pipe has read enough
+                _lost = os.strerror(error.errno or 0)
         return memoryview(data).nbytes
+
+
+def lost() -> str:
+    """Why standard output has not taken all that was printed, in words; empty where it has."""
+    sys.stdout.flush()
+    return _lost
 
 
 def _steady(stream: TextIO | None, number: int) -> TextIO:

@@ -164,7 +164,7 @@ def _try_all(options: argparse.Namespace, lists: list[str], search: _Search) -> 
 
 def _tune(options: argparse.Namespace, report: Reporter) -> None:
     from pdadmm.inputs.operators import parse_operators
-    from pdadmm.runtime.trials import ranked
+    from pdadmm.runtime.trials import ranked, require_printed
 
     listen()
     for name in ("seeds", "layers", "hidden", "iterations"):
@@ -203,6 +203,7 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
         f"{shlex.join(best.arguments())}{f' --seed {options.seed}' if options.seed else ''}",
         flush=True,
     )
+    require_printed()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from pdadmm.runtime.launch import agree, parse
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.progress import Progress
 from pdadmm.runtime.threads import set_threads
-from pdadmm.runtime.trials import Outcome, ranked
+from pdadmm.runtime.trials import Outcome, ranked, require_printed
 
 __all__ = ["tune"]
 
@@ -137,8 +137,13 @@ def tune(waiter: Waiter, arguments: list[str]) -> None:
     _try_all(search, config, options)
     if not math.isfinite(ranked(search.outcomes)[0][2]):  # on all ranks
         raise InputError("every run diverged; prepare the graph with --feature-norm standard or row")
-    if waiter.comm.rank == 0:
-        _print(search, options, waiter.comm.size)
+
+    def show() -> None:
+        if waiter.comm.rank == 0:
+            _print(search, options, waiter.comm.size)
+            require_printed()
+
+    agree(waiter, show)
 
 
 def _parser() -> Parser:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import TypeVar
 
-__all__ = ["Outcome", "ranked"]
+from pdadmm.errors import InputError
+from pdadmm.process import lost
+
+__all__ = ["Outcome", "ranked", "require_printed"]
 
 Choice = TypeVar("Choice")
 
@@ -19,6 +22,17 @@ class Outcome:
 
     accuracy: float
     loss: float
+
+
+def require_printed() -> None:
+    """Refuse to end well where the table, which is all that a search leaves, was not taken.
+
+    Raises
+    ------
+    InputError
+    """
+    if why := lost():
+        raise InputError(f"standard output does not take the table ({why}); lead it somewhere else")
 
 
 def ranked(outcomes: Mapping[Choice, Sequence[Outcome]]) -> list[tuple[Choice, float, float, float, float]]:
