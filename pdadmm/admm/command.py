@@ -347,6 +347,8 @@ def _write_results(folder: Path, run: Record, trainer: Trainer, models: list[Mod
             best_space = best_space.of_widths([*trainer.widths[: len(positions)], trainer.widths[-1]])
         best = trainer.predicting(trainer.best_weights)
         write_model(best_space, best, owned, summary["test_accuracy_at_best_val"], waiter)
+    elif best_space is not None:
+        best_space.path.unlink(missing_ok=True)  # of before the run was resumed
     if trainer.waiter.comm.rank == 0:
         summary["seconds_total"] = trainer.seconds_total
         write_json(folder / "summary.json", summary)

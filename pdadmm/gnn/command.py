@@ -291,6 +291,8 @@ def _write_results(
             room.write(
                 trainer.shape, trainer.weights(vectors), _attributes(trainer, accuracy), trainer.facts.norm
             )
+        else:
+            room.path.unlink(missing_ok=True)  # of before the run was resumed
     summary["seconds_total"] = trainer.seconds_total
     write_json(folder / "summary.json", summary)
     return summary
