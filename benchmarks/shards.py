@@ -108,7 +108,8 @@ def table(results: list[dict[str, Any]]) -> str:
         return float(median(run[name] for run in runs[key]))
 
     for key in runs:
-        nodes, hidden, _, layers, step, mbit, grid = key
+        nodes, hidden, inputs, layers, step, mbit, grid = key
+        size = f"{nodes:,} x {hidden} x {layers}" + (f", {inputs} inputs" if inputs != hidden else "")
         one = next((other for other in runs if other[:4] == key[:4] and other[-1] == "1x1"), None)
         ranks = int(grid.split("x")[0]) * int(grid.split("x")[1])
         seconds, peak = of(key, "seconds_per_iteration"), of(key, "peak_bytes")
@@ -116,7 +117,7 @@ def table(results: list[dict[str, Any]]) -> str:
         share = f"{peak / of(one, 'peak_bytes'):.2f}" if one else ""
         rate = f"{mbit:g}" if mbit else "-"
         lines.append(
-            f"| {nodes:,} x {hidden} x {layers} | {step} | {rate} | {grid} | {seconds:.3g} "
+            f"| {size} | {step} | {rate} | {grid} | {seconds:.3g} "
             f"| {of(key, 'seconds_reduction'):.3g} | {efficiency} "
             f"| {of(key, 'bytes_per_iteration') / 1e6:.1f} "
             f"| {of(key, 'reduction_bytes_per_iteration') / 1e6:.1f} | {peak / 1e9:.2f} | {share} |"

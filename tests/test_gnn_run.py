@@ -529,10 +529,7 @@ def test_more_ranks_than_parts_are_refused(graph: Path, tmp_path: Path, mpirun: 
     assert found.code == 2 and "4 parts cannot occupy 5 ranks" in found.err
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_features_beyond_a_network_are_told_whatever_the_parts(
-    parts: int, tmp_path: Path, mpirun: MPIRun
-) -> None:
+def test_features_beyond_a_network_are_told(tmp_path: Path, mpirun: MPIRun) -> None:
     """A placeholder of a missing value, the largest float32: no classes of NaN, and advice that helps."""
     arrays = npz_arrays(60, 8, 3)
     for name in ("attr_data", "attr_indices", "attr_indptr", "attr_shape"):
@@ -543,19 +540,18 @@ def test_features_beyond_a_network_are_told_whatever_the_parts(
         features[7, 0] = first
         np.savez(tmp_path / f"{name}.npz", **arrays, attr_matrix=features)
         prepared.append(tmp_path / f"{name}.h5")
-        given = [tmp_path / f"{name}.npz", "--parts", parts, "--partitioner", "random", "--out", prepared[-1]]
+        given = [tmp_path / f"{name}.npz", "--parts", "2", "--partitioner", "random", "--out", prepared[-1]]
         succeed(python("-m", "pdadmm.gnn.prepare", *map(str, given)))
     shape = words("--hidden 8 --epochs 2 --quiet --messages float32 --out")
     succeed(python("-m", "pdadmm.gnn.run", prepared[0], *shape, tmp_path / "run"))
     out = tmp_path / "p.h5"
-    found = mpirun(parts, "-m", "pdadmm.gnn.predict", tmp_path / "run", prepared[1], "--out", out)
+    found = mpirun(2, "-m", "pdadmm.gnn.predict", tmp_path / "run", prepared[1], "--out", out)
     assert found.code == 2 and not out.exists() and found.out == ""
     said = [line for line in found.err.splitlines() if line.startswith("pdadmm")]
     assert len(said) == 1 and "huge.h5: scores are NaN or Inf" in said[0]
-    found = mpirun(parts, "-m", "pdadmm.gnn.run", prepared[1], *shape, tmp_path / "fails")
+    found = mpirun(2, "-m", "pdadmm.gnn.run", prepared[1], *shape, tmp_path / "fails")
     (said,) = [line for line in found.err.splitlines() if line.startswith("pdadmm")]
-    assert found.code == 1 and ("too large: look for placeholders" in said) == (parts > 1)
-    assert "more bits" not in said and "features" in said
+    assert found.code == 1 and "too large: look for placeholders" in said and "more bits" not in said
 
 
 def test_a_diverging_run_says_what_to_do(graph: Path, tmp_path: Path, mpirun: MPIRun) -> None:
