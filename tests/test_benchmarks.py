@@ -241,4 +241,4 @@ def test_shards_and_blocks_are_measured_in_turn(tmp_path: Path) -> None:
     assert [r["grid"] for r in results] == ["1x1", "2x1", "1x2"]
     assert [r["reduction_bytes_per_iteration"] > 0 for r in results] == [False, False, True]
     assert all(r["peak_bytes"] > 10**7 and r["seconds_per_iteration"] > 0 for r in results)
-    assert done.out.count("| 300 x 16 x 4 | exact | - |") == 3
+    assert done.out.count("| 300 x 16 x 4, 10 inputs | exact | - |") == 3
