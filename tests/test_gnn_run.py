@@ -555,9 +555,12 @@ def test_features_beyond_a_network_are_told(tmp_path: Path, mpirun: MPIRun) -> N
 
 
 def test_a_diverging_run_says_what_to_do(graph: Path, tmp_path: Path, mpirun: MPIRun) -> None:
-    found = mpirun(2, "-m", "pdadmm.gnn.run", graph, *words(SMALL), "--lr", "1e30", "--out", tmp_path / "d")
-    assert found.code == 1 and "smaller --lr" in found.err
-    assert "Traceback" not in found.err
+    for every, scheme in (("5", "lean"), ("1", "float32")):  # the first evaluation is after the first step
+        given = [graph, *words(SMALL), "--lr", "1e30", "--eval-every", every, "--messages", scheme]
+        found = mpirun(2, "-m", "pdadmm.gnn.run", *given, "--out", tmp_path / scheme)
+        assert found.code == 1 and "smaller --lr" in found.err
+        assert ("more --bits" in found.err) == (scheme == "lean")
+        assert "Traceback" not in found.err
 
 
 def test_without_a_file_the_embedded_graph_is_trained_in_as_many_parts_as_ranks(

@@ -225,7 +225,8 @@ def _begin_files(
             for name in ("model.h5", "model_best.h5")
         ]
 
-    return begin_files(folder, trainer.config, metrics, resumed, "graph", warn, rooms)
+    epochs = trainer.config.training.epochs
+    return begin_files(folder, trainer.config, metrics, resumed, "graph", warn, rooms, epochs)
 
 
 def _attributes(trainer: Trainer, test_accuracy: float) -> Record:

@@ -348,10 +348,9 @@ class Exchange:
                     if not self._finite:
                         view[...] = np.ascontiguousarray(X[group.rows]).view(np.uint8).reshape(-1)
                         continue
-                    epoch = self._epoch + self.slots[slot].back  # the first step comes after it
                     raise RunError(
                         f"NaN or Inf in the rows of part {part} in {slot}; "
-                        f"{advice(epoch, group.bits != FLOAT32)}"
+                        f"{advice(self._epoch, group.bits != FLOAT32)}"
                     ) from None
             self._laps.start(end)
 

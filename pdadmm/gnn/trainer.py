@@ -597,7 +597,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Measure the network as it is, without dropout and with exact messages; collective."""
         start = time.perf_counter()
-        self._exact.begin(self.epoch)
+        self._exact.begin(self.epoch + 1)  # which would begin with these weights
         self.network.forward(self._exact, self._drops(0.0))
         self.waiter.settle(self.backend)
         self._require_finite()
@@ -621,8 +621,8 @@ class Trainer:
         bound = DIVERGED * (np.log(self.facts.classes) if not self.facts.multilabel else self.facts.classes)
         if not record["loss"] < bound:
             raise RunError(
-                f"the loss is {record['loss']:.3g} after epoch {self.epoch}; the run diverges; scale "
-                "the features to about 1, or try a smaller --lr or more --bits",
+                f"the loss is {record['loss']:.3g} after epoch {self.epoch}; the run diverges; "
+                f"{advice(self.epoch + 1, self._coded)}",
                 everywhere=True,
             )
         if self._progress is not None:
@@ -633,7 +633,7 @@ class Trainer:
         try:
             self.passes.require_finite()
         except NonFiniteError:
-            raise RunError(f"NaN or Inf in a message; {advice(self.epoch, bool(self._coded))}") from None
+            raise RunError(f"NaN or Inf in a message; {advice(self.epoch, self._coded)}") from None
 
     def weights(self, vectors: Mapping[int, Array]) -> dict[int, dict[str, np.ndarray]]:
         """Parameters of the layers' vectors by layer and name, on the host, as predictions take them."""

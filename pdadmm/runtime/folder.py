@@ -148,6 +148,7 @@ def begin_files(
     data: str,
     warn: Callable[[str], None],
     reserve: Callable[[], Room],
+    epochs: int | None = None,
 ) -> Room:
     """Begin a run in its folder: config.toml, and metrics.jsonl as it was at the checkpoint; on rank 0.
 
@@ -165,6 +166,8 @@ def begin_files(
         Called with what is not as it should be.
     reserve
         Takes room for results, once an earlier run has made way.
+    epochs
+        Of the run, where it may go on for more than before.
 
     Returns
     -------
@@ -186,7 +189,7 @@ def begin_files(
         elif moved := metrics.go_back(resumed.state["metrics"]):
             warn(f"metrics.jsonl is not what the run had written; it is now {moved}, and a new one begins")
         if resumed is not None:
-            folder.drop_results(getattr(getattr(config, "training", None), "epochs", None))
+            folder.drop_results(epochs)
     except OSError as error:
         where = error.filename or path
         reason = error.strerror or str(error).partition("\n")[0]  # of HDF5 only the latter
