@@ -8,7 +8,7 @@
 Every run is of the commands with their defaults, but for --class-prior, on 2 ranks of one thread: ``admmB``
 is pdadmm.run on the data set's own operators and presets, 10 layers of 100, delta at B bits; ``gcn`` and
 ``sage`` are pdadmm.gnn.run with 3 layers of 256 on 2 parts, lean messages, --epochs epochs. A seed draws
-the split where none is published, and the weights. The step size of a graph network is the one of --rates
+the split where none is published, and the weights. The learning rate of a graph network is the one of --rates
 with the best validation accuracy of the first seed. A test accuracy is that of the evaluated iterate that
 is best on validation. What is in FILE is not run again.
 
@@ -170,7 +170,7 @@ def main() -> int:
     parser.add_argument("--datasets", default=DATASETS)
     parser.add_argument("--methods", default="admm4,admm2,gcn,sage")
     parser.add_argument("--seeds", default="0-2", help="first-last")
-    parser.add_argument("--rates", default="0.01,0.003,0.001", help="step sizes tried for graph networks")
+    parser.add_argument("--rates", default="0.01,0.003,0.001", help="learning rates tried for graph networks")
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--class-prior", choices=CLASS_PRIORS, default="train", help="of all runs in --json")
     parser.add_argument("--json", type=Path, default=RESULTS)

@@ -10,7 +10,7 @@ nothing but the messages differs; `--order scheme` leaves to each its own. `unif
 B bits for every row, `lean32` lean without rounding, `pyg` PyTorch Geometric on one process (gnn_pyg.py),
 on the same split, in float32's order. A test accuracy is that of the epoch that is best on validation, but
 in the column of the last epoch, which chooses nothing. Runs in FILE are not repeated; runs of other orders,
-numbers of epochs or step sizes are tables of their own.
+numbers of epochs or learning rates are tables of their own.
 
     python benchmarks/gnn_accuracy.py --pareto FILE.svg     accuracy against bytes, from FILE.json
 """
@@ -99,7 +99,7 @@ def points(runs: list[dict[str, Any]]) -> list[float]:
 
 
 def groups(runs: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]]:
-    """By order, epochs, step size, graph, split, model and parts, the runs of every scheme."""
+    """By order, epochs, learning rate, graph, split, model and parts, the runs of every scheme."""
     graphs = [*GRAPHS, *(run["graph"] for run in runs)]
     found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     heads = ("order", "epochs", "lr")
@@ -112,13 +112,13 @@ def groups(runs: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, list[d
 def table(runs: list[dict[str, Any]]) -> str:
     """Markdown: points, their differences to float32 seed by seed with standard errors, and bytes.
 
-    A table for each order of the hidden layer, number of epochs and step size.
+    A table for each order of the hidden layer, number of epochs and learning rate.
     """
     found = []
     for head, of_head in itertools.groupby(groups(runs).items(), key=lambda item: item[0][:3]):
         lines = _rows({key[3:]: schemes for key, schemes in of_head})
         order, epochs, rate = head
-        found.append("\n".join([f"Order {order}, {epochs} epochs, step size {rate:g}:", "", *lines]))
+        found.append("\n".join([f"Order {order}, {epochs} epochs, learning rate {rate:g}:", "", *lines]))
     return "\n\n".join(found)
 
 
@@ -198,7 +198,7 @@ def main() -> int:
     parser.add_argument("--order", default="norm", choices=("norm", "adaqp", "scheme"))
     parser.add_argument("--seeds", default="0-4")
     parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--lr", type=float, default=0.01, help="step size of Adam")
+    parser.add_argument("--lr", type=float, default=0.01, help="learning rate of Adam")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--data", default="", help="where the graph files are kept; default: nowhere")
     parser.add_argument("--table", action="store_true", help="print the table and run nothing")

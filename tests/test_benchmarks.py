@@ -127,7 +127,7 @@ def test_graph_networks_in_another_order_are_a_table_of_their_own(graphs: Path, 
         found = gnn_accuracy(graphs, results, *options)
     captions = [line for line in found.out.splitlines() if line.startswith("Order")]
     heads = ("norm, 2 epochs", "norm, 30 epochs", "scheme, 30 epochs")
-    assert captions == [f"Order {of}, step size 0.01:" for of in heads]
+    assert captions == [f"Order {of}, learning rate 0.01:" for of in heads]
     norm, own = json.loads(results.read_text())["runs"][1:]
     accuracies = ("test_accuracy", "best_val_accuracy", "test_accuracy_at_best_val")
     assert [norm[name] for name in accuracies] != [own[name] for name in accuracies]

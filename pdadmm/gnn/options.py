@@ -108,7 +108,7 @@ class Training:
         "", "start from the weights of this model.h5, not random ones", metavar="FILE.h5", path=True
     )
     epochs: int = option(200, "epochs", within=COUNT)
-    lr: float = option(0.01, "rate of Adam", within=POSITIVE)
+    lr: float = option(0.01, "learning rate of Adam", within=POSITIVE)
     weight_decay: float = option(0.0, "L2 penalty, added to the gradient", within=Range(0, POSITIVE.most))
     class_prior: str = option(
         "train",
