@@ -22,8 +22,9 @@ run-gnn: $(VENV)/.installed
 	$(BIN)/mpirun -n 4 $(BIN)/python -m pdadmm.gnn.run
 
 test: $(VENV)/.installed-test lint
-	@# by name: by number of tests, the few that train on real data would come last, on one core
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@# 3 processes for 2 cores, since some tests wait; by name: by number of tests, the few that train on real
+	@# data would come last, on one core
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-torch: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torch]'
