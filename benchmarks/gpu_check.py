@@ -516,6 +516,9 @@ def run_tests(check: Check) -> None:
     processes = ["-n", "6"] if importlib.util.find_spec("xdist") else []
     python = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *processes]
     check.run("tests on the GPU", [*python, "tests/test_gpu.py"], 600)
+    if importlib.util.find_spec("hypothesis") is None:
+        check.note("tests of the kernels", None, result="hypothesis is not installed")
+        return
     kernels = ["tests/test_kernels.py", "tests/test_gnn_cuda.py", "-k", "not cuda-on-cpu and not thread"]
     check.run("tests of the kernels", [*python, *kernels], 600)
 

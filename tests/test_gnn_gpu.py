@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from data_files import npz_arrays
 from support import (
     PROGRAMS,
     Finished,
@@ -122,6 +124,21 @@ def test_nan_in_a_message_ends_the_run(graph: Path, tmp_path: Path, mpirun: Call
     finished = mpirun(2, "-m", "pdadmm.gnn.run", graph, *options, timeout=120, env=on_standin())
     assert finished.code == 1 and "Traceback" not in finished.err
     assert "NaN or Inf in a message" in finished.err or "the run diverges" in finished.err
+    assert "smaller --lr" in finished.err
+
+
+def test_nan_before_the_first_step_is_the_features(tmp_path: Path, mpirun: Callable[..., Finished]) -> None:
+    arrays = npz_arrays(60, 8, 3)
+    for name in ("attr_data", "attr_indices", "attr_indptr", "attr_shape"):
+        del arrays[name]
+    features = np.random.default_rng(0).random((60, 8)).astype(np.float32)
+    features[7, 0] = 3e38
+    np.savez(tmp_path / "huge.npz", **arrays, attr_matrix=features)
+    given = words("--parts 2 --partitioner random --out")
+    succeed(python("-m", "pdadmm.gnn.prepare", tmp_path / "huge.npz", *given, tmp_path / "huge.h5"))
+    options = words(f"{SHAPE} --backend cupy --out {tmp_path / 'run'}")
+    finished = mpirun(2, "-m", "pdadmm.gnn.run", tmp_path / "huge.h5", *options, env=on_standin())
+    assert finished.code == 1 and "the features are too large" in finished.err
 
 
 @pytest.mark.parametrize(
@@ -130,6 +147,7 @@ def test_nan_in_a_message_ends_the_run(graph: Path, tmp_path: Path, mpirun: Call
         ("--backend cupy --kernels reference", "--kernels reference"),
         ("--backend cupy --links measured", "--links measured"),
         ("--backend numpy --transport nccl", "--transport nccl needs --backend cupy"),
+        ("--backend numpy --precision tf32", "--precision tf32 needs GPUs"),
     ],
 )
 def test_what_gpus_do_not_have_is_refused_in_one_line(

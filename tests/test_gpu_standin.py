@@ -240,6 +240,9 @@ def test_a_damaged_kernel_is_compiled_again(tmp_path: Path) -> None:
     path, whole = kept()
     path.write_bytes(whole[: len(whole) // 2])
     assert kept() == (path, whole)
+    place = len(whole) // 2
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+    assert kept() == (path, whole)
 
 
 def test_ranks_of_which_some_have_no_gpu_are_refused(small: Path, tmp_path: Path) -> None:
@@ -343,6 +346,7 @@ def test_choice(run: Run, places: list[Place], backend: str, transport: str) -> 
         (Run(transport="nccl"), [replace(GPU, nccl_version=22907)] * 2, "NCCL 2.29.7 does not allow"),
         (Run(transport="nccl"), [NONE], "CuPy is not installed"),
         (Run(transport="nccl", cuda_aware_mpi=True), [GPU, OTHER], "--cuda-aware-mpi"),
+        (Run(precision="tf32"), [NONE], "--precision tf32 needs GPUs"),
         (
             Run(precision="bf16x3"),
             [GPU, replace(OTHER, name="T4", capability=75)],

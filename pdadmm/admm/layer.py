@@ -145,8 +145,8 @@ class Layer:
 
     def snapshot(self) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
         """What gives the present W and b on the host, also when they have changed since."""
-        W, b = self.weights.snapshot(), np.array(self.backend.to_host(self.b))
-        return lambda: (W(), b)
+        W, b, host = self.weights.snapshot(), self.b.copy(), self.backend.to_host
+        return lambda: (W(), host(b))
 
     def to_host(self) -> None:
         """Write the weights out and take them to the host."""

@@ -159,8 +159,8 @@ class DenseWeights:
         return self.W
 
     def snapshot(self) -> Callable[[], np.ndarray]:
-        W = np.array(self._backend.to_host(self.W))
-        return lambda: W
+        W, host = self.W.copy(), self._backend.to_host  # at once, a device would have to be waited for
+        return lambda: host(W)
 
     def state(self) -> dict[str, Array]:
         return {"W": self.W}

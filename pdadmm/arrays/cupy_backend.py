@@ -148,11 +148,9 @@ class CupyBackend:
         cupy = self._cupy
         there = [i for i, value in enumerate(values) if not isinstance(value, (float, int))]
         found = [0.0 if i in there else float(value) for i, value in enumerate(values)]
-        gathered = None
         if there:
             gathered = cupy.stack([values[i].reshape(()).astype(np.float64) for i in there])
-        self.settle(wait)
-        if gathered is not None:
+            self.settle(wait)
             for i, value in zip(there, gathered.get().tolist(), strict=True):
                 found[i] = value
         return found

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from pdadmm.arrays import copy_into
+from pdadmm.arrays import Array, copy_into
 from pdadmm.arrays.backend import NUMPY, Backend
 from pdadmm.codec.rows import FLOAT32, WIDTHS
 from pdadmm.errors import InputError
@@ -125,7 +125,7 @@ def check(
 
 def arrays_of(
     parameters: Parameters,
-    best: Mapping[int, np.ndarray] | None,
+    best: Mapping[int, Array] | None,
     parts: Mapping[int, Part],
     slots: Sequence[Slot],
     widths: Widths,
@@ -144,7 +144,7 @@ def arrays_of(
                 "vector": host(vector), "first": host(moments.first), "second": host(moments.second)
             }  # fmt: skip
             if best is not None:
-                found[layer][_BEST] = best[layer]
+                found[layer][_BEST] = host(best[layer])
     layers = len(parameters.vectors)
     for (slot_name, sender, receiver), hat in hats.items():
         if receiver in parts:  # the sender's copy is the same

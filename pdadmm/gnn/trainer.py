@@ -204,8 +204,8 @@ class Trainer:
         self.control = control or Control(waiter, 0, 0.0, 0.0, 0.0)
         self.last: Record | None = None
         self.best: Record | None = None
-        #: parameters when `best` was measured, on the host; None where an older checkpoint does not know them
-        self.best_vectors: dict[int, np.ndarray] | None = None
+        #: parameters when `best` was measured; None where an older checkpoint does not know them
+        self.best_vectors: dict[int, Array] | None = None
         self.epoch = 0
         self.message_bytes = 0
         #: epoch after which they are counted: other parts than now may have sent those before
@@ -293,6 +293,8 @@ class Trainer:
             if evaluates:
                 self.waiter.settle(self.backend)
             seconds = time.perf_counter() - start
+            if evaluates or self.epoch == 1:  # which has advice of its own
+                self._require_finite(self.epoch)
             self.seconds_epochs += seconds
             if self.clock.counts(self._since):
                 self.accounts.iterated(seconds)
@@ -600,7 +602,7 @@ class Trainer:
         self._exact.begin(self.epoch + 1)  # which would begin with these weights
         self.network.forward(self._exact, self._drops(0.0))
         self.waiter.settle(self.backend)
-        self._require_finite()
+        self._require_finite(self.epoch + 1)
         outputs = {number: self.backend.to_host(self.network.output(number)) for number in self.parts}
         found = measure(outputs, self.targets, self.facts.parts, self.facts.classes, self.waiter, self.shift)
         self.evaluation_bytes = sum(end.channel.nbytes for end in self._exact.outgoing)
@@ -616,8 +618,7 @@ class Trainer:
         self.last = record
         if self.best is None or record["val_accuracy"] >= self.best["val_accuracy"]:
             self.best = record
-            host = self.backend.to_host
-            self.best_vectors = {layer: host(v).copy() for layer, v in self.parameters.vectors.items()}
+            self.best_vectors = {layer: v.copy() for layer, v in self.parameters.vectors.items()}
         bound = DIVERGED * (np.log(self.facts.classes) if not self.facts.multilabel else self.facts.classes)
         if not record["loss"] < bound:
             raise RunError(
@@ -628,12 +629,12 @@ class Trainer:
         if self._progress is not None:
             self._progress(record)
 
-    def _require_finite(self) -> None:
-        """Raise for NaN or Inf in a message, which a device does not tell at once."""
+    def _require_finite(self, epoch: int) -> None:
+        """Raise for NaN or Inf in a message of `epoch`, which a device does not tell at once."""
         try:
             self.passes.require_finite()
         except NonFiniteError:
-            raise RunError(f"NaN or Inf in a message; {advice(self.epoch, self._coded)}") from None
+            raise RunError(f"NaN or Inf in a message; {advice(epoch, self._coded)}") from None
 
     def weights(self, vectors: Mapping[int, Array]) -> dict[int, dict[str, np.ndarray]]:
         """Parameters of the layers' vectors by layer and name, on the host, as predictions take them."""

@@ -49,6 +49,8 @@ _TILE = 128
 OPTIONS = ("--std=c++17", "--fmad=false")
 MOST_BLOCKS = 2048
 _MOST_CHUNKS = 256
+#: bytes before a kept kernel: its SHA-256
+_CHECKSUM = 32
 
 
 def source(name: str) -> str:
@@ -86,10 +88,14 @@ def _module(name: str, device: int) -> Module:
     made_by = (*OPTIONS, Device(device).compute_capability, nvrtc.getVersion())
     digest = hashlib.sha256(repr((text, made_by)).encode()).hexdigest()[:40]
     kept = Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache").expanduser() / f"pdadmm_{digest}"
-    with contextlib.suppress(OSError, driver.CUDADriverError):  # not there, or damaged
-        module = Module()
-        module.load(kept.read_bytes())
-        return module
+    with contextlib.suppress(OSError, driver.CUDADriverError):  # not there, or not for this driver
+        content = kept.read_bytes()
+        compiled = content[_CHECKSUM:]
+        # a driver would read past the end of half a file
+        if hashlib.sha256(compiled).digest() == content[:_CHECKSUM]:
+            module = Module()
+            module.load(compiled)
+            return module
     compiled, _ = compiler.compile_using_nvrtc(text, OPTIONS, filename=name)
     module = Module()
     module.load(compiled)
@@ -97,7 +103,7 @@ def _module(name: str, device: int) -> Module:
         kept.parent.mkdir(parents=True, exist_ok=True)
         beside = kept.with_name(f"{kept.name}.{os.urandom(8).hex()}")  # ranks of one number may share it
         try:
-            beside.write_bytes(compiled)
+            beside.write_bytes(hashlib.sha256(compiled).digest() + compiled)
             beside.replace(kept)
         finally:
             beside.unlink(missing_ok=True)

@@ -187,7 +187,8 @@ def choose(run: Run, waiter: Waiter) -> Choice:
     InputError
         On all ranks.
     """
-    if run.backend == "numpy" and run.transport != "nccl" and not run.cuda_aware_mpi:
+    wants_gpus = run.transport == "nccl" or run.cuda_aware_mpi or run.precision != "float32"
+    if run.backend == "numpy" and not wants_gpus:  # nothing to look around for, and nothing to refuse
         return ON_CPUS
     places = waiter.gather(look_around(run, waiter))
     return waiter.broadcast(agree(waiter, lambda: decide(run, places) if places is not None else None))
