@@ -53,6 +53,14 @@ def dense_hops(adjacency: Any, features: Any, hops: int) -> Any:
     return np.hstack(blocks)
 
 
+def npz_with_feature(path: Path, value: float) -> None:
+    """A graph of 60 nodes, 8 features and 3 classes, of which one feature of one node is `value`."""
+    arrays = {name: x for name, x in npz_arrays(60, 8, 3).items() if not name.startswith("attr_")}
+    features = np.random.default_rng(0).random((60, 8)).astype(np.float32)
+    features[7, 0] = value
+    np.savez(path, **arrays, attr_matrix=features)
+
+
 def npz_arrays(nodes: int = 60, features: int = 7, classes: int = 3, seed: int = 0) -> dict[str, Any]:
     """The arrays of a graph in the gnn-benchmark keys."""
     graph = random_graph(nodes, features, classes, seed)

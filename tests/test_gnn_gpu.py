@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from data_files import npz_arrays
+from data_files import npz_with_feature
 from support import (
     PROGRAMS,
     Finished,
@@ -128,12 +127,7 @@ def test_nan_in_a_message_ends_the_run(graph: Path, tmp_path: Path, mpirun: Call
 
 
 def test_nan_before_the_first_step_is_the_features(tmp_path: Path, mpirun: Callable[..., Finished]) -> None:
-    arrays = npz_arrays(60, 8, 3)
-    for name in ("attr_data", "attr_indices", "attr_indptr", "attr_shape"):
-        del arrays[name]
-    features = np.random.default_rng(0).random((60, 8)).astype(np.float32)
-    features[7, 0] = 3e38
-    np.savez(tmp_path / "huge.npz", **arrays, attr_matrix=features)
+    npz_with_feature(tmp_path / "huge.npz", 3e38)
     given = words("--parts 2 --partitioner random --out")
     succeed(python("-m", "pdadmm.gnn.prepare", tmp_path / "huge.npz", *given, tmp_path / "huge.h5"))
     options = words(f"{SHAPE} --backend cupy --out {tmp_path / 'run'}")

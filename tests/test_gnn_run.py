@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from data_files import npz_arrays
+from data_files import npz_with_feature
 from support import (
     Finished,
     age,
@@ -531,14 +531,9 @@ def test_more_ranks_than_parts_are_refused(graph: Path, tmp_path: Path, mpirun: 
 
 def test_features_beyond_a_network_are_told(tmp_path: Path, mpirun: MPIRun) -> None:
     """A placeholder of a missing value, the largest float32: no classes of NaN, and advice that helps."""
-    arrays = npz_arrays(60, 8, 3)
-    for name in ("attr_data", "attr_indices", "attr_indptr", "attr_shape"):
-        del arrays[name]
-    features = np.random.default_rng(0).random((60, 8)).astype(np.float32)
     prepared = []
-    for name, first in (("fine", 1.0), ("huge", np.finfo(np.float32).max)):
-        features[7, 0] = first
-        np.savez(tmp_path / f"{name}.npz", **arrays, attr_matrix=features)
+    for name, value in (("fine", 1.0), ("huge", float(np.finfo(np.float32).max))):
+        npz_with_feature(tmp_path / f"{name}.npz", value)
         prepared.append(tmp_path / f"{name}.h5")
         given = [tmp_path / f"{name}.npz", "--parts", "2", "--partitioner", "random", "--out", prepared[-1]]
         succeed(python("-m", "pdadmm.gnn.prepare", *map(str, given)))

@@ -279,7 +279,17 @@ def test_a_run_that_is_made_longer_is_the_longer_run(graph: Path, tmp_path: Path
     options = [graph, *words(SMALL), *more]
     succeed(mpirun(2, "-m", "pdadmm.gnn.run", *options, "--epochs", "33", "--out", long))
     succeed(mpirun(2, "-m", "pdadmm.gnn.run", *options, "--epochs", "24", "--out", short))
+    shutil.copytree(short / "checkpoints", tmp_path / "kept")
     assert summary_of(short)["epochs"] == 24
+    left = {name: (short / name).read_bytes() for name in ("model.h5", "model_best.h5", "summary.json")}
+    longer = ["--resume", "--quiet", "--out", short, "--epochs"]
+    stopped = mpirun(1, "-m", "pdadmm.gnn.run", *longer, "100000", "--max-seconds", "1")
+    assert stopped.code == 75 and "is now model-24-epochs.h5" in stopped.err
+    for name, content in left.items():  # also where the longer run never comes to its end
+        path = short / name
+        assert path.with_stem(f"{path.stem}-24-epochs").read_bytes() == content and not path.exists()
+    shutil.rmtree(short / "checkpoints")
+    shutil.copytree(tmp_path / "kept", short / "checkpoints")
     succeed(mpirun(3, "-m", "pdadmm.gnn.run", "--resume", "--epochs", "33", "--quiet", "--out", short))
     assert summary_of(short)["epochs"] == 33
     assert weights(short) == weights(long) and records(short) == records(long)

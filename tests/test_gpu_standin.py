@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 from support import (
     PROGRAMS,
     STANDIN,
@@ -474,21 +475,16 @@ def test_nan_on_the_device_ends_the_run_with_layer_and_iteration(cupy: Any) -> N
     from pdadmm.arrays.cupy_backend import CupyBackend
     from pdadmm.codec import DeltaCodec
     from pdadmm.comm.mpi import MPITransport
+    from pdadmm.comm.waiter import Waiter
     from pdadmm.trace.clock import Clock
 
-    class Waiter:
-        seconds = 0.0
-
-        def until(self, done: Callable[[], bool], what: str) -> None:
-            assert done()
-
-    backend, waiter = CupyBackend(), Waiter()
+    backend, waiter = CupyBackend(), Waiter(MPI.COMM_SELF)
     widths = [4, 4, 4, 2]
     layers = [
         random_layer(i, widths[i - 1], widths[i], ReLU() if i < 3 else None, 0).to(backend) for i in (1, 2, 3)
     ]
-    transport = MPITransport(waiter)  # type: ignore[arg-type]
-    stage = Stage(Plan(3, 3, [range(1, 4)], 0), layers, waiter, Clock(), transport=transport, backend=backend)  # type: ignore[arg-type]
+    transport = MPITransport(waiter)
+    stage = Stage(Plan(3, 3, [range(1, 4)], 0), layers, waiter, Clock(), transport=transport, backend=backend)
     rng = np.random.default_rng(1)
     X, y = backend.asarray(rng.random((9, 4), np.float32)), backend.asarray(rng.integers(0, 2, 9))
     hyper = Hyper(0.1, 1.0, 0.01, "gradient", "exact", 25, "least_squares")

@@ -369,11 +369,9 @@ class Stage:
 
     def floats(self, values: list[Scalar]) -> list[float]:
         """Numbers on the host; waits for the device, which is not a wait for messages."""
-        seconds = self.waiter.seconds if self.waiter is not None else 0.0
-        found = self.backend.floats(values, self.waiter.until if self.waiter is not None else None)
-        if self.waiter is not None:
-            self.waiter.seconds = seconds
-        return found
+        if self.waiter is None:
+            return self.backend.floats(values, None)
+        return self.waiter.floats(self.backend, values)
 
     def _from_device(self, terms: dict[int, Terms], iteration: int) -> dict[int, Terms]:
         """Terms as floats, in one copy; RunError when a gradient was NaN or Inf since the last time."""

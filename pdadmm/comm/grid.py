@@ -179,10 +179,7 @@ class Shards:
     def sums(self, *values: Scalar) -> tuple[Scalar, ...]:
         if not values:
             return ()
-        seconds = self._waiter.seconds
-        found = self.backend.floats(values, self._waiter.until)
-        self._waiter.seconds = seconds  # the device's, and no exposed communication
-        return tuple(self.sum(np.array(found, np.float64)).tolist())
+        return tuple(self.sum(np.array(self._waiter.floats(self.backend, values))).tolist())
 
     def span(self, low: float, high: float) -> tuple[float, float]:
         ends = self._gather(np.array((low, high), np.float64))

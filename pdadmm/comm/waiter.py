@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import numpy as np
 
-from pdadmm.arrays import Array
+from pdadmm.arrays import Array, Scalar
 from pdadmm.comm.where import Where, stopped_ranks
 from pdadmm.comm.witness import FORWARDING
 from pdadmm.errors import RunError
@@ -90,6 +90,10 @@ class Settles(Protocol):
     """A backend: what waits for its device."""
 
     def settle(self, wait: Callable[[Callable[[], bool], str], object]) -> None: ...
+
+    def floats(
+        self, values: Sequence[Scalar], wait: Callable[[Callable[[], bool], str], object]
+    ) -> list[float]: ...
 
 
 @dataclass
@@ -185,6 +189,13 @@ class Waiter:
         seconds = self.seconds
         backend.settle(self.until)
         self.seconds = seconds
+
+    def floats(self, backend: Settles, values: Sequence[Scalar]) -> list[float]:
+        """Numbers that may be on a device, on the host; no exposed communication."""
+        seconds = self.seconds
+        found = backend.floats(values, self.until)
+        self.seconds = seconds
+        return found
 
     def until(self, done: Callable[[], bool], what: str, patience: float = 1.0) -> float:
         """Poll `done` until it holds, for `patience` times the timeout; returns the seconds waited."""

@@ -19,7 +19,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pdadmm
 from pdadmm.comm.waiter import Waiter
@@ -89,25 +89,34 @@ class RunFolder:
         if self._claim is not None:
             self._claim.begun = True
 
-    def drop_results(self, epochs: int | None) -> None:
-        """Delete what an earlier part of the run left at its end; on rank 0.
+    def make_way(self, epochs: int | None, warn: Callable[[str], None]) -> None:
+        """Make way for results of a run of so many epochs, where it has epochs; on rank 0.
 
-        Those of the same run stay until the same ones take their place: it may be killed before that.
+        Those of the same run stay until the same ones take their place: it may be killed before that. Those
+        of a run of other epochs get names of their own, and what an end that was not reached left is deleted.
         """
-        if not self._has_finished(epochs):
+        summary = self._summary()
+        before = summary.get("epochs") if summary is not None else None
+        if summary is None or (before != epochs and not isinstance(before, int)):
             for name in RESULTS:
                 (self.path / name).unlink(missing_ok=True)
+        elif before != epochs:
+            for name in reversed(RESULTS):  # the summary last: without it the others would not be kept
+                with contextlib.suppress(FileNotFoundError):
+                    old = self.path / name
+                    old.replace(old.with_stem(f"{old.stem}-{before}-epochs"))
+            warn(f"what the run left after {before} epochs is now model-{before}-epochs.h5 and so on")
         for name in (*RESULTS, *_BEGUN):
             for temporary in self.path.glob(f".{name}.*.tmp"):  # of a part that was killed
                 temporary.unlink()
 
-    def _has_finished(self, epochs: int | None) -> bool:
-        """Whether a run of so many epochs, where it has epochs, has come to its end here."""
+    def _summary(self) -> dict[str, Any] | None:
+        """Of a run that has come to its end here."""
         try:
-            summary = json.loads((self.path / "summary.json").read_bytes())
-            return bool(summary.get("epochs") == epochs)
-        except (OSError, ValueError, AttributeError):
-            return False
+            found = json.loads((self.path / "summary.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
 
 
 @contextlib.contextmanager
@@ -189,7 +198,7 @@ def begin_files(
         elif moved := metrics.go_back(resumed.state["metrics"]):
             warn(f"metrics.jsonl is not what the run had written; it is now {moved}, and a new one begins")
         if resumed is not None:
-            folder.drop_results(epochs)
+            folder.make_way(epochs, warn)
     except OSError as error:
         where = error.filename or path
         reason = error.strerror or str(error).partition("\n")[0]  # of HDF5 only the latter
