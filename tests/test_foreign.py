@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -197,6 +197,7 @@ def test_one_of_several_splits_and_ogb_s_ids(graph: Graph) -> None:
         for split in ("train", "val", "test")
     }
     assert same(from_pyg(planetoid(graph, **masks), split=1), graph)
+    assert same(from_pyg(planetoid(graph, **masks), split=cast(Any, np.int64(1))), graph)
     ids = {
         name: graph.split(split) for name, split in (("train", "train"), ("valid", "val"), ("test", "test"))
     }
@@ -233,6 +234,12 @@ def test_networkx(graph: Graph) -> None:
     assert not found.directed
     del theirs.nodes["node 7"]["topic"]
     with pytest.raises(InputError, match="node 'node 7' has no attribute 'topic'"):
+        from_networkx(theirs, features="words", label="topic")
+    theirs.nodes["node 7"]["topic"] = [1, 2]
+    with pytest.raises(InputError, match=r"\(topic\): its rows are of different lengths"):
+        from_networkx(theirs, features="words", label="topic")
+    theirs.nodes["node 7"]["train_mask"] = [True, False]
+    with pytest.raises(InputError, match=r"\(train_mask\): its rows are of different lengths"):
         from_networkx(theirs, features="words", label="topic")
     several = networkx.MultiDiGraph([(0, 1), (0, 1), (2, 1), (2, 3), (3, 0)])
     networkx.set_node_attributes(several, {i: i % 2 for i in range(4)}, "y")
@@ -273,6 +280,9 @@ def test_from_an_object_to_a_trained_network(graph: Graph, sparse: bool, tmp_pat
         ({"train_mask": np.ones(10, bool)}, r"\(train_mask\): is bool \(10,\); a mask is true or false"),
         ({"test_mask": np.arange(300)}, r"\(test_mask\): is int64 \(300,\); a mask is true or false"),
         ({"val_mask": np.full(300, 0.5)}, r"\(val_mask\): is float64"),
+        ({"edge_index": [[0, 1], [1]]}, r"\(edge_index\): its rows are of different lengths"),
+        ({"x": [[0.0], [1.0, 2.0]]}, r"\(x\): its rows are of different lengths"),
+        ({"y": [[0], [1, 2]]}, r"\(y\): its rows are of different lengths"),
     ],
 )
 def test_what_is_no_graph_is_refused(graph: Graph, change: dict[str, Any], said: str) -> None:
@@ -287,6 +297,8 @@ def test_what_cannot_be_written_leaves_nothing(graph: Graph, tmp_path: Path) -> 
         write_npz(tmp_path / "nowhere" / "mine.npz", graph)
     with pytest.raises(InputError, match="seed -1 is negative"):
         from_pyg(planetoid(graph), seed=-1)
+    with pytest.raises(InputError, match=r"classes is 3\.0; give a whole number"):
+        from_pyg(planetoid(graph), classes=cast(Any, 3.0))
     with pytest.raises(InputError, match="no split '0'"):
         from_pyg(planetoid(graph, train_mask=np.ones((300, 2), bool)), split="0")
     with pytest.raises(InputError, match="no split 3"):

@@ -210,11 +210,15 @@ def test_float32_goes_on_with_other_parts(mpirun: MPIRun, tmp_path: Path) -> Non
     stopped = mpirun(2, "-m", "pdadmm.gnn.run", paths[0], *short, "--checkpoint-every", "5", "--out", folder)
     succeed(stopped)
     (folder / "summary.json").unlink()
+    before = records_of(folder)
+    assert [record["epoch"] for record in before] == [10, 20]
     again = mpirun(3, "-m", "pdadmm.gnn.run", paths[1], "--resume", "--quiet", "--out", folder)
     succeed(again)
     found = summary_of(folder)
     assert found["parts"] == 3
     assert found["bytes_per_epoch"] == found["float32_bytes_per_epoch"] > 0, "of these parts alone"
+    a_sent, again_sent = before[0]["bytes"] // 10, found["bytes_per_epoch"]
+    assert records_of(folder)[-1]["bytes"] == 15 * a_sent + 5 * again_sent, "of all epochs"
     lean = words("--hidden 16 --epochs 20 --quiet --checkpoint-every 5")
     succeed(mpirun(2, "-m", "pdadmm.gnn.run", paths[0], *lean, "--out", tmp_path / "lean"))
     refused = mpirun(3, "-m", "pdadmm.gnn.run", paths[1], "--resume", "--out", tmp_path / "lean")
@@ -577,6 +581,42 @@ def test_without_a_file_the_embedded_graph_is_trained_in_as_many_parts_as_ranks(
     again = [*words("--quiet --epochs 3"), "--config", tmp_path / "e" / "config.toml"]
     succeed(mpirun(2, "-m", "pdadmm.gnn.run", *again, "--out", tmp_path / "f"))
     assert json.loads((tmp_path / "f" / "summary.json").read_text())["hidden"] == 32
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "said"),
+    [
+        (
+            "--bits 8",
+            "--reassign 10 --lambda 0.3",
+            "--lambda, --reassign: without effect, since all affine rows",
+        ),
+        (
+            "--messages float32",
+            "--links measured",
+            "--links: without effect, since no message is of affine rows",
+        ),
+        ("--messages float32 --backward affine", "--links measured", ""),
+    ],
+)
+def test_options_of_no_assignment_are_told_on_one_rank(
+    messages: str, options: str, said: str, graph: Path, tmp_path: Path, mpirun: MPIRun
+) -> None:
+    short = words(f"--hidden 4 --epochs 1 --quiet {messages} {options}")
+    found = succeed(mpirun(2, "-m", "pdadmm.gnn.run", graph, *short, "--out", tmp_path / "run"))
+    assert found.err.count("\n") == bool(said) and said in found.err
+    again = succeed(
+        python(
+            "-m",
+            "pdadmm.gnn.run",
+            "--config",
+            tmp_path / "run/config.toml",
+            "--quiet",
+            "--out",
+            tmp_path / "again",
+        )
+    )
+    assert not again.err, "a file has every option"
 
 
 def test_bits_of_messages_that_are_not_coded_are_refused(graph: Path, tmp_path: Path) -> None:

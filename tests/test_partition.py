@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -20,7 +21,7 @@ from data_files import ROOT, npz_arrays, write_graphsaint, write_idx, write_npz,
 from support import python
 
 from pdadmm import prepare
-from pdadmm.datasets import load, synthetic_graph
+from pdadmm.datasets import from_pyg, load, synthetic_graph
 from pdadmm.errors import InputError
 from pdadmm.gnn.metis import metis
 from pdadmm.gnn.partition import cut, partition
@@ -437,6 +438,22 @@ def test_several_labels_a_node(
     graph = load("flickr", raw="raw", verify=False)
     np.testing.assert_array_equal(graph.labels, several)
     assert graph.multilabel and graph.num_classes == 5
+
+
+def test_rows_of_one_label_are_several_labels_of_a_graph_to_predict_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Few nodes may have one each by chance; to train on, they are a way to write one label."""
+    monkeypatch.chdir(tmp_path)
+    write_npz(tmp_path / "g.npz", **undirected(labels=np.eye(3, dtype=int)[np.arange(60) % 3]))
+    assert main(["g.npz", "--parts", "2", "--out", "g.h5"]) == 2
+    assert "give the numbers of the classes" in capsys.readouterr().err
+    assert main(["g.npz", "--parts", "2", "--classes", "3", "--out", "g.h5"]) == 0
+    with GraphFile("g.h5") as file:
+        assert file.multilabel and file.sizes == {"train": 0, "val": 0, "test": 60}
+    alone = {"edge_index": np.zeros((2, 0), int), "x": np.ones((1, 2), np.float32), "y": np.eye(3)[:1]}
+    graph = from_pyg(SimpleNamespace(**alone), classes=3)
+    assert graph.multilabel and graph.labels.tolist() == [[1, 0, 0]]
 
 
 def npz(**changes: Any) -> Any:

@@ -181,10 +181,13 @@ def test_what_is_no_model_and_what_is_not_replaced(folder: Path, small: Path, tm
     old = folder / "old.h5"
     (tmp_path / "notes.txt").write_text("mine")
     before = old.read_bytes()
+    scores = tmp_path / "scores.h5"
+    succeed(python("-m", "pdadmm.predict", folder / "run", old, "--out", scores))
     for given, said in (
         ([tmp_path, old], "model.h5: no such file"),
         ([old, old], "a feature file"),
         ([folder / "run", folder / "run/model.h5"], "a model, not a feature file"),
+        ([folder / "run", scores], "a file of predictions, not a feature file"),
         ([folder / "run", small], "--like"),
         ([folder / "run", old, "--out", tmp_path / "notes.txt"], "is no file of predictions"),
         ([folder / "run", old, "--out", old], "is the file to read"),

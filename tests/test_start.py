@@ -16,9 +16,11 @@ from support import Finished, python, records_of, succeed, summary_of, weights_o
 from pdadmm import Model
 from pdadmm.admm.fitting import Data
 from pdadmm.admm.options import Config, fill
+from pdadmm.admm.options import parse as of_layers
 from pdadmm.admm.start import Start
 from pdadmm.admm.trainer import Trainer
 from pdadmm.errors import InputError
+from pdadmm.gnn.options import parse as of_graphs
 from pdadmm.inputs.feature_file import FeatureFile
 
 MPIRun = Callable[..., Finished]
@@ -75,6 +77,18 @@ def test_ranks_make_no_difference(
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a, b)
     assert Model.load(one / "model.h5").attributes["first_depth"] == 2
+
+
+@pytest.mark.parametrize("parse", [of_layers, of_graphs])
+def test_what_a_run_reads_is_not_moved_aside(parse: Callable[[list[str]], Any], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for folder, given in (("run", ["--start", "{}/link/model.h5"]), ("link", ["{}/run/x.h5"])):
+        arguments = [word.format(tmp_path) for word in given]
+        out = ["--out", str(tmp_path / folder)]
+        with pytest.raises(InputError, match="which --overwrite moves aside; choose another --out"):
+            parse([*arguments, *out, "--overwrite"])
+        assert parse([*arguments, *out]).output.out == out[1]
+        parse([*arguments, "--out", str(tmp_path / "other"), "--overwrite"])
 
 
 def test_a_run_goes_on_from_a_checkpoint_without_the_file_of_its_start(

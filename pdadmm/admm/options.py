@@ -294,7 +294,7 @@ def check(config: Config) -> None:
             raise InputError(
                 f"the grid [{m.grid_low:g}, {m.grid_high:g}] is too narrow for float32; give a wider one"
             )
-    sections.check(config.run, config.output)
+    sections.check(config.output, (config.features, t.start))
     if t.stages:
         check_stages(t.stages, n.layers)
 

@@ -5,6 +5,8 @@ None of those libraries is imported, and no pickle is read: the user's process h
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,11 +58,14 @@ def from_pyg(
         Where something is missing, or is no graph.
     """
     where = f"{name} (from_pyg)"
+    seed, classes = _whole(seed, "seed", where), _whole(classes, "classes", where)
+    with contextlib.suppress(TypeError):
+        split = operator.index(cast(Any, split))  # of NumPy, too
     needed = ("x", "edge_index") if classes else ("x", "edge_index", "y")
     missing = [field for field in needed if getattr(data, field, None) is None]
     if missing:
         raise InputError(f"{where}: has no {', '.join(missing)}; give an object with {' and '.join(needed)}")
-    edges = _array(data.edge_index)
+    edges = _array(data.edge_index, f"{where} (edge_index)")
     if edges.ndim != 2 or len(edges) != 2 or edges.dtype.kind not in "iu":
         raise InputError(f"{where}: edge_index is {edges.dtype} {edges.shape}; it must be integers (2, E)")
     x = _matrix(data.x, where)
@@ -70,13 +75,14 @@ def from_pyg(
         lacking = [part for part in names if part not in split]
         if lacking:
             raise InputError(f"{where}: the split has no {', '.join(lacking)}; give train, valid and test")
-        ids = [_array(split[part]) for part in names]
+        ids = [_array(split[part], f"{where} ({part})") for part in names]
     else:
         masks = [getattr(data, f"{part}_mask", None) for part in ("train", "val", "test")]
+        called = [f"{where} ({part}_mask)" for part in ("train", "val", "test")]
         if all(mask is not None for mask in masks):
             ids = [
-                mask_ids(_of_split(_array(mask), split, where), x.shape[0], f"{where} ({part}_mask)")
-                for part, mask in zip(("train", "val", "test"), masks, strict=True)
+                mask_ids(_of_split(_array(mask, of), split, where), x.shape[0], of)
+                for of, mask in zip(called, masks, strict=True)
             ]
         elif any(mask is not None for mask in masks):
             raise InputError(f"{where}: has some of train_mask, val_mask, test_mask; give all three or none")
@@ -85,7 +91,7 @@ def from_pyg(
                 f"{where}: has no masks, of which `split` would choose; give it a mapping of ids"
             )
     y = getattr(data, "y", None)
-    labels = np.full(x.shape[0], UNLABELLED) if y is None else _array(y)
+    labels = np.full(x.shape[0], UNLABELLED) if y is None else _array(y, f"{where} (y)")
     return _graph(name, where, edges, x, labels, ids, seed, classes)
 
 
@@ -122,6 +128,7 @@ def from_networkx(
         Where a node lacks an attribute, or what `from_pyg` refuses.
     """
     where = f"{name} (from_networkx)"
+    seed, classes = _whole(seed, "seed", where), _whole(classes, "classes", where)
     if not hasattr(graph, "nodes"):
         raise InputError(f"{where}: {type(graph).__name__} is no networkx.Graph; give one")
     nodes = list(graph.nodes)
@@ -136,7 +143,7 @@ def from_networkx(
                 )
         return found
 
-    rows = [np.atleast_1d(_array(value)) for value in column(features)]
+    rows = [np.atleast_1d(_array(value, f"{where} ({features})")) for value in column(features)]
     if len({row.shape for row in rows}) > 1:
         raise InputError(f"{where}: nodes have different numbers of features {features!r}; give all as many")
     x = _matrix(np.stack(rows) if rows else np.zeros((0, 0)), where)
@@ -145,11 +152,16 @@ def from_networkx(
         edges = np.concatenate([edges, edges[::-1]], axis=1)
     masks = [f"{part}_mask" for part in ("train", "val", "test")]
     known = any(mask in values for _, values in graph.nodes(data=True) for mask in masks)
-    ids = [np.flatnonzero(np.array(column(mask), bool)) for mask in masks] if known else None
+    ids = None
+    if known:
+        called = [f"{where} ({mask})" for mask in masks]
+        ids = [
+            mask_ids(_array(column(mask), of), len(nodes), of) for mask, of in zip(masks, called, strict=True)
+        ]
     if classes and not any(label in values for _, values in graph.nodes(data=True)):
         labels = np.full(len(nodes), UNLABELLED)
     else:
-        labels = np.array(column(label))
+        labels = _array(column(label), f"{where} ({label})")
     return _graph(name, where, edges, x, labels, ids, seed, classes)
 
 
@@ -214,7 +226,7 @@ def _matrix(value: Foreign, where: str) -> Matrix:
     """Features, a CSR matrix where they are sparse: a matrix of SciPy, or a tensor in any sparse layout."""
     layout = str(getattr(value, "layout", ""))
     if not sp.issparse(value) and not layout.startswith("torch.sparse"):
-        found = _array(value)
+        found = _array(value, f"{where} (x)")
         if found.ndim != 2:
             raise _no_matrix(found, where)
         return found
@@ -224,10 +236,13 @@ def _matrix(value: Foreign, where: str) -> Matrix:
         entries, found = value.dtype, sp.csr_matrix(value)
     else:
         tensor = value.detach().cpu().to_sparse_coo().coalesce()
-        values = _array(tensor.values())
+        values = _array(tensor.values(), where)
         if values.ndim != 1:
             raise InputError(f"{where}: the features are a sparse tensor of blocks; give to_dense() of it")
-        entries, found = values.dtype, sp.csr_matrix((values, _array(tensor.indices())), tuple(value.shape))
+        entries, found = (
+            values.dtype,
+            sp.csr_matrix((values, _array(tensor.indices(), where)), tuple(value.shape)),
+        )
     if entries.kind not in "biuf":
         raise InputError(f"{where}: the features are {entries}; they must be numbers")
     return found
@@ -240,14 +255,25 @@ def _no_matrix(x: Foreign, where: str) -> InputError:
     )
 
 
-def _array(value: Foreign) -> np.ndarray:
+def _whole(value: object, what: str, where: str) -> int:
+    """A whole number of any library."""
+    try:
+        return operator.index(cast(Any, value))
+    except TypeError:
+        raise InputError(f"{where}: {what} is {value!r}; give a whole number") from None
+
+
+def _array(value: Foreign, where: str) -> np.ndarray:
     """An array of a tensor, or of what NumPy knows."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         # which NumPy has not
         half = str(getattr(value, "dtype", "")) == "torch.bfloat16"
         value = (value.float() if half else value).numpy()
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise InputError(f"{where}: its rows are of different lengths; give all as many entries") from None
 
 
 def _first(split: object) -> bool:

@@ -158,7 +158,8 @@ class Graph:
     def _check_labels(self) -> None:
         where = self.origin
         if self.multilabel:
-            if (as_label_matrix(self.labels, where).sum(axis=1) == 1).all():
+            ones = as_label_matrix(self.labels, where).sum(axis=1)
+            if self.complete and (ones == 1).all():
                 raise InputError(
                     f"{where}: labels are rows of zeros and a one; give the numbers of the classes, "
                     "labels.argmax(axis=1)"

@@ -158,7 +158,8 @@ def assemble(
     ------
     InputError
     """
-    several = labels.ndim == 2 and 1 not in labels.shape
+    one_node = features.shape[0] == 1
+    several = labels.ndim == 2 and labels.shape[1] > 1 and (one_node or labels.shape[0] > 1)
     of_labels, *of_splits = called
     found: np.ndarray = (as_label_matrix if several else as_labels)(labels, f"{where} ({of_labels})")
     known = np.arange(len(found))

@@ -94,7 +94,7 @@ def configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Facts]:
     def check() -> tuple[Config, Facts] | None:
         if waiter.comm.rank:
             return None
-        config = parse(arguments, network_of)
+        config = parse(arguments, network_of, warn)
         _require_known(config)
         with open_graph(config.graph, _parts(config, waiter.comm.size)) as source:
             facts = Facts.of(source)
@@ -133,17 +133,17 @@ def _require_splits(path: str, facts: Facts) -> None:
 
 def _require_known(config: Config) -> None:
     """Refuse shared options that graph networks do not heed."""
-    run, bits = config.run, config.messages
+    run, measured = config.run, config.assigns and config.messages.links == "measured"
     if run.transport == "nccl" and run.backend == "numpy":
         raise InputError("--transport nccl needs --backend cupy; use --transport mpi on CPUs")
-    if run.transport == "nccl" and (run.kernels == "reference" or bits.links == "measured"):
+    if run.transport == "nccl" and (run.kernels == "reference" or measured):
         given = "--kernels reference" if run.kernels == "reference" else "--links measured"
         raise InputError(f"--transport nccl is between GPUs, on which there is no {given}; leave one out")
     if run.backend != "numpy" and run.kernels == "reference":
         if run.backend == "cupy":
             raise InputError("--kernels reference: graph networks have none on GPUs; use --backend numpy")
         run.backend = "numpy"
-    if run.backend != "numpy" and bits.links == "measured":
+    if run.backend != "numpy" and measured:
         if run.backend == "cupy":
             raise InputError("--links measured tells times by the host's clock; use --backend numpy")
         run.backend = "numpy"

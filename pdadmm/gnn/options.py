@@ -211,7 +211,11 @@ def _forget_scheme(of_file: Record, given: Record) -> None:
         messages.pop("bits", None)  # nothing is left to be coded
 
 
-def parse(arguments: Sequence[str], network_of: Callable[[str], Record] | None = None) -> Config:
+def parse(
+    arguments: Sequence[str],
+    network_of: Callable[[str], Record] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Config:
     """Configuration of a command line.
 
     Parameters
@@ -220,6 +224,8 @@ def parse(arguments: Sequence[str], network_of: Callable[[str], Record] | None =
     network_of
         Gives the options of the network of a model.h5, which are weaker than all but defaults, where a run
         that does not go on from a checkpoint is to start from one.
+    warn
+        Called with what was given in vain.
 
     Raises
     ------
@@ -238,7 +244,22 @@ def parse(arguments: Sequence[str], network_of: Callable[[str], Record] | None =
     n.order = n.order or config.scheme.order
     m.forward, m.backward = m.forward or config.scheme.codec, m.backward or config.scheme.codec
     check_ranges(config)
-    sections.check(config.run, config.output)
+    sections.check(config.output, (config.graph, config.training.start))
     if m.bits != "auto" and (m.forward, m.backward) == ("float32", "float32"):
         raise InputError(f"--bits {m.bits}: nothing is coded; leave it out, or give --messages lean or adaqp")
+    if warn is not None and (why := _in_vain(config, given.get("messages", {}))):
+        warn(why)
     return config
+
+
+def _in_vain(config: Config, given: Record) -> str:
+    """What to say of options of the assignment on the command line of a run that assigns no widths."""
+    names = {name.rstrip("_") for name in given} & {"lambda", "reassign", "links", "assignment"}
+    if config.assigns or not names:
+        return ""
+    m = config.messages
+    if "affine" in (m.forward, m.backward):
+        why = f"all affine rows have --bits {m.bits}"
+    else:
+        why = "no message is of affine rows"
+    return f"--{', --'.join(sorted(names))}: without effect, since {why}, and no widths are assigned"

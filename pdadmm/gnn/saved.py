@@ -68,6 +68,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     parts: Whole = 0
     cut: ContentHash = ""  #: hash of the parts
     bytes_since: Whole = 0  #: epoch after which `message_bytes` are counted
+    bytes_before: Whole = 0  #: what other parts sent until then
 
 
 def state_of(checkpoint: Checkpoint) -> State:

@@ -210,6 +210,7 @@ class Trainer:
         self.message_bytes = 0
         #: epoch after which they are counted: other parts than now may have sent those before
         self.bytes_since = 0
+        self.bytes_before = 0  # of all ranks, until then
         self.bits_sent = {"forward": 0.0, "backward": 0.0}
         self.entries_sent = {"forward": 0.0, "backward": 0.0}
         self.seconds_epochs = 0.0
@@ -381,6 +382,7 @@ class Trainer:
             "parts": self.facts.parts,
             "cut": self.facts.cut,
             "bytes_since": self.bytes_since,
+            "bytes_before": self.bytes_before,
             "fingerprint": self.fingerprint(),
         }
         arrays = saved.arrays_of(
@@ -427,6 +429,7 @@ class Trainer:
         same_parts = state.parts in (0, self.facts.parts)
         # what other parts sent says nothing of these
         self.bytes_since = state.bytes_since if same_parts else state.epoch
+        self.bytes_before = state.bytes_before + (0 if same_parts else state.message_bytes)
         if rank == 0:
             self.message_bytes = state.message_bytes if same_parts else 0
             self.bits_sent = {"forward": state.bits_forward, "backward": state.bits_backward}
@@ -613,7 +616,7 @@ class Trainer:
             **found,
             "seconds": self.seconds_epochs,
             "seconds_exposed": float(so_far[0]) / self.waiter.comm.size,
-            "bytes": int(so_far[1]),
+            "bytes": self.bytes_before + int(so_far[1]),
         }
         self.last = record
         if self.best is None or record["val_accuracy"] >= self.best["val_accuracy"]:
@@ -623,7 +626,7 @@ class Trainer:
         if not record["loss"] < bound:
             raise RunError(
                 f"the loss is {record['loss']:.3g} after epoch {self.epoch}; the run diverges; "
-                f"{advice(self.epoch + 1, self._coded)}",
+                f"{self._advice(self.epoch + 1)}",
                 everywhere=True,
             )
         if self._progress is not None:
@@ -634,7 +637,10 @@ class Trainer:
         try:
             self.passes.require_finite()
         except NonFiniteError:
-            raise RunError(f"NaN or Inf in a message; {advice(epoch, self._coded)}") from None
+            raise RunError(f"NaN or Inf in a message; {self._advice(epoch)}") from None
+
+    def _advice(self, epoch: int) -> str:
+        return advice(epoch, self._coded and self.facts.halo_rows > 0)
 
     def weights(self, vectors: Mapping[int, Array]) -> dict[int, dict[str, np.ndarray]]:
         """Parameters of the layers' vectors by layer and name, on the host, as predictions take them."""

@@ -107,15 +107,13 @@ class _Search:
             trainer.run()
         except RunError as error:
             if not error.everywhere and w.comm.size > 1:
-                # the other ranks know nothing of it
-                raise RunError(
-                    f"{error}; or prepare the graph with --feature-norm standard, or tune on one rank"
-                ) from None
-            return Outcome(0.0, math.inf)
-        finally:
-            trainer.close()
-        best = max(records, key=lambda record: (record["val_accuracy"], -record["loss"]))
-        return Outcome(best["val_accuracy"], best["loss"])
+                raise  # the other ranks know nothing of it, so that nothing collective can follow
+            outcome = Outcome(0.0, math.inf)
+        else:
+            best = max(records, key=lambda record: (record["val_accuracy"], -record["loss"]))
+            outcome = Outcome(best["val_accuracy"], best["loss"])
+        trainer.close()
+        return outcome
 
 
 def tune(waiter: Waiter, arguments: list[str]) -> None:

@@ -335,6 +335,7 @@ def _checked_attributes(file: PlainFile) -> Record:
         "pdadmm-graph": "a graph file, not a feature file",
         "pdadmm-model": "a model, not a feature file",
         "pdadmm-gnn-model": "a model of graphs, not a feature file",
+        "pdadmm-predictions": "a file of predictions, not a feature file",
     }
     operators = file.attribute("operators")
     wanted = {**_ATTRIBUTES, **({} if operators is None else _OPERATORS)}

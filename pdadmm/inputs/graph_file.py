@@ -582,6 +582,7 @@ def _checked_attributes(file: PlainFile) -> Record:
         "pdadmm-features": "a feature file, not a graph file",
         "pdadmm-model": "a model of layers, not a graph file",
         "pdadmm-gnn-model": "a model, not a graph file",
+        "pdadmm-predictions": "a file of predictions, not a graph file",
     }
     attrs = file.attributes(_ATTRIBUTES, SCHEMA, SCHEMA_VERSION, "pdadmm.gnn.prepare", others)
     least = dict.fromkeys(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from pdadmm.arrays.backend import PRECISIONS
@@ -67,8 +69,13 @@ class Output:
     quiet: bool = option(False, "no progress bar and no table")
 
 
-def check(run: Run, output: Output) -> None:
-    """Refuse values out of range.
+def check(output: Output, reads: Iterable[str]) -> None:
+    """Refuse what cannot be meant of a folder.
+
+    Parameters
+    ----------
+    reads
+        Paths that the run reads; empty ones are none.
 
     Raises
     ------
@@ -82,3 +89,8 @@ def check(run: Run, output: Output) -> None:
         raise InputError(
             "--resume goes on with the run in --out, --overwrite moves it aside; give one of them"
         )
+    for path in filter(None, reads if output.overwrite else ()):
+        if Path(path).resolve().is_relative_to(Path(output.out).resolve()):
+            raise InputError(
+                f"{path} is in --out {output.out}, which --overwrite moves aside; choose another --out"
+            )
