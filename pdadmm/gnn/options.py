@@ -255,7 +255,7 @@ def parse(
 def _in_vain(config: Config, given: Record) -> str:
     """What to say of options of the assignment on the command line of a run that assigns no widths."""
     names = {name.rstrip("_") for name in given} & {"lambda", "reassign", "links", "assignment"}
-    if config.assigns or not names:
+    if config.assigns or not names or config.output.resume:  # it must have those of before anyway
         return ""
     m = config.messages
     if "affine" in (m.forward, m.backward):
