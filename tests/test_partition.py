@@ -332,11 +332,11 @@ def test_metis_makes_the_same_parts_in_a_process_of_its_own(
     assert found[0].dtype == np.int32 and np.bincount(found[0]).size == 5
     monkeypatch.setattr("pdadmm.gnn.metis._FEW", 0)
     for program, error in (
-        ("raise ValueError('broken')", RuntimeError),
+        ("raise ValueError('broken')", InputError),
         ("import os; os.kill(os.getpid(), 9)", MemoryError),
     ):
         monkeypatch.setattr("pdadmm.gnn.metis._PROGRAM", program)
-        with pytest.raises(error, match="broken" if error is RuntimeError else None):
+        with pytest.raises(error, match=r"broken\); give --partitioner blocks" if error is InputError else None):
             metis(adjacency, 5, 3)
 
 

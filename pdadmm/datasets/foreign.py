@@ -111,6 +111,7 @@ def from_networkx(
     graph
         A ``networkx.Graph`` or its kin. Node i of the result is the i-th of ``graph.nodes``. Attributes
         `train_mask`, `val_mask` and `test_mask` of all nodes, true or false, are the split.
+        Weights of edges are not used.
     features
         Name of the attribute that has a node's features: F numbers, or one.
     label

@@ -49,9 +49,8 @@ def metis(adjacency: sp.csr_matrix, parts: int, seed: int) -> Parts:
     Raises
     ------
     InputError
-        Without pymetis.
-    MemoryError, RuntimeError
-        When it fails.
+        Without pymetis, or when METIS fails.
+    MemoryError
     """
     try:
         import pymetis
@@ -62,7 +61,10 @@ def metis(adjacency: sp.csr_matrix, parts: int, seed: int) -> Parts:
     index, seed = pymetis.zero_copy_dtype(), seed % 2**31
     indptr, indices = adjacency.indptr.astype(index), adjacency.indices.astype(index)
     if indices.size < _FEW:
-        return bisect(pymetis.CSRAdjacency(indptr, indices), parts, seed)
+        try:
+            return bisect(pymetis.CSRAdjacency(indptr, indices), parts, seed)
+        except RuntimeError as error:
+            raise _failed(str(error)) from None
     with tempfile.TemporaryFile() as result:
         graph = os.memfd_create("pdadmm-graph")
         try:
@@ -97,7 +99,11 @@ def _run(arguments: list[int], descriptors: tuple[int, ...]) -> None:
         reason = said.decode(errors="replace").strip().rpartition("\n")[2]
         if process.returncode == -signal.SIGKILL or "MemoryError" in reason or "memory" in reason:
             raise MemoryError
-        raise RuntimeError(f"METIS failed, exit code {process.returncode}: {reason}")
+        raise _failed(f"exit code {process.returncode}: {reason}")
+
+
+def _failed(reason: str) -> InputError:
+    return InputError(f"--partitioner metis: METIS failed ({reason}); give --partitioner blocks")
 
 
 def bisect(csr: CSRAdjacency, parts: int, seed: int) -> Parts:
