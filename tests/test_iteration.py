@@ -109,11 +109,12 @@ def test_the_exact_step_ends_where_the_gradient_of_p_vanishes(kernels: str) -> N
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
 @pytest.mark.parametrize("method", ["exact length", "doubling"])
 @pytest.mark.parametrize("codec", ["grid 4", "grid 2"])
-def test_a_projected_step_decreases_sufficiently(kernels: str, method: str, codec: str) -> None:
+@pytest.mark.parametrize("nodes", [60, 200])  # few, and many for their 8 or 9 inputs
+def test_a_projected_step_decreases_sufficiently(kernels: str, method: str, codec: str, nodes: int) -> None:
     """And is the one that the equations find in float64; p begins off the grid, and ends on it."""
     grid = make_codec(*CODECS[codec])
     assert hasattr(grid, "project")
-    _, layers = stage_of(kernels, codec, method)
+    _, layers = stage_of(kernels, codec, method, nodes=nodes)
     moved = 0
     for i in range(12):
         for layer in layers[:0:-1]:
@@ -141,3 +142,15 @@ def test_a_projected_step_decreases_sufficiently(kernels: str, method: str, code
         for layer in layers:
             layer.update_outputs(i, False)
     assert moved > 10
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-17, 1e14])
+@pytest.mark.parametrize("nodes", [60, 200])
+def test_the_norm_of_an_image_is_that_in_float64(nodes: int, scale: float) -> None:
+    """However it is formed."""
+    _, layers = stage_of("fused", "grid 4", "exact length", nodes=nodes)
+    G = np.random.default_rng(1).standard_normal((nodes, 8)).astype(np.float32) * np.float32(scale)
+    for layer in layers[1:]:
+        layer.W[...] *= np.float32(100)
+        wanted = ((G.astype(np.float64) @ layer.W.T.astype(np.float64)) ** 2).sum()
+        assert layer._image_norm(G) == pytest.approx(wanted, rel=1e-5)

@@ -336,7 +336,8 @@ def test_metis_makes_the_same_parts_in_a_process_of_its_own(
         ("import os; os.kill(os.getpid(), 9)", MemoryError),
     ):
         monkeypatch.setattr("pdadmm.gnn.metis._PROGRAM", program)
-        with pytest.raises(error, match=r"broken\); give --partitioner blocks" if error is InputError else None):
+        said = r"broken\); give --partitioner blocks" if error is InputError else None
+        with pytest.raises(error, match=said):
             metis(adjacency, 5, 3)
 
 

@@ -31,6 +31,8 @@ __all__ = ["IF_IT_DIVERGES", "Hyper", "Layer", "Terms"]
 
 #: share of an input's mean in its mean square from which on the mean is taken off: 10 deviations
 _FAR = 0.99
+#: nodes a column of p from which on sums over the nodes, and not products of weights, are what counts
+_MANY_NODES = 16
 #: what to do
 IF_IT_DIVERGES = "scale the features to about 1, or try a larger --rho, a smaller --nu or more --bits"
 
@@ -535,14 +537,13 @@ class Layer:
         h, k, end = self.hyper, self.passes, self.below
         assert end is not None
         change, image = self.work.get("S", G.shape), self.work.get("H", self.M.shape)
-
-        def image_of(x: Array) -> float:
-            self.backend.rows(x, self.W.T, image)
-            return k.squared_norm(image)
+        mine: Scalar = 0.0  # of the change, this rank's share
 
         def trial(length: float) -> tuple[float, float]:
-            moved = k.projected_change(change, end, G, length)
-            moved, of_image = self._sums(moved, image_of(change))
+            nonlocal mine
+            mine = k.projected_change(change, end, G, length)
+            self.backend.rows(change, self.W.T, image)
+            moved, of_image = self._sums(mine, k.squared_norm(image))
             return float(moved), float(of_image)
 
         # the search decides on the host
@@ -552,17 +553,31 @@ class Layer:
             raise NonFiniteError
         if norm:
             if h.step != "doubling":  # one length for all nodes: the test is of the projected point of all
-                tau = h.rho + h.nu * float(self._sums(image_of(G))[0]) / norm
+                tau = h.rho + h.nu * self._image_norm(G) / norm
             length = updates.projected_length(h.rho, h.nu, tau, trial)
         if not length:  # p goes to the grid all the same, off which a stage begins
             trial(0.0)
         self._lap("products")
-        k.subtract(end.own, change, -1.0)
-        k.subtract(self.M, image, -1.0)
         if length:
-            self._changes.append((True, (0.5 / length, k.squared_norm(change))))
-        k.encode(end.codec, end.own, end.own_hat, out, key)
+            self._changes.append((True, (0.5 / length, mine)))
+        k.p_step(end, change, -1.0, out, key)
         self._send(end)
+        k.subtract(self.M, image, -1.0)
+        self._lap("updates")
+
+    def _image_norm(self, G: Array) -> float:
+        """``|G W^T|^2`` over all nodes.
+
+        Of many nodes as ``<G^T G, W^T W>``: symmetry saves a third of a product on the host, and the image,
+        of which no more is wanted, is not written.
+        """
+        if self.backend.on_device or self.n_in > self.n_out or _MANY_NODES * self.n_in > self.V:
+            image = self.backend.rows(G, self.W.T, self.work.get("H", self.M.shape))
+            return float(self._sums(self.passes.squared_norm(image))[0])
+        square = self.n_in, self.n_in
+        found = self._sum(self.backend.over_rows(G, G, self.work.get("GG", square)))
+        weights = self.backend.matmul(self.W.T, self.W, self.work.get("WW", square))
+        return float(np.multiply(found, weights, out=weights).sum(dtype=np.float64))
 
     def _require_finite(self, norm: Scalar, what: str, iteration: int) -> None:
         if self.passes.lengths.known_bad(norm):
