@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def check(output: Output, reads: Iterable[str]) -> None:
             "--resume goes on with the run in --out, --overwrite moves it aside; give one of them"
         )
     for path in filter(None, reads if output.overwrite else ()):
-        if Path(path).resolve().is_relative_to(Path(output.out).resolve()):
+        if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(output.out)):
             raise InputError(
                 f"{path} is in --out {output.out}, which --overwrite moves aside; choose another --out"
             )
