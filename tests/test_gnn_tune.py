@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from data_files import ROOT
+from data_files import ROOT, npz_with_feature
 from support import Finished, python, records_of, succeed, words
 
 MPIRun = Callable[..., Finished]
@@ -69,6 +70,17 @@ def test_runs_that_diverge_are_last(graph: Path) -> None:
     given = "--model gcn --dropout 0.5 --layers 2 --weight-decay 0 --seeds 1 --hidden 8 --epochs 10 --quiet"
     found = python("-m", "pdadmm.gnn.tune", graph, *words(given), "--lr", "1e30")
     assert found.code == 2 and found.err.count("\n") == 1 and "every run diverged" in found.err
+
+
+def test_nan_on_one_rank_ends_all_with_its_reason(tmp_path: Path, mpirun: MPIRun) -> None:
+    """The other rank knows nothing of it, so that nobody waits for anybody."""
+    npz_with_feature(tmp_path / "huge.npz", float(np.finfo(np.float32).max))
+    prepared = [tmp_path / "huge.npz", *words("--parts 2 --partitioner random --out"), tmp_path / "huge.h5"]
+    succeed(python("-m", "pdadmm.gnn.prepare", *prepared))
+    given = words("--hidden 8 --epochs 5 --seeds 1 --quiet --timeout 60")
+    found = mpirun(2, "-m", "pdadmm.gnn.tune", tmp_path / "huge.h5", *given)
+    (said,) = [line for line in found.err.splitlines() if line.startswith("pdadmm")]
+    assert found.code == 1 and "too large: look for placeholders" in said and not found.out
 
 
 @pytest.mark.parametrize(
