@@ -78,7 +78,7 @@ def _predict(options: argparse.Namespace, report: Reporter) -> None:
     path = model_of(options.run)
     model = Model.load(path)
     with FeatureFile(options.features) as features:
-        target_of(options.out, SCHEMA, KIND, options.features)
+        target_of(options.out, SCHEMA, KIND, [options.features])
         _require_kind(model, features, str(path))
         with np.errstate(all="ignore"):  # overflow shows as Inf or NaN in the scores
             scores = _scores(model, features, report)

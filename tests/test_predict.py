@@ -198,6 +198,23 @@ def test_what_is_no_model_and_what_is_not_replaced(folder: Path, small: Path, tm
     assert (tmp_path / "notes.txt").read_text() == "mine" and old.read_bytes() == before
 
 
+@pytest.mark.parametrize("command", ["pdadmm.prepare", "pdadmm.gnn.prepare"])
+def test_what_is_prepared_like_a_file_does_not_replace_it(folder: Path, tmp_path: Path, command: str) -> None:
+    """Another graph of the same name leads to the same place, where there is no --out."""
+    (tmp_path / "new").mkdir()
+    for place, graph in ((tmp_path, "old.npz"), (tmp_path / "new", "new.npz")):
+        (place / "mine.npz").write_bytes((folder / graph).read_bytes())
+    parts = ["--parts", "2"] if "gnn" in command else []
+    succeed(python("-m", command, "mine.npz", *parts, cwd=tmp_path))
+    (made,) = (tmp_path / "data").iterdir()
+    before = made.read_bytes()
+    like = [*parts, "--classes", str(CLASSES), "--like", made]
+    found = python("-m", command, "new/mine.npz", *like, cwd=tmp_path)
+    assert found.code == 2 and found.err.count("\n") == 1
+    assert "is the file to read; name another one with --out" in found.err and made.read_bytes() == before
+    succeed(python("-m", command, "new/mine.npz", *like, "--out", "new.h5", cwd=tmp_path))
+
+
 def test_a_model_of_other_classes_is_refused(folder: Path, tmp_path: Path) -> None:
     four = prepare(folder / "new.npz", tmp_path / "4.h5", "--classes", "4", "--like", folder / "run")
     found = python("-m", "pdadmm.predict", folder / "run", four)

@@ -232,6 +232,18 @@ def test_a_state_dict_of_arrays_is_a_model(tmp_path: Path) -> None:
     assert back.attributes["layers"] == 3 and np.isnan(back.attributes["test_accuracy"])
 
 
+@pytest.mark.parametrize("scaling", [{"input_norm": "hellinger"}, {"hop_decay": 0.5}])
+def test_operators_that_would_be_scaled_otherwise_are_refused(
+    scaling: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "m.h5"
+    Model.from_torch(state_of([6, 4, 3], "f4"), features_per_hop=2, **scaling).save(path)
+    start = Start.of_file(str(path))
+    start.check_data(6, 2, 3, "mine.h5")
+    with pytest.raises(InputError, match="scales operators of 2 features each, but those of"):
+        start.check_data(6, 6, 3, "mine.h5")
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

@@ -148,7 +148,8 @@ class Start:
                 "give a model of that data set"
             )
         per_hop = self.attributes.get("features_per_hop", features_per_hop)
-        if per_hop != features_per_hop and self.options["input_norm"] != "none":
+        scales = self.options["input_norm"] != "none" or self.options["hop_decay"] != 1
+        if per_hop != features_per_hop and scales:
             raise InputError(
                 f"{self.name} scales operators of {per_hop} features each, but those of {where} have "
                 f"{features_per_hop}; prepare it with the operators that the model was trained on"

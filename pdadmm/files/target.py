@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from pdadmm.errors import InputError
@@ -17,7 +18,7 @@ _BEGINNING_BYTES = 1 << 12
 
 
 def target_of(
-    path: str | os.PathLike[str], schema: str, kind: str, source: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str], schema: str, kind: str, sources: Iterable[str | os.PathLike[str]] = ()
 ) -> Path:
     """The file that writing to `path` makes or replaces, behind symbolic links; only looks at it.
 
@@ -28,8 +29,8 @@ def target_of(
         Of the files that may be replaced.
     kind : str
         What those are called.
-    source : str or Path, optional
-        A file that is read, and so must not be replaced.
+    sources : iterable of str or Path
+        Files that are read, and so must not be replaced.
 
     Raises
     ------
@@ -43,7 +44,7 @@ def target_of(
         raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
     try:
         mode = target.stat().st_mode
-        if source is not None and os.path.exists(source) and os.path.samefile(target, source):
+        if any(os.path.exists(source) and os.path.samefile(target, source) for source in sources):
             raise InputError(f"{path}: is the file to read; name another one with --out")
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "no regular file"

@@ -61,7 +61,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
 
     def check() -> None:
         if waiter.comm.rank == 0:
-            target_of(options.out, SCHEMA, KIND, options.graph)
+            target_of(options.out, SCHEMA, KIND, [options.graph])
         with open_graph(options.graph, waiter.comm.size) as source:
             require_kind(source, shape, facts, options.graph)
             require_norm(source, norm, options.graph, model_of(options.run))

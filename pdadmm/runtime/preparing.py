@@ -216,7 +216,8 @@ def choose_target(options: argparse.Namespace, ending: str, schema: str, kind: s
     from pdadmm.datasets import REGISTRY, called
 
     out = Path(options.out if options.out is not None else f"data/{called(options.name)}{ending}")
-    target_of(out, schema, kind, options.name if options.name not in REGISTRY else None)
+    named = options.name if options.name not in REGISTRY else None
+    target_of(out, schema, kind, filter(None, (named, options.like)))
     return out
 
 
