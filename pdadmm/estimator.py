@@ -36,7 +36,10 @@ _ROWS = 4096
 
 def _of_parameters(message: str) -> str:
     """A message of the command line in the names of parameters: z_centre for --z-centre."""
-    return re.sub(r"--([a-z][a-z-]*[a-z])", lambda found: found[1].replace("-", "_"), message)
+    # not what looks like one in the name of a file
+    return re.sub(
+        r"(?<![^\s(,'\"])--([a-z][a-z-]*[a-z])(?![\w/])", lambda found: found[1].replace("-", "_"), message
+    )
 
 
 def _dense(X: Matrix | np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from pdadmm.admm.forward import linear_outputs
 from pdadmm.admm.model_file import Prepared, check_attributes, read_model, save_model
 from pdadmm.errors import InputError
 from pdadmm.files import Record
+from pdadmm.files.predictions import require_finite
 from pdadmm.files.tensors import write_tensors
 from pdadmm.inputs.scaling import normalise_inputs
 
@@ -187,14 +188,27 @@ class Model:
         return self._scaling != ("none", 1.0)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """Class of every node, (V,) int64."""
-        return self.forward(X).argmax(axis=1)
+        """Class of every node, (V,) int64.
+
+        Raises
+        ------
+        ValueError, InputError
+            As `forward`; InputError too when outputs are NaN or Inf, which features too large for the network
+            make.
+        """
+        return self._scores(X).argmax(axis=1)
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Softmax of the outputs, (V, classes)."""
-        z = self.forward(X)
+        """Softmax of the outputs, (V, classes). Raises as `predict`."""
+        z = self._scores(X)
         s = np.exp(z - z.max(axis=1, keepdims=True))
         return np.asarray(s / s.sum(axis=1, keepdims=True))
+
+    def _scores(self, X: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):  # overflow shows as Inf or NaN in the scores
+            scores = self.forward(X)
+        require_finite(scores, "the features")
+        return scores
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """State of the ``torch.nn.Sequential`` of Linear and activation modules that equals this model

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.files.predictions import KIND, SCHEMA, write_predictions
 from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
@@ -89,9 +89,8 @@ def _predict(options: argparse.Namespace, report: Reporter) -> None:
     report.close()
     hits = scores.argmax(axis=1) == labels
     said = ", ".join(f"{split} {hits[rows].mean():.4f}" for split, rows in parts.items() if hits[rows].size)
-    print(
-        f"{options.out}: {nodes.size} nodes; {f'accuracy {said}' if said else 'none has a label'}", flush=True
-    )
+    score = f"accuracy {said}" if said else "none has a label"
+    print(f"{one_line(options.out)}: {nodes.size} nodes; {score}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -144,10 +144,10 @@ def _prepare(options: argparse.Namespace, share: Share, report: Reporter) -> Non
     rows, columns = work.shape
     sizes, drawn = work.sizes, f" drawn from seed {options.seed}" if graph.drawn else ""
     print(
-        f"{out}: {rows} rows x {columns} columns ({work.kernel.count} x {graph.num_features} features: ",
+        f"{one_line(out)}: {rows} rows x {columns} columns ({work.kernel.count} x {graph.num_features} ",
         end="",
     )
-    print(f"{work.operators}), {graph.num_classes} classes, {out.stat().st_size / 1e6:.1f} MB")
+    print(f"features: {work.operators}), {graph.num_classes} classes, {out.stat().st_size / 1e6:.1f} MB")
     print(
         f"train {sizes['train']}, val {sizes['val']}, test {sizes['test']} nodes{drawn}; "
         f"{time.perf_counter() - began:.1f} s",

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.preparing import (
@@ -164,10 +164,11 @@ def _try_all(options: argparse.Namespace, lists: list[str], search: _Search) -> 
 
 def _tune(options: argparse.Namespace, report: Reporter) -> None:
     from pdadmm.inputs.operators import parse_operators
-    from pdadmm.runtime.trials import ranked, require_printed
+    from pdadmm.runtime.trials import check_seeds, ranked, require_printed
 
     listen()
-    for name in ("seeds", "layers", "hidden", "iterations"):
+    check_seeds(options.seed, options.seeds)
+    for name in ("layers", "hidden", "iterations"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} {getattr(options, name)} is too few; give 1 or more")
     lists = list(dict.fromkeys(parse_operators(text, "--try")[0] for text in options.lists or _LISTS))
@@ -192,12 +193,12 @@ def _tune(options: argparse.Namespace, report: Reporter) -> None:
             f"{c.class_prior}"
         )
     best = rows[0][0]
-    given = data_arguments(options)
+    data = [one_line(options.name), "--operators", best.operators, *map(one_line, data_arguments(options))]
     print(
         f"means of {options.seeds} run{'s' if options.seeds > 1 else ''} of {options.layers} layers, "
         f"{options.iterations} iterations a stage; differences from the best with their standard errors. "
         "The best, to be trained for longer:\n"
-        f"python -m pdadmm.prepare {shlex.join([options.name, '--operators', best.operators, *given])} "
+        f"python -m pdadmm.prepare {shlex.join(data)} "
         f"--feature-norm {best.feature_norm} --out tuned.h5\n"
         f"python -m pdadmm.run tuned.h5 --layers {options.layers} --hidden {options.hidden} "
         f"{shlex.join(best.arguments())}{f' --seed {options.seed}' if options.seed else ''}",

@@ -378,6 +378,12 @@ def test_what_cannot_be_started_from_is_told() -> None:
         ADMMClassifier(layers=2, start=ADMMClassifier()).fit(X, y)
 
 
+def test_the_name_of_a_file_is_no_parameter() -> None:
+    X, y = np.eye(4), np.arange(4) % 2
+    with pytest.raises(ValueError, match=r"/no--where/m--start\.h5: no such file"):
+        ADMMClassifier(layers=2, start="/no--where/m--start.h5").fit(X, y)
+
+
 def test_a_run_that_diverges_says_what_to_do_in_the_names_of_parameters() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((60, 8)) * 1e5, np.arange(60) % 3

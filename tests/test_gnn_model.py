@@ -75,15 +75,18 @@ def test_a_graph_without_labels(tmp_path: Path, kind: str) -> None:
     known = {"none": None, "unknown": np.full(60, -1)}
     if kind == "one":
         known["some"] = np.where((arrays["labels"] == 0) | (np.arange(60) % 2 == 0), -1, arrays["labels"])
+        known["split"] = known["some"]
     for name, labels in known.items():
         bare = {key: x for key, x in arrays.items() if key != "labels" and not key.endswith("_idx")}
         if labels is not None:
             bare["labels"] = labels
+        if name == "split":  # of nodes with labels and without
+            bare |= {"train_idx": np.arange(30), "val_idx": np.arange(30, 40), "test_idx": np.arange(40, 60)}
         np.savez(tmp_path / f"{name}.npz", **bare)
         graph, found = tmp_path / f"{name}.h5", tmp_path / f"{name}-found.h5"
         prepare = ["-m", "pdadmm.gnn.prepare", tmp_path / f"{name}.npz", "--parts", "2", "--out", graph]
         refused = python(*prepare)
-        if name != "some":
+        if name not in ("some", "split"):
             assert refused.code == 2
         said = succeed(python(*prepare, "--classes", str(classes))).err
         assert "no training node" not in said
@@ -93,10 +96,15 @@ def test_a_graph_without_labels(tmp_path: Path, kind: str) -> None:
         if name == "some":
             hits = (scores.argmax(axis=1) == labels)[labels >= 0].mean()
             assert f"accuracy test {hits:.4f}" in said and "train" not in said
+        elif name == "split":
+            assert labels is not None
+            right, inside = scores.argmax(axis=1) == labels, (labels >= 0) & (np.arange(60) >= 40)
+            assert "accuracy train " in said and f"test {right[inside].mean():.4f}" in said
         else:
             assert "60 nodes; none has a label" in said
-        untrained = python("-m", "pdadmm.gnn.run", graph, "--out", tmp_path / f"{name}-run")
-        assert untrained.code == 2 and "without --classes" in untrained.err, untrained
+        if name != "split":
+            untrained = python("-m", "pdadmm.gnn.run", graph, "--out", tmp_path / f"{name}-run")
+            assert untrained.code == 2 and "without --classes" in untrained.err, untrained
         in_memory = load(str(tmp_path / f"{name}.npz"), classes=classes)
         np.testing.assert_allclose(model.forward(in_memory), scores, atol=2e-5 * np.abs(scores).max())
 
@@ -109,6 +117,10 @@ def test_graphs_that_do_not_fit(tmp_path: Path) -> None:
         model.forward(load(str(write_npz(tmp_path / "other.npz", **npz_arrays(features=9)))))
     with pytest.raises(InputError, match=r"int is no graph; give that of .*from_pyg\(data, classes=3\)"):
         model.forward(3)  # type: ignore[arg-type]
+    huge = replace(graph, features=np.full((60, 7), np.finfo(np.float32).max))
+    for predict in (model.predict, model.predict_proba):
+        with pytest.raises(InputError, match=r"mine\.npz: scores are NaN or Inf"):
+            predict(huge)
     with pytest.raises(InputError, match=r"samples without a graph; pdadmm\.Model is for these"):
         model.forward(replace(graph, adjacency=None))
     with pytest.raises(InputError, match=r"model\.h5: no such file; a run writes model\.h5 into its --out"):

@@ -87,6 +87,7 @@ def test_nan_on_one_rank_ends_all_with_its_reason(tmp_path: Path, mpirun: MPIRun
     ("options", "said"),
     [
         ("--seeds 0", "--seeds 0 is too few"),
+        (f"--seed {2**63 - 1} --seeds 2", "leaves no room for 2 of them"),
         ("--lr fast", "--lr"),
         ("--model gat", "--model"),
         ("--epochs 0", "--epochs"),

@@ -673,6 +673,13 @@ def test_names_in_a_profile_do_not_reach_the_terminal_or_the_page_raw(
     assert all(c.isprintable() or c == "\n" for c in page)
 
 
+def test_flights_of_no_time_are_shown(profile: dict[str, Any], tmp_path: Path) -> None:
+    hostile = copy.deepcopy(profile)
+    for link in (link for rank in hostile["ranks"] for link in rank["stages"][-1]["links"]):
+        link["flight_seconds"] = 5e-324
+    assert_report(write(hostile, tmp_path), 0, options=f"--html {tmp_path}/page.html")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
     | st.sampled_from([10**30, -1, 0, 1e308, 1e-308, "p", "", 2**63, 2**31]),

@@ -65,6 +65,11 @@ def test_features_beyond_a_network_make_no_classes(tmp_path: Path) -> None:
     found = python("-m", "pdadmm.predict", tmp_path / "run", prepared[1], "--out", out)
     assert found.code == 2 and found.err.count("\n") == 1 and not out.exists()
     assert "huge.h5: scores are NaN or Inf" in found.err
+    model = Model.load(tmp_path / "run" / "model.h5")
+    with FeatureFile(prepared[1]) as file:
+        for predict in (model.predict, model.predict_proba):
+            with pytest.raises(InputError, match="the features: scores are NaN or Inf"):
+                predict(file.x("all"))
 
 
 def test_predictions_are_those_of_the_run(folder: Path, tmp_path: Path, mpirun: MPIRun) -> None:
@@ -229,6 +234,10 @@ def test_models_keep_what_they_know_of_their_inputs(folder: Path, tmp_path: Path
         assert model.prepared.norm.same(features.norm)
     model.save(tmp_path / "copy.h5")
     assert (tmp_path / "copy.h5").read_bytes() == path.read_bytes()
+    link = tmp_path / "link.h5"
+    link.symlink_to("copy.h5")
+    model.save(link)
+    assert link.is_symlink() and (tmp_path / "copy.h5").read_bytes() == path.read_bytes()
     # one of before knew nothing: it takes what has as many inputs
     with h5py.File(tmp_path / "copy.h5", "r+") as file:
         del file.attrs["operators"], file.attrs["feature_norm"]

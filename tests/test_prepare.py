@@ -29,6 +29,7 @@ from data_files import (
 )
 
 from pdadmm.datasets import REGISTRY, load
+from pdadmm.errors import InputError
 from pdadmm.gnn.prepare import main as prepare_graph
 from pdadmm.inputs.feature_file import FeatureFile
 from pdadmm.inputs.write import in_memory
@@ -139,6 +140,10 @@ def nothing(folder: Path) -> None:
 
 
 NAN = np.full(npz_arrays()["attr_data"].size, np.nan)
+HUGE = {
+    **dict.fromkeys(("attr_data", "attr_indices", "attr_indptr", "attr_shape")),
+    "attr_matrix": np.full((60, 7), 3.3e38, np.float32),
+}
 SPLIT = {"train_idx": np.array([0]), "val_idx": np.zeros(0, int), "test_idx": np.array([2])}
 BAD: dict[str, tuple[Any, str, str]] = {
     "unknown dataset": (nothing, "corra", "unknown data set"),
@@ -151,6 +156,8 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "evil pickle": (spoil("graph", pickle.dumps(Evil(), 2)), "cora --raw raw --no-verify", "refused"),
     "labels out of range": (npz(labels=np.full(60, -2)), "g.npz", "label -2 is out of range"),
     "NaN features": (npz(attr_data=NAN), "g.npz", "NaN or Inf"),
+    "too many classes": (npz(), f"g.npz --classes 1{'0' * 23}", "too many; give at most 2147483647"),
+    "a label beyond int64": (npz(labels=np.full(60, 2**64 - 1, np.uint64)), "g.npz", "out of range"),
     "empty split": (npz(**SPLIT), "g.npz", "val split is empty"),
     "out is a folder": (npz(), "g.npz --out .", "cannot be written"),
     "out below a file": (npz(), "g.npz --out g.npz/x.h5", "cannot be written"),
@@ -379,6 +386,24 @@ def test_operators_of_samples_without_a_graph_are_told(capsys: pytest.CaptureFix
         assert main(["mnist", "--raw", "raw", "--no-verify", *given]) == 0
         said = capsys.readouterr().err
         assert ("no graph" in said) is warned, said
+
+
+def test_a_good_file_stays_where_sums_over_neighbours_exceed_float32(tmp_path: Path) -> None:
+    write_npz(tmp_path / "fine.npz")
+    assert main(["fine.npz", "--out", "g.h5"]) == 0
+    before = (tmp_path / "g.h5").read_bytes()
+    write_npz(tmp_path / "huge.npz", **HUGE)
+    assert main(["huge.npz", "--out", "g.h5"]) == 2
+    assert (tmp_path / "g.h5").read_bytes() == before
+    with pytest.raises(InputError, match=r"huge\.npz: features are so large that sums .*--feature-norm row"):
+        in_memory(load("huge.npz"))
+    assert main(["huge.npz", "--out", "g.h5", "--feature-norm", "row"]) == 0
+
+
+def test_names_do_not_reach_the_terminal_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_npz(tmp_path / "g.npz")
+    assert main(["g.npz", "--out", "\x1b[2Jg.h5"]) == 0
+    assert capsys.readouterr().out.startswith("\\x1b[2Jg.h5: 60 rows")
 
 
 def test_one_hot_labels_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -392,6 +393,11 @@ def test_numbers_are_shown_with_units() -> None:
 def test_ticks_are_round_and_cover_the_range(top: float) -> None:
     marks = ticks(top)
     assert marks[0] == 0 and marks[-1] >= top * (1 - 1e-9) and 3 <= len(marks) <= 8
+
+
+@pytest.mark.parametrize("top", [0.0, 5e-324, math.nan])
+def test_ticks_of_next_to_nothing(top: float) -> None:
+    assert ticks(top) == [0, 1]
 
 
 def test_reports_replace_nothing_but_their_own_kind(runs: tuple[Path, Path], tmp_path: Path) -> None:

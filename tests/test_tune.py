@@ -139,6 +139,7 @@ def test_what_diverged_once_comes_last() -> None:
         ("g.npz --try ppr:2", "--try ppr:2: α is outside"),
         ("g.npz --try", "expected one argument"),
         ("g.npz --seeds 0", "--seeds 0 is too few"),
+        (f"g.npz --seed {2**63 - 1} --seeds 2", "leaves no room for 2 of them"),
         ("g.npz --layers -1", "--layers"),
         ("g.npz --hidden 0", "--hidden"),
         ("g.npz --iterations 0", "--iterations"),

@@ -412,6 +412,7 @@ def save_model(
     own = _ATTRIBUTES.keys() - {"layers", "operators", "feature_norm"}
     known = {name: value for name, value in attributes.items() if name in own}
     accuracy = known.pop("test_accuracy", math.nan)
+    path = Path(os.path.realpath(path))  # what is behind a link, not the link
     with scratch(path) as temporary, reserved(path, widths, known, prepared, temporary) as space:
         _complete(space, zip(range(1, len(widths)), weights, biases, strict=True), accuracy)
 

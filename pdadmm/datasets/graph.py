@@ -349,6 +349,8 @@ def as_labels(values: object, where: str) -> npt.NDArray[np.int64]:
         array = np.where(np.isnan(array), UNLABELLED, array)
         if not (np.isfinite(array).all() and (array == np.floor(array)).all()):
             raise InputError(f"{where}: a label is not a whole number; every node needs one integer label")
+    if array.dtype == np.uint64:  # those beyond int64 would be negative, and -1 be no label
+        array = np.minimum(array, np.iinfo(np.int64).max)
     with np.errstate(invalid="ignore"):  # a float beyond int64 becomes a label that is out of range
         return array.astype(np.int64)
 

@@ -24,6 +24,8 @@ __all__ = ["FRACTIONS", "assemble", "check_seed", "draw_fractions", "draw_split"
 
 Ids = npt.NDArray[np.int64]
 
+#: more than any model has outputs for; files keep the number as an int64
+_MOST_CLASSES = (1 << 31) - 1
 #: of the nodes, for training, validation and test
 FRACTIONS = (0.6, 0.2, 0.2)
 
@@ -152,12 +154,14 @@ def assemble(
         What messages call the labels and the three splits.
     classes
         C, where the graph is for predictions: any of its labels may be unknown and no class needs a node.
-        Where there is no split, the nodes with a label are test nodes.
+        Nodes without one are taken out of the splits; where there is no split, the others are test nodes.
 
     Raises
     ------
     InputError
     """
+    if classes > _MOST_CLASSES:
+        raise InputError(f"{where}: {classes} classes are too many; give at most {_MOST_CLASSES}")
     one_node = features.shape[0] == 1
     several = labels.ndim == 2 and labels.shape[1] > 1 and (one_node or labels.shape[0] > 1)
     of_labels, *of_splits = called
@@ -169,8 +173,13 @@ def assemble(
             if found.size and not known.size:
                 raise InputError(f"{where} ({of_labels}): no node has a label; number the classes from 0")
             class_sizes(found[known], where)
+    unknown = np.ones(len(found), dtype=bool)
+    unknown[known] = False
+    unlabelled = np.flatnonzero(unknown)
     if ids is not None:
         train, val, test = (as_ids(part, f"{where} ({of})") for part, of in zip(ids, of_splits, strict=True))
+        if classes:
+            train, val, test = (part[~np.isin(part, unlabelled)] for part in (train, val, test))
     elif classes:
         train, val, test = np.zeros(0, np.int64), np.zeros(0, np.int64), known
     elif several:
@@ -184,9 +193,6 @@ def assemble(
     directed = is_directed(adjacency, cleaned)
     # whole numbers are edges that are there several times, as A + Aᵀ makes of a symmetric graph
     weighted = bool((adjacency.data != np.rint(adjacency.data)).any())
-    unknown = np.ones(len(found), dtype=bool)
-    unknown[known] = False
-    unlabelled = np.flatnonzero(unknown)
     found[unlabelled] = 0
     return Graph(
         name, cleaned, features, found, train, val, test, num_classes, where, directed, unlabelled,

@@ -10,11 +10,31 @@ import numpy as np
 from pdadmm.errors import InputError
 from pdadmm.files import replacing, reserve
 
-__all__ = ["KIND", "SCHEMA", "SCHEMA_VERSION", "write_predictions"]
+__all__ = ["KIND", "SCHEMA", "SCHEMA_VERSION", "require_finite", "write_predictions"]
 
 SCHEMA, SCHEMA_VERSION = "pdadmm-predictions", 1
 KIND = "file of predictions"  # what messages call it
 _SLACK_BYTES = 1 << 16  # of the file besides its arrays
+
+
+def require_finite(scores: np.ndarray, where: str) -> None:
+    """Refuse scores that are no numbers: the largest of them names no class.
+
+    Parameters
+    ----------
+    scores : ndarray (R, C)
+    where
+        What messages call the features.
+
+    Raises
+    ------
+    InputError
+    """
+    if not np.isfinite(scores).all():
+        raise InputError(
+            f"{where}: scores are NaN or Inf; features are too large for the network, look for placeholders "
+            "of missing values"
+        )
 
 
 def write_predictions(
@@ -41,11 +61,7 @@ def write_predictions(
     """
     import h5py
 
-    if not np.isfinite(scores).all():
-        raise InputError(
-            f"{where}: scores are NaN or Inf; features are too large for the network, look for placeholders "
-            "of missing values"
-        )
+    require_finite(scores, where)
     arrays = {
         "scores": scores,
         "classes": (scores > 0).astype(np.uint8) if multilabel else scores.argmax(axis=1),

@@ -29,7 +29,7 @@ from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.model_file import read_model
 from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
-from pdadmm.runtime.preparing import answer
+from pdadmm.runtime.preparing import answer, listen
 
 __all__ = ["constructor", "main", "state_dict"]
 
@@ -72,6 +72,7 @@ def constructor(shape: Shape) -> str:
 
 def _export(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
+    listen()
     target = Path(options.out)
     safe = target.suffix == ".safetensors"
     if not safe and importlib.util.find_spec("torch") is None:
@@ -89,7 +90,7 @@ def _export(arguments: Sequence[str] | None) -> None:
         # torch says what the system said, but with its own exceptions
         reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         raise InputError(f"{target}: cannot be written ({reason}); choose another place") from None
-    print(f"{target}: state dict of torch_geometric.nn.{constructor(shape)}")
+    print(f"{one_line(target)}: state dict of torch_geometric.nn.{constructor(shape)}")
 
 
 def _save(target: Path, arrays: Mapping[str, np.ndarray]) -> None:

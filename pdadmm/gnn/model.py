@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from pdadmm.datasets.graph import Graph, Matrix
 from pdadmm.errors import InputError
 from pdadmm.files import Record
+from pdadmm.files.predictions import require_finite
 from pdadmm.files.tensors import write_tensors
 from pdadmm.gnn.equations import gcn_weights, hidden, mean_weights
 from pdadmm.gnn.export import constructor, state_dict
@@ -96,7 +97,10 @@ class GraphModel:
                 "give a graph of the same kind"
             )
         H = FeatureNorm.of(self.norm, X, graph.origin).applied(X)
-        A = self._operator(adjacency)
+        with np.errstate(all="ignore"):  # overflow shows as Inf or NaN in the scores
+            return self._outputs(self._operator(adjacency), H)
+
+    def _outputs(self, A: sp.csr_matrix, H: Matrix) -> np.ndarray:
         for layer, named in self.weights.items():
             if self.shape.model == "gcn":
                 Z = _aggregated(A, H, named["W"])
@@ -121,17 +125,28 @@ class GraphModel:
         return (edges + loops).tocsr().astype(np.float32)
 
     def predict(self, graph: Graph) -> np.ndarray:
-        """Class of every node, (V,) int64; with several labels a node, (V, classes) uint8 of 0 and 1."""
-        scores = self.forward(graph)
+        """Class of every node, (V,) int64; with several labels a node, (V, classes) uint8 of 0 and 1.
+
+        Raises
+        ------
+        InputError
+            As `forward`; or when outputs are NaN or Inf, which features too large for the network make.
+        """
+        scores = self._scores(graph)
         return (scores > 0).astype(np.uint8) if self.multilabel else scores.argmax(axis=1)
 
     def predict_proba(self, graph: Graph) -> np.ndarray:
-        """Softmax of the outputs, (V, classes); with several labels a node, the sigmoid."""
-        z = self.forward(graph).astype(np.float64)
+        """Softmax of the outputs, (V, classes); of several labels a node the sigmoid; raises as `predict`."""
+        z = self._scores(graph).astype(np.float64)
         if self.multilabel:
             return np.asarray(np.exp(-np.logaddexp(0, -z)), np.float32)
         s = np.exp(z - z.max(axis=1, keepdims=True))
         return np.asarray(s / s.sum(axis=1, keepdims=True), np.float32)
+
+    def _scores(self, graph: Graph) -> np.ndarray:
+        scores = self.forward(graph)
+        require_finite(scores, graph.origin)
+        return scores
 
     @property
     def multilabel(self) -> bool:

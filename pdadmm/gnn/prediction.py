@@ -12,7 +12,7 @@ from pdadmm.arrays.backend import Backend
 from pdadmm.codec.rows import FLOAT32
 from pdadmm.comm.waiter import Waiter
 from pdadmm.datasets.registry import SPLITS
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.files.names import model_of
 from pdadmm.files.predictions import KIND, SCHEMA, write_predictions
 from pdadmm.files.target import target_of
@@ -81,8 +81,9 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
         total, classes, count, sizes = source.num_nodes, source.num_classes, source.parts, source.sizes
         # one rank may find rows wrong that the others do not read
         share = agree(waiter, lambda: _Share.of(source, shape, waiter, passes))
-    found = _scores(share, count, shape, weights, waiter, run, passes, backend)
-    measured = measure(found, share.targets, count, classes, waiter)
+    with np.errstate(all="ignore"):  # overflow shows as Inf or NaN in the scores
+        found = _scores(share, count, shape, weights, waiter, run, passes, backend)
+        measured = measure(found, share.targets, count, classes, waiter)
     accuracies = {name: measured[f"{name}_accuracy"] for name in SPLITS if sizes[name]}
     several = bool(facts.get("multilabel", False))
     scores = _collected(found, share, (total, classes), waiter)
@@ -95,7 +96,7 @@ def predict(waiter: Waiter, arguments: list[str]) -> None:
     if waiter.comm.rank == 0:
         said = ", ".join(f"{name} {value:.4f}" for name, value in accuracies.items())
         score = f"{'micro-F1' if several else 'accuracy'} {said}" if said else "none has a label"
-        print(f"{options.out}: {total} nodes; {score}", file=sys.stdout, flush=True)
+        print(f"{one_line(options.out)}: {total} nodes; {score}", file=sys.stdout, flush=True)
 
 
 @dataclass

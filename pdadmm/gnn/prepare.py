@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, one_line
 from pdadmm.process import begin
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.preparing import (
@@ -141,7 +141,7 @@ def _prepare(options: argparse.Namespace, report: Reporter) -> None:
     drawn = f" drawn from seed {options.seed}" if graph.drawn else ""
     edge_cut, halo_rows = arrays.attrs["edge_cut"], arrays.attrs["halo_rows"]
     print(
-        f"{out}: {arrays.num_nodes} rows, {arrays.num_edges} edges, {arrays.num_features} features "
+        f"{one_line(out)}: {arrays.num_nodes} rows, {arrays.num_edges} edges, {arrays.num_features} features "
         f"({arrays.attrs['features']}), {arrays.num_classes} classes, {out.stat().st_size / 1e6:.1f} MB\n"
         f"{arrays.parts} parts ({arrays.attrs['partitioner']}) of {rows.min()} to {rows.max()} rows, balance "
         f"{rows.max() / rows.mean():.3f}; edge cut {edge_cut} ({edge_cut / max(arrays.num_edges, 1):.1%}); "

@@ -23,7 +23,7 @@ from pdadmm.runtime.launch import agree, parse
 from pdadmm.runtime.parser import Parser
 from pdadmm.runtime.progress import Progress
 from pdadmm.runtime.threads import set_threads
-from pdadmm.runtime.trials import Outcome, ranked, require_printed
+from pdadmm.runtime.trials import Outcome, check_seeds, ranked, require_printed
 
 __all__ = ["tune"]
 
@@ -126,9 +126,8 @@ def tune(waiter: Waiter, arguments: list[str]) -> None:
     """
     np.seterr(all="ignore")  # overflow shows as NaN in a message or the loss, which ends a run
     options = parse(waiter, _parser(), arguments)
-    if options.seeds < 1:
-        raise InputError(f"--seeds {options.seeds} is too few; give 1 or more")
     config, facts = command.configure(waiter, _of_run(options))
+    check_seeds(config.training.seed, options.seeds)
     choice = command.choose_arrays(config, waiter)
     threads = set_threads(config.run, waiter.comm)
     search = _Search(config, facts, waiter, threads, choice, options.seeds)

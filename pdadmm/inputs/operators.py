@@ -25,6 +25,8 @@ TOLERANCE = 1e-6
 #: most products of an operator, and most operators: more than any graph has a use for
 _MOST_POWERS = 10_000
 _MOST_OPERATORS = 10_000
+#: of the list, which files keep as an attribute: HDF5 has 64 KiB for it
+_MOST_LETTERS = 60_000
 _FORMS = "x, power:K, powers:K, ppr:α and heat:t, each with :rw for a random walk's normalisation"
 
 
@@ -112,7 +114,7 @@ def parse_operators(text: str, option: str = "--operators") -> tuple[str, tuple[
     Raises
     ------
     InputError
-        When the list is empty, or an item is unknown, out of range or of too many products.
+        When the list is empty or too long, or an item is unknown, out of range or of too many products.
     """
     if not text.strip():
         raise InputError(f"{option} is an empty list; give some of {_FORMS}")
@@ -122,7 +124,12 @@ def parse_operators(text: str, option: str = "--operators") -> tuple[str, tuple[
         name, operators = _parse(item.strip(), option, _MOST_OPERATORS - len(found))
         names.append(name)
         found += operators
-    return ",".join(names), tuple(found)
+    listed = ",".join(names)
+    if len(listed) > _MOST_LETTERS:
+        raise InputError(
+            f"{option}: {len(listed)} characters, of which files keep {_MOST_LETTERS}; give fewer"
+        )
+    return listed, tuple(found)
 
 
 def _parse(item: str, option: str, room: int) -> tuple[str, list[Operator]]:

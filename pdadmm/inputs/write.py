@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -82,10 +82,15 @@ def in_memory(
         Rows: the nodes in a split, or every node.
     seed : int
         Recorded in the attributes; the graph's splits are made already.
+
+    Raises
+    ------
+    InputError
+        When an argument is none of these, or X is more than float32 can hold.
     """
     work = Augmentation(graph, hops, feature_norm, nodes, operators=operators)
     x = np.empty(work.shape, dtype=np.float32)
-    for number, start, values in work.pieces():
+    for number, start, values in _finite(work.pieces(), graph):
         first = number * graph.num_features + start
         x[:, first : first + values.shape[1]] = values
     attrs = _attributes(work, seed, title, licence, citation, None)
@@ -120,7 +125,7 @@ def write_features(
     Raises
     ------
     InputError
-        When the file cannot be written, or something else is in its place.
+        When the file cannot be written, something else is in its place, or X is more than float32 can hold.
     """
     target = target_of(path, SCHEMA, KIND)
     try:
@@ -133,11 +138,23 @@ def write_features(
             offset = _create(temporary, attrs, work)
             reserve(temporary, offset + 4 * math.prod(work.shape))
             with temporary.open("r+b", buffering=0) as file:
-                _write_panels(file.fileno(), offset, work.plan, work.pieces() if pieces is None else pieces)
+                checked = _finite(work.pieces() if pieces is None else pieces, work.graph)
+                _write_panels(file.fileno(), offset, work.plan, checked)
             _note_sum(temporary, offset, 4 * math.prod(work.shape))
     except OSError as exc:
         reason = os.strerror(exc.errno) if exc.errno else str(exc).splitlines()[0]
         raise InputError(f"{path}: cannot be written ({reason}); choose another place with --out") from None
+
+
+def _finite(pieces: Iterable[Piece], graph: Graph) -> Iterator[Piece]:
+    """The pieces; InputError where sums over neighbours are more than float32 can hold: features are not."""
+    for piece in pieces:
+        if not np.isfinite(piece[2]).all():
+            raise InputError(
+                f"{graph.origin}: features are so large that sums over neighbours exceed float32; "
+                "scale them, or give --feature-norm row or standard"
+            )
+        yield piece
 
 
 def _create(path: Path, attrs: Record, work: Augmentation) -> int:

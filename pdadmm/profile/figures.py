@@ -15,6 +15,7 @@ and, from a simulation of the same iteration on a network that takes no time:
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 
 from pdadmm.errors import InputError
@@ -213,6 +214,7 @@ def _links(profile: Record) -> list[LinkFigures]:
                 continue
             size = link["bytes"] / link["messages"]
             flight = link.get("flight_seconds", 0.0)
+            bandwidth = size / flight if flight else math.inf
             found.append(
                 LinkFigures(
                     name=f"{link['name']}: rank {link['peer']} to {rank['rank']}",
@@ -222,7 +224,7 @@ def _links(profile: Record) -> list[LinkFigures]:
                     messages=link["messages"],
                     bytes=size,
                     float32_bytes=link["float32_bytes"] / link["messages"],
-                    bandwidth=size / flight if flight else None,
+                    bandwidth=bandwidth if math.isfinite(bandwidth) else None,
                     waited=link.get("waited", 0.0),
                     wait=link.get("wait_seconds", 0.0),
                     late_sender=link.get("late_sender_seconds", 0.0),

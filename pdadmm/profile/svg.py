@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 __all__ = ["STYLE", "bars", "standalone", "ticks"]
@@ -30,9 +31,9 @@ _TOP, _BOTTOM, _RIGHT, _LEGEND = 8, 40, 92, 26
 
 def ticks(top: float, count: int = 5) -> list[float]:
     """About `count` round numbers from 0 to at least `top`."""
-    if not top > 0:
-        return [0.0, 1.0]
     rough = top / count
+    if not rough >= sys.float_info.min:  # what is less has no powers of ten to go by
+        return [0.0, 1.0]
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
     return [i * step for i in range(math.ceil(top / step - 1e-9) + 1)]

@@ -11,7 +11,7 @@ from typing import TypeVar
 from pdadmm.errors import InputError
 from pdadmm.process import lost
 
-__all__ = ["Outcome", "ranked", "require_printed"]
+__all__ = ["Outcome", "check_seeds", "ranked", "require_printed"]
 
 Choice = TypeVar("Choice")
 
@@ -22,6 +22,21 @@ class Outcome:
 
     accuracy: float
     loss: float
+
+
+def check_seeds(first: int, many: int) -> None:
+    """Refuse no seeds, and a last one that no generator takes.
+
+    Raises
+    ------
+    InputError
+    """
+    if many < 1:
+        raise InputError(f"--seeds {many} is too few; give 1 or more")
+    if first + many > 1 << 63:
+        raise InputError(
+            f"--seed {first} leaves no room for {many} of them, all below 2 to the 63; give a smaller one"
+        )
 
 
 def require_printed() -> None:
