@@ -479,7 +479,7 @@ def test_download_with_another_checksum_leaves_nothing(
     source = tmp_path / "source.bin"
     source.write_bytes(b"tampered")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="checksum differs"):
+    with pytest.raises(InputError, match=r"/source\.bin: checksum differs"):
         raw_files(entry_of(source.as_uri(), b"content"), None)
     assert list(Path("data/raw/thing").iterdir()) == []
 

@@ -737,6 +737,21 @@ def test_a_target_is_looked_at_before_any_work(tmp_path: Path, capsys: pytest.Ca
     assert "notes.txt: exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", ["shut/g.h5", "shut/new/folder/g.h5"])
+def test_a_folder_is_looked_at_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """As root everything may be written to, but for what is mounted for reading."""
+    (tmp_path / "shut").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "shut")
+    assert main(["no-such-file.npz", "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be written (nothing may be written to" in said and said.count("\n") == 1
+    assert main(["no-such-file.npz", "--out", "g.h5"]) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert not any((tmp_path / "shut").iterdir())
+
+
 def test_a_file_that_came_into_the_way_meanwhile_stays(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="so it stays"):

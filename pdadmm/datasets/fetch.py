@@ -97,14 +97,15 @@ def _missing(entry: Dataset, folders: list[Path]) -> list[str]:
     return min(lacking, key=len)
 
 
-def _verify(path: Path, accepted: tuple[str, ...]) -> None:
+def _verify(path: Path, accepted: tuple[str, ...], called: str = "") -> None:
+    """Compare a file, which messages call otherwise where its name is a temporary one."""
     if not accepted:
         return
     found = sha256_of(path)
     if found not in accepted:
         raise InputError(
-            f"{path}: checksum differs: expected sha256 {accepted[0]}, found {found}; fetch the file again, "
-            "or use --no-verify if it is meant to differ"
+            f"{called or path}: checksum differs: expected sha256 {accepted[0]}, found {found}; "
+            "fetch the file again, or use --no-verify if it is meant to differ"
         )
 
 
@@ -135,7 +136,7 @@ def _download(entry: Dataset, folder: Path, verify: bool, progress: Progress | N
             with replacing(target) as partial:
                 _stream(file.url, partial, target.name, progress)
                 if verify and file.url_known:
-                    _verify(partial, file.sha256)
+                    _verify(partial, file.sha256, file.url)
                 else:
                     with (folder / _RECORD).open("a", encoding="utf-8") as record:
                         record.write(f"{sha256_of(partial)}  {file.name}\n")
@@ -158,7 +159,7 @@ def _download_archive(entry: Dataset, folder: Path, verify: bool, progress: Prog
         with scratch(folder / name) as partial:
             _stream(entry.archive.url, partial, name, progress)
             if verify:
-                _verify(partial, entry.archive.sha256)
+                _verify(partial, entry.archive.sha256, entry.archive.url)
             with open_regular(partial) as packed, zipfile.ZipFile(packed) as archive:
                 names = [f"{entry.archive.prefix}/{file.name}" for file in entry.file_sets[0]]
                 if sum(archive.getinfo(n).file_size for n in names) > allowance(packed):

@@ -35,7 +35,8 @@ def target_of(
     Raises
     ------
     InputError
-        When something else is there than a file of that schema, which may be damaged.
+        When something else is there than a file of that schema, which may be damaged, or its folder may not
+        be written to, which hours of work would find out late.
     """
     try:
         target = Path(os.path.realpath(path))
@@ -49,9 +50,11 @@ def target_of(
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
             raise InputError(f"{path}: cannot be written (it is {what}); name a file with --out")
+        _require_writable(target.parent, path)
         with open_regular(target) as file:
             head = file.read(_HEAD_BYTES)
     except FileNotFoundError:
+        _require_writable(target.parent, path)
         return target
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         reason = exc.strerror if isinstance(exc, OSError) else exc
@@ -61,6 +64,16 @@ def target_of(
             f"{path}: exists and is no {kind}, so it stays; remove it, or name another one with --out"
         )
     return target
+
+
+def _require_writable(folder: Path, path: str | os.PathLike[str]) -> None:
+    """Refuse a folder, or the last one above it that there is, where no file can be made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{path}: cannot be written (nothing may be written to {folder}); choose another place with --out"
+        )
 
 
 def report_target(path: str | os.PathLike[str], option: str, beginning: str) -> None:
