@@ -115,7 +115,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
     kernels
         The passes between products: fused, compiled; reference, plain array operations; auto.
     threads
-        Threads of a rank; None: OMP_NUM_THREADS, or the node's cores over its ranks.
+        Threads of a rank; None: OMP_NUM_THREADS, or else OPENBLAS_NUM_THREADS, or the node's cores over
+        its ranks.
     shards
         Shards that the rows are cut into; under mpirun the number of ranks is a multiple of it.
     as_sharded
@@ -133,7 +134,8 @@ class ADMMClassifier(ClassifierMixin, BaseEstimator):
     n_features_in_ : int
         Columns of X.
     history_ : list of dict
-        Every evaluated iteration, the fields of metrics.jsonl; accuracies of validation are NaN without it.
+        Every evaluated iteration, the fields of metrics.jsonl; those of validation are NaN without such data,
+        and those of test always.
     model_ : pdadmm.Model
         The network, for files and PyTorch.
 

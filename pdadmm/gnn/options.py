@@ -127,7 +127,7 @@ class Messages:
 
     messages: str = option(
         "lean",
-        "scheme: lean; adaqp, as published; or float32, the same without compression",
+        "scheme: lean; adaqp, as published; or float32, adaqp without compression",
         tuple(SCHEMES),
     )
     forward: str = option(

@@ -1,7 +1,7 @@
 """Augmentation of features, X = [ψ_1 H, …, ψ_K H], computed column block by column block.
 
-The augmentation is that of GA-MLP (Chen et al., 2019), which pdADMM-G trains on with ψ the powers of Ã; the
-operators are those of :mod:`pdadmm.inputs.operators`.
+The augmentation is that of GA-MLP (Chen, Chen, Bruna, ICLR 2021), which pdADMM-G trains on with ψ the powers
+of Ã; the operators are those of :mod:`pdadmm.inputs.operators`.
 """
 
 from __future__ import annotations

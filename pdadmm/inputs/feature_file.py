@@ -147,6 +147,8 @@ class Features(ABC):
         ------
         InputError
             When they hold NaN or Inf, or cannot be read.
+        ValueError
+            When there is no such split, or rows are outside of it.
         """
         first, last = self._range(split, start, stop)
         values = self._rows_x(first, last)
@@ -156,7 +158,7 @@ class Features(ABC):
         return values
 
     def y(self, split: str, start: int = 0, stop: int | None = None) -> Ids:
-        """Labels (stop - start,) int64 of rows start to stop of a split."""
+        """Labels (stop - start,) int64 of rows start to stop of a split; raises as `x`."""
         return self._rows_y(*self._range(split, start, stop))
 
     def content_hash(self) -> str:

@@ -142,6 +142,8 @@ class GraphSource(ABC):
         ------
         InputError
             When they hold NaN or Inf, or cannot be read.
+        ValueError
+            When rows are outside of the graph.
         """
         self._check_range(first, last)
         found = self._features(first, last)
@@ -173,7 +175,10 @@ class GraphSource(ABC):
         return np.concatenate(pieces) if len(pieces) > 1 else np.ascontiguousarray(pieces[0])
 
     def labels(self, first: int, last: int) -> npt.NDArray[np.int64] | npt.NDArray[np.uint8]:
-        """Labels of rows first to last - 1: (n,) int64, or (n, C) uint8 of 0 and 1 where `multilabel`."""
+        """Labels of rows first to last - 1: (n,) int64, or (n, C) uint8 of 0 and 1 where `multilabel`.
+
+        Raises as `features`.
+        """
         self._check_range(first, last)
         found = self._rows("y", first, last)
         highest = 1 if self.multilabel else self.num_classes - 1
@@ -181,7 +186,10 @@ class GraphSource(ABC):
         return found
 
     def split(self, first: int, last: int) -> npt.NDArray[np.int8]:
-        """Splits of rows first to last - 1, (n,) int8: 0 none, 1 train, 2 val, 3 test."""
+        """Splits of rows first to last - 1, (n,) int8: 0 none, 1 train, 2 val, 3 test.
+
+        Raises as `features`.
+        """
         self._check_range(first, last)
         found = self._rows("split", first, last)
         self._demand((found >= 0) & (found <= len(SPLITS)), f"/split is out of range 0 to {len(SPLITS)}")

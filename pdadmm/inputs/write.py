@@ -82,6 +82,8 @@ def in_memory(
         Rows: the nodes in a split, or every node.
     seed : int
         Recorded in the attributes; the graph's splits are made already.
+    title, licence, citation : str
+        Recorded in the attributes.
 
     Raises
     ------

@@ -150,6 +150,10 @@ def figures(profile: Record, name: str) -> Figures:
         if link["kind"] == "sent" and link["messages"]
     ]
     ideal = _ideal(profile)
+    if ideal is not None:
+        # iterations with more sums over shards than most, such as those with an evaluation, are in the phases
+        # and in none of the steps that are simulated
+        ideal = max(ideal, *useful)
     balance = sum(useful) / len(useful) / max(useful) if max(useful) else 1.0
     return Figures(
         name=name,

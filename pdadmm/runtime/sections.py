@@ -37,7 +37,8 @@ class Run:
     overlap: bool = option(True, "send while computing; --no-overlap waits for every message to leave")
     threads: int = option(
         0,
-        "threads of a rank; default: OMP_NUM_THREADS, or the node's cores over its ranks "
+        "threads of a rank; default: OMP_NUM_THREADS, or else OPENBLAS_NUM_THREADS, or the node's cores over "
+        "its ranks "
         "(pdadmm.run: fewer for small products)",
         within=Range(0, MOST_THREADS),
     )

@@ -57,8 +57,8 @@ BLAS_ON_ONE_THREAD = _BlasLimit()
 def set_threads(run: Run, comm: Intracomm, product: float = math.inf) -> int:
     """Limit BLAS to one thread, and return how many the products and passes of this rank take.
 
-    Without --threads or OMP_NUM_THREADS a rank takes its share of the node's cores, but no more than
-    its largest `product` (multiply-adds) keeps busy.
+    Without --threads, OMP_NUM_THREADS or OPENBLAS_NUM_THREADS a rank takes its share of the node's
+    cores, but no more than its largest `product` (multiply-adds) keeps busy.
     """
     from_environment = os.environ.get("OMP_NUM_THREADS") or os.environ.get("OPENBLAS_NUM_THREADS")
     threads = run.threads
