@@ -2,11 +2,11 @@
 
 An operator is a function of P, the normalised adjacency with self-loops: symmetric,
 Ã = D^(-1/2) (A + I) D^(-1/2) (Kipf and Welling), or of a random walk, D^(-1) (A + I). GA-MLP (Chen, Chen,
-Bruna: On graph neural networks versus graph-augmented MLPs, ICLR 2021) takes any; personalised PageRank and the
-heat kernel are those of Gasteiger et al. (Diffusion improves graph learning, NeurIPS 2019). These two are
-infinite series of powers; in Chebyshev polynomials of P, whose eigenvalues lie in [-1, 1], they take a third of
-the products at α = 0.2 and fewer the smaller α is (Hammond, Vandergheynst, Gribonval: Wavelets on graphs via
-spectral graph theory, 2011).
+Bruna: On graph neural networks versus graph-augmented MLPs, ICLR 2021) takes any; personalised PageRank
+and the heat kernel are those of Gasteiger et al. (Diffusion improves graph learning, NeurIPS 2019). These
+two are infinite series of powers; in Chebyshev polynomials of P, whose eigenvalues lie in [-1, 1], they
+take a third of the products at α = 0.2 and fewer the smaller α is (Hammond, Vandergheynst, Gribonval:
+Wavelets on graphs via spectral graph theory, 2011).
 """
 
 from __future__ import annotations
