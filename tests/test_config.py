@@ -216,6 +216,12 @@ def test_values_out_of_range_are_refused_by_name(arguments: str, complaint: str)
     assert "\n" not in str(caught.value)
 
 
+def test_negative_numbers_have_exponents() -> None:
+    given = ["f.h5", "--codec", "grid", "--bits", "8", "--grid-low", "-1e1", "--grid-high", "-.5E-1"]
+    messages = parse(given).messages
+    assert (messages.grid_low, messages.grid_high) == (-10.0, -0.05)
+
+
 def test_every_number_has_a_range() -> None:
     for section in (Network, Training, Messages, Run, Output):
         for f in fields(section):

@@ -72,6 +72,24 @@ def test_features_beyond_a_network_make_no_classes(tmp_path: Path) -> None:
                 predict(file.x("all"))
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_run_says_whose_features_are_beyond_it(tmp_path: Path, split: str, mpirun: MPIRun) -> None:
+    """A placeholder in a node that does not train: its class would be that of NaN, 0."""
+    features = np.random.default_rng(0).random((NODES, 5)).astype(np.float32)
+    ids = {name: np.arange(first, first + 20) for name, first in (("train", 0), ("val", 20), ("test", 40))}
+    features[ids[split][3]] = np.finfo(np.float32).max
+    given = {f"{name}_idx": nodes for name, nodes in ids.items()}
+    source = write_npz(tmp_path / "huge.npz", **DENSE, **given, attr_matrix=features)
+    path = prepare(source, tmp_path / "huge.h5", *words("--operators x"))
+    found = mpirun(
+        2, "-m", "pdadmm.run", path, *words("--layers 3 --hidden 100 --mu 0 --quiet --out"), tmp_path / "o"
+    )
+    assert (
+        found.code == 1 and f"the loss of {split} nodes is nan; features of theirs are too large" in found.err
+    )
+    assert not (tmp_path / "o/model.h5").exists()
+
+
 def test_predictions_are_those_of_the_run(folder: Path, tmp_path: Path, mpirun: MPIRun) -> None:
     said = succeed(
         python("-m", "pdadmm.predict", folder / "run", folder / "old.h5", "--out", tmp_path / "p.h5")

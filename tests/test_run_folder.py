@@ -23,11 +23,13 @@ from mpi4py import MPI
 from support import PROGRAMS, Finished, python, records_of, succeed, summary_of, weights_of, weights_of_run
 
 import pdadmm
-from pdadmm.admm.command import open_features
+from pdadmm.admm.command import open_again, open_features, require_same
 from pdadmm.admm.model_file import read_model, reserved
+from pdadmm.admm.trainer import Sizes
 from pdadmm.comm.waiter import Waiter
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, RunError
 from pdadmm.files import append, free_name, write_json
+from pdadmm.files.given import sha256_of
 from pdadmm.gnn.model_file import read_model as read_graph_model
 from pdadmm.inputs.augment import Augmentation
 from pdadmm.inputs.feature_file import X_SHA256, FeatureFile
@@ -311,6 +313,28 @@ def test_resume_on_other_data_of_the_same_shape_is_refused(run: Path, small: Pat
     succeed(train(same, "--out", run, "--resume", "--quiet"))
 
 
+def test_data_that_are_replaced_while_a_run_starts_are_refused(
+    small: Path, run: Path, tmp_path: Path
+) -> None:
+    """Rank 0 says what the data are, and the ranks that read them do so later."""
+    path, start = tmp_path / "f.h5", tmp_path / "m.h5"
+    shutil.copy(small, path)
+    with FeatureFile(path) as features:
+        sizes = Sizes.of(features)
+    open_again(str(path), sizes).close()
+    with h5py.File(path, "r+") as file:
+        file["y"][0] = (file["y"][0] + 1) % sizes.classes
+    with pytest.raises(InputError, match=r"f\.h5 was replaced while the run started; start it again"):
+        open_again(str(path), sizes)
+    shutil.copy(run / "model.h5", start)
+    require_same(start, sha256_of(start))
+    start.write_bytes(start.read_bytes()[:-1])
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"m\.h5 was replaced while the run started; start it again"):
+            require_same(start, sha256_of(run / "model.h5"))
+        start.unlink(missing_ok=True)
+
+
 def test_the_hash_is_of_the_content_wherever_it_is_stored(tmp_path: Path) -> None:
     from pdadmm.datasets.synthetic import synthetic_graph
 
@@ -362,6 +386,34 @@ def test_a_second_run_is_refused_and_a_dead_one_leaves_no_lock(small: Path, tmp_
     lines = records_of(folder)
     assert [line["iteration"] for line in lines] == [10 * (i + 1) for i in range(len(lines))]
     claim(folder, overwrite=True)
+
+
+@pytest.mark.parametrize("gone", ["moved", "deleted"])
+def test_a_run_whose_folder_is_gone_ends_and_leaves_the_next_one_alone(
+    small: Path, tmp_path: Path, gone: str
+) -> None:
+    folder, moved = tmp_path / "o", tmp_path / "moved"
+    first = begin(small, *SHAPE, "--iterations", "100000000", "--out", folder)
+    try:
+        limit = time.monotonic() + 60
+        while not (folder / "metrics.jsonl").is_file() or not (folder / "metrics.jsonl").stat().st_size:
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        folder.rename(moved)
+        if gone == "deleted":
+            shutil.rmtree(moved)
+        succeed(train(small, *SHAPE, "--iterations", "20", "--out", folder, "--seed", "7"))
+        assert first.wait(60) == 1
+    finally:
+        first.kill()
+        first.wait()
+    assert [line["iteration"] for line in records_of(folder)] == [10, 20]
+    assert not list(folder.glob(".*.tmp")) and summary_of(folder)["seed"] == 7
+    with run_folder(WAITER, Output(out=str(tmp_path / "p")), "data", no_warning) as claimed:
+        claimed.require()
+        claimed.path.rename(tmp_path / "q")
+        with pytest.raises(RunError, match="/p was moved or deleted while the run went on; nothing more"):
+            claimed.require()
 
 
 def test_a_lock_of_this_process_ends_with_the_run(tmp_path: Path) -> None:
@@ -600,6 +652,27 @@ def test_a_resume_that_is_refused_late_keeps_the_results(small: Path, tmp_path: 
     after = {path.name: path.read_bytes() for path in (strange / "o").iterdir() if path.is_file()}
     assert after.keys() == before.keys() and "model.h5" in after
     assert [name for name in before if before[name] != after[name]] in ([], ["run.lock"])
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.toml"])
+def test_a_resume_waits_for_no_pipe(run: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy(run / "config.toml", tmp_path / "c.toml")
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    found = train("--config", tmp_path / "c.toml", "--resume", "--out", run, "--quiet")
+    if name == "config.toml":
+        refused(found, "config.toml cannot be written (a pipe, socket or device, not a file)")
+    else:
+        succeed(found)
+        assert summary_of(run)
+
+
+def test_a_summary_that_is_none_is_not_followed(run: Path) -> None:
+    (run / "summary.json").write_text("[" * 200_000)
+    succeed(train("--resume", "--out", run, "--quiet"))
+    (run / "summary.json").write_text('{"epochs": true}')
+    succeed(train("--resume", "--out", run, "--quiet"))
+    assert not list(run.glob("*True*")) and summary_of(run)
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTTY, errno.EIO])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from functools import partial
@@ -23,6 +24,7 @@ from pdadmm.comm.waiter import Waiter
 from pdadmm.datasets.registry import SPLITS
 from pdadmm.errors import InputError
 from pdadmm.files import Record, write_json
+from pdadmm.files.given import sha256_of
 from pdadmm.inputs.class_prior import noted
 from pdadmm.runtime.checkpoint import Checkpoint, newest
 from pdadmm.runtime.console import warn
@@ -38,7 +40,7 @@ from pdadmm.trace.collect import write_profile
 if TYPE_CHECKING:
     from pdadmm.inputs.feature_file import Features
 
-__all__ = ["open_features", "preset", "resolve", "train"]
+__all__ = ["open_again", "open_features", "preset", "require_same", "resolve", "train"]
 
 
 def train(waiter: Waiter, arguments: list[str]) -> None:
@@ -53,7 +55,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
     """
     started = time.monotonic()
     np.seterr(all="ignore")  # overflow shows as a non-finite gradient, which ends the run with a reason
-    config, sizes, prepared = _configure(waiter, arguments)
+    config, sizes, digest, prepared = _configure(waiter, arguments)
     choice = _choose_devices(config, waiter)
     if config.run.backend == "numpy":
         require_memory(config, sizes, waiter)
@@ -63,10 +65,10 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         crowded = too_many(config.run, waiter.comm)
         if crowded and waiter.comm.rank == 0:
             warn(crowded)
-        features = partial(open_features, config.features)
+        features = partial(open_again, config.features, sizes)
         control = _control(config, waiter, started)
         progress = _progress(config, waiter)
-        metrics = Metrics(folder.path / "metrics.jsonl")
+        metrics = Metrics(folder.path / "metrics.jsonl", folder.require)
         record = partial(_record, metrics, progress, config, waiter)
         with waiter.patient():
             trainer = agree(
@@ -84,6 +86,9 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
                     keep_best=True,
                 ),
             )
+        if digest:
+            with waiter.patient():
+                agree(waiter, lambda: require_same(config.training.start, digest))
         resumed = _checkpoint(folder.path, trainer)
         with waiter.patient():
             models = agree(
@@ -95,6 +100,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
             finished = trainer.run(folder.path, resumed, metrics.mark)
         trainer.close()
         with waiter.patient():
+            folder.require()
             run = describe_run(trainer, sizes, threads)
             summary = _write_results(folder.path, run, trainer, models) if finished else None
             _write_profile(folder.path, run, trainer, baseline)
@@ -107,16 +113,20 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
 # ---- getting ready ----------------------------------------------------------------------------------
 
 
-def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes, Prepared | None]:
-    """Options and dimensions of the data, read on rank 0, on all ranks; on rank 0 how they were prepared."""
+def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes, str, Prepared | None]:
+    """Options, dimensions of the data and SHA-256 of --start, read on rank 0, on all ranks.
+
+    On rank 0 also how the data were prepared.
+    """
     prepared: list[Prepared] = []
 
     @waiter.limit("reading the options and the sizes of the features")
-    def check() -> tuple[Config, Sizes] | None:
+    def check() -> tuple[Config, Sizes, str] | None:
         if waiter.comm.rank:
             return None
         config = parse(arguments, preset, lambda path: Start.of_file(path).options, waiter.comm.size)
         start = start_of(config)
+        digest = sha256_of(config.training.start) if start is not None else ""
         resolve(config, waiter.comm.size, start)
         with open_features(config.features) as features:
             sizes = Sizes.of(features)
@@ -131,12 +141,12 @@ def _configure(waiter: Waiter, arguments: list[str]) -> tuple[Config, Sizes, Pre
             raise InputError(
                 f"--shards {config.run.shards} is more than the {sizes.rows['train']} training nodes"
             )
-        return config, sizes
+        return config, sizes, digest
 
     with waiter.patient():
-        config, sizes = waiter.broadcast(agree(waiter, check))
+        config, sizes, digest = waiter.broadcast(agree(waiter, check))
     waiter.timeout = config.run.timeout
-    return config, sizes, prepared[0] if prepared else None
+    return config, sizes, digest, prepared[0] if prepared else None
 
 
 def open_features(path: str) -> Features:
@@ -165,6 +175,36 @@ def open_features(path: str) -> Features:
     from pdadmm.inputs.write import in_memory
 
     return in_memory(synthetic_graph(), hops=4)
+
+
+def open_again(path: str, sizes: Sizes) -> Features:
+    """The features that rank 0 has had the sizes of, on a rank that reads them.
+
+    Raises
+    ------
+    InputError
+        When others have taken their place since.
+    """
+    features = open_features(path)
+    if Sizes.of(features) != sizes:
+        features.close()
+        raise InputError(f"{path} was replaced while the run started; start it again")
+    return features
+
+
+def require_same(path: str | os.PathLike[str], digest: str) -> None:
+    """Refuse a network to start from that took the place of rank 0's while the ranks read their layers.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        same = sha256_of(path) == digest
+    except OSError:
+        same = False
+    if not same:
+        raise InputError(f"{path} was replaced while the run started; start it again")
 
 
 def preset(path: str) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -15,7 +16,7 @@ import numpy as np
 
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.errors import InputError
-from pdadmm.files import Record, naming, reserve, scratch, take_place, write_at
+from pdadmm.files import Record, fresh, naming, reserve, scratch, take_place, write_at
 from pdadmm.inputs import FEATURE_NORMS
 from pdadmm.inputs.class_prior import CLASS_PRIORS, apart, read_shift
 from pdadmm.inputs.feature_norm import FeatureNorm
@@ -280,9 +281,9 @@ def reserved(
     """
     shapes = list(itertools.pairwise(widths))
     temporary = temporary or path.with_name(f".{path.name}.tmp")
-    try:
+    with contextlib.ExitStack() as stack:
         with naming(path, temporary):
-            temporary.unlink(missing_ok=True)  # of a run that was killed
+            stack.enter_context(fresh(temporary))
             # a full disk shows here, and as an error of the system
             arrays = {} if prepared is None else prepared.norm.arrays
             values = 4 * sum(n_out * (n_in + 1) for n_in, n_out in shapes) + 4 * widths[-1]
@@ -291,8 +292,6 @@ def reserved(
             space = _create(path, temporary, shapes, attributes, prepared)
             reserve(temporary, space.size + _SLACK_BYTES)
         yield space
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _create(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import replacing, scratch
+from ..files import given, replacing, scratch
 from .raw import allowance, open_regular, read_whole, too_much
 from .registry import Dataset, RawFile
 
@@ -73,14 +72,10 @@ def raw_files(
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     try:
-        with open_regular(path) as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
+        return given.sha256_of(path)
     except OSError as exc:
         raise InputError(f"{path}: cannot be read ({exc.strerror})") from None
-    return digest.hexdigest()
 
 
 def _present(entry: Dataset, folders: list[Path]) -> tuple[Path, tuple[RawFile, ...]] | None:

@@ -16,6 +16,7 @@ __all__ = [
     "Record",
     "append",
     "free_name",
+    "fresh",
     "naming",
     "read_at",
     "replacing",
@@ -55,6 +56,23 @@ def scratch(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def fresh(temporary: Path) -> Iterator[None]:
+    """An empty file of that name, in place of what a killed run left, is removed when the block ends.
+
+    Not if another process has one of that name by then, as the next run has where the folder was moved.
+    """
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mine = temporary.stat()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(mine, temporary.stat()):
+                temporary.unlink()
 
 
 @contextmanager

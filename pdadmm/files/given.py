@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import stat
 
-__all__ = ["file_size", "open_regular", "read_file"]
+__all__ = ["file_size", "open_regular", "read_file", "sha256_of"]
+
+_CHUNK = 1 << 20  # bytes that are hashed at once
 
 
 def file_size(path: str | os.PathLike[str]) -> int:
@@ -27,6 +30,21 @@ def file_size(path: str | os.PathLike[str]) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "a pipe, socket or device, not a file", str(path))
     return found.st_size
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a regular file, in hexadecimal digits.
+
+    Raises
+    ------
+    OSError
+        As :func:`file_size`.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:

@@ -56,7 +56,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
         crowded = too_many(config.run, waiter.comm)
         if crowded and waiter.comm.rank == 0:
             warn(crowded)
-        metrics = Metrics(folder.path / "metrics.jsonl")
+        metrics = Metrics(folder.path / "metrics.jsonl", folder.require)
         progress = _progress(config, waiter)
         record = partial(_record, metrics, progress, config, waiter)
         o = config.output
@@ -76,6 +76,7 @@ def train(waiter: Waiter, arguments: list[str]) -> None:
             finished = trainer.run(folder.path, resumed, metrics.mark)
         trainer.close()
         with waiter.patient():
+            folder.require()
             summary = _write_results(folder.path, trainer, rooms, threads) if finished else None
             _write_profile(folder.path, trainer, threads, baseline)
         if not finished:

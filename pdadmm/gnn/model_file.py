@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pdadmm.files import Record, naming, reserve, take_place, write_at
+from pdadmm.files import Record, fresh, naming, reserve, take_place, write_at
 from pdadmm.gnn.layer import Shape
 from pdadmm.gnn.part import MODELS
 from pdadmm.inputs import FEATURE_NORMS
@@ -90,13 +91,11 @@ def reserved(path: Path, shape: Shape, attributes: Record, norm: FeatureNorm) ->
         for layer in layers
     }
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with contextlib.ExitStack() as stack:
         with naming(path, temporary):
-            temporary.unlink(missing_ok=True)  # of a run that was killed
+            stack.enter_context(fresh(temporary))
             reserve(temporary, len(_content(shape, zeros, attributes, norm)) + _SLACK_BYTES)
         yield ModelRoom(path, temporary)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _content(shape: Shape, weights: Weights, attributes: Record, norm: FeatureNorm) -> bytes:

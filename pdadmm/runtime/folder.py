@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pdadmm
 from pdadmm.comm.waiter import Waiter
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, RunError
 from pdadmm.files import free_name, sync_folder, write_text
-from pdadmm.files.given import open_regular
+from pdadmm.files.given import file_size, open_regular, read_file
 from pdadmm.runtime.checkpoint import FOLDER, START_AFRESH, any_sealed
 from pdadmm.runtime.launch import agree
 from pdadmm.runtime.options import to_toml
@@ -46,6 +46,7 @@ LOCK = "run.lock"
 _BEGUN = ("config.toml", "metrics.jsonl")
 #: what a run leaves at its end
 RESULTS = ("summary.json", "model.h5", "model_best.h5", "profile.json", "trace.json")
+_SUMMARY_BYTES = 1 << 24  # far more than a run writes
 _FIRST_LINE = b"a run of pdadmm\n"
 _SECOND_LINE = "This file marks its folder, and is locked while the run goes on.\n"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -84,6 +85,19 @@ class RunFolder:
         assert self._claim is not None
         return self._claim.move_aside()
 
+    def require(self) -> None:
+        """Refuse to go on where the folder is no longer there by its name: another run may have that one now.
+
+        Raises
+        ------
+        RunError
+            On rank 0.
+        """
+        if self._claim is not None and not self._claim.in_place():
+            raise RunError(
+                f"{self.path} was moved or deleted while the run went on; nothing more is written to it"
+            )
+
     def begin(self) -> None:
         """From now on what is in the folder stays, however the run ends."""
         if self._claim is not None:
@@ -97,7 +111,7 @@ class RunFolder:
         """
         summary = self._summary()
         before = summary.get("epochs") if summary is not None else None
-        if summary is None or (before != epochs and not isinstance(before, int)):
+        if summary is None or (before != epochs and type(before) is not int):
             for name in RESULTS:
                 (self.path / name).unlink(missing_ok=True)
         elif before != epochs:
@@ -113,8 +127,8 @@ class RunFolder:
     def _summary(self) -> dict[str, Any] | None:
         """Of a run that has come to its end here."""
         try:
-            found = json.loads((self.path / "summary.json").read_bytes())
-        except (OSError, ValueError):
+            found = json.loads(read_file(self.path / "summary.json", _SUMMARY_BYTES))
+        except (OSError, ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) else None
 
@@ -190,13 +204,17 @@ def begin_files(
     path = folder.path
     header = f"# pdadmm {pdadmm.__version__}, every option of the run in {path.resolve().name!r}\n"
     try:
+        text = header + to_toml(config)
+        text.encode()
         old = folder.move_aside() if resumed is None else None
+        with contextlib.suppress(FileNotFoundError):
+            file_size(path / "config.toml")  # a pipe would wait for a reader
         room = reserve()
-        write_text(path / "config.toml", header + to_toml(config))
         if resumed is None:
             metrics.begin()
         elif moved := metrics.go_back(resumed.state["metrics"]):
             warn(f"metrics.jsonl is not what the run had written; it is now {moved}, and a new one begins")
+        write_text(path / "config.toml", text)
         if resumed is not None:
             folder.make_way(epochs, warn)
     except OSError as error:
@@ -365,6 +383,9 @@ class _Claim:
         self._held = _Held.NOTHING
         return old
 
+    def in_place(self) -> bool:
+        return self._lock.in_place()
+
     def undo(self) -> None:
         """Leave the place as it was; only before the run has begun."""
         if self._held is _Held.NOTHING:
@@ -425,7 +446,7 @@ class _Lock:
         if not _flock(self._descriptor, folder):
             warn(f"{folder} is on a file system without locks; start no second run in it")
         mine = os.fstat(self._descriptor)
-        if not stat.S_ISREG(mine.st_mode) or not self._in_place(mine):
+        if not stat.S_ISREG(mine.st_mode) or not self.in_place():
             raise InputError(f"--out {folder} is in use by another run; choose another folder")
         text = _FIRST_LINE + f"{_SECOND_LINE}process {os.getpid()} on {platform.node()}\n".encode()
         self._before = os.pread(self._descriptor, 500, 0)
@@ -440,11 +461,11 @@ class _Lock:
         os.ftruncate(self._descriptor, len(text))
         os.fsync(self._descriptor)  # it says whose the other files are
 
-    def _in_place(self, mine: os.stat_result) -> bool:
-        """Whether the file is still there by its name: the run before may have moved or deleted it."""
+    def in_place(self) -> bool:
+        """Whether the file is still there by its name: it may have been moved or deleted."""
         try:
-            return os.path.samestat(mine, os.lstat(self._path))
-        except FileNotFoundError:
+            return os.path.samestat(os.fstat(self._descriptor), os.lstat(self._path))
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def forget(self) -> None:

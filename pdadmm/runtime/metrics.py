@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pdadmm.files import Record, append, free_name, naming
@@ -22,10 +23,13 @@ class Metrics:
     ----------
     path
         Of the file.
+    require
+        Called before a line is added or a checkpoint refers to the file: raises where it is not the run's any
+        more.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, require: Callable[[], None] = lambda: None) -> None:
+        self._path, self._require = path, require
         self._bytes = 0
         self._digest = hashlib.sha256()
 
@@ -69,6 +73,7 @@ class Metrics:
 
     def add(self, record: Record) -> None:
         """Add a line."""
+        self._require()
         line = json.dumps(record).encode() + b"\n"
         append(self._path, line)
         self._bytes += len(line)
@@ -76,6 +81,7 @@ class Metrics:
 
     def mark(self) -> Record:
         """Where the file ends now, for :meth:`go_back`; what stands before is on the disk."""
+        self._require()
         with naming(self._path), self._path.open("rb") as file:
             os.fsync(file.fileno())
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
