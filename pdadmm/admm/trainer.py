@@ -535,13 +535,6 @@ class Trainer:
             **self.monitor.unpack(total, self.hyper, stage_iteration),
             "seconds": self.seconds_iterations,
         }
-        for name in ("val", "test"):
-            if self._rows[name] and not np.isfinite(record[f"{name}_loss"]):
-                raise RunError(
-                    f"the loss of {name} nodes is {record[f'{name}_loss']}; features of theirs are too large "
-                    "for the network, look for placeholders of missing values",
-                    everywhere=True,
-                )
         self._follow_schedule(record["train_loss"])
         self.last = {name: record[name] for name in _IN_SUMMARY}
         if self.best is None or record["val_accuracy"] >= self.best["val_accuracy"]:
@@ -557,6 +550,13 @@ class Trainer:
                 f"diverges; {IF_IT_DIVERGES}",
                 everywhere=True,
             )
+        for name in ("val", "test"):
+            if self._rows[name] and not np.isfinite(record[f"{name}_loss"]):
+                raise RunError(
+                    f"the loss of {name} nodes is {record[f'{name}_loss']}; features of theirs are too large "
+                    "for the network, look for placeholders of missing values",
+                    everywhere=True,
+                )
         self.seconds_evaluation += time.perf_counter() - start
         if self._progress is not None:
             self._progress(record)
