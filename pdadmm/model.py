@@ -166,14 +166,14 @@ class Model:
         f = make_activation(self.activation)
         layers = [(W.T.astype(np.float64), b) for W, b in zip(self.weights, self.biases, strict=True)]
         out = np.empty((len(X), len(self.biases[-1])), np.float32)
-        for start in range(0, len(X), _ROWS):
-            rows = slice(start, start + _ROWS)
-            out[rows] = linear_outputs(self._scaled(X[rows]).astype(np.float64), layers, f)
+        with np.errstate(all="ignore"):  # overflow shows as Inf or NaN in the outputs
+            for start in range(0, len(X), _ROWS):
+                rows = slice(start, start + _ROWS)
+                out[rows] = linear_outputs(self._scaled(X[rows]).astype(np.float64), layers, f)
         return out
 
     def _scaled(self, X: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            X = np.asarray(X, np.float32)
+        X = np.asarray(X, np.float32)
         if not np.isfinite(X).all():
             raise ValueError("the features hold NaN or Inf, or more than float32 can; replace them")
         return normalise_inputs(X, self.attributes["features_per_hop"], *self._scaling) if self._scales else X
@@ -205,8 +205,7 @@ class Model:
         return np.asarray(s / s.sum(axis=1, keepdims=True))
 
     def _scores(self, X: np.ndarray) -> np.ndarray:
-        with np.errstate(all="ignore"):  # overflow shows as Inf or NaN in the scores
-            scores = self.forward(X)
+        scores = self.forward(X)
         require_finite(scores, "the features")
         return scores
 

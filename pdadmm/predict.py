@@ -80,8 +80,7 @@ def _predict(options: argparse.Namespace, report: Reporter) -> None:
     with FeatureFile(options.features) as features:
         target_of(options.out, SCHEMA, KIND, [options.features])
         _require_kind(model, features, str(path))
-        with np.errstate(all="ignore"):  # overflow shows as Inf or NaN in the scores
-            scores = _scores(model, features, report)
+        scores = _scores(model, features, report)
         labels, nodes = features.y("all"), features.node_id
         parts = {split: slice(*features.slice_of(split)) for split in SPLITS}
     order = np.argsort(nodes)

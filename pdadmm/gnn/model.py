@@ -97,7 +97,7 @@ class GraphModel:
                 "give a graph of the same kind"
             )
         H = FeatureNorm.of(self.norm, X, graph.origin).applied(X)
-        with np.errstate(all="ignore"):  # overflow shows as Inf or NaN in the scores
+        with np.errstate(all="ignore"):  # overflow shows as Inf or NaN in the outputs
             return self._outputs(self._operator(adjacency), H)
 
     def _outputs(self, A: sp.csr_matrix, H: Matrix) -> np.ndarray:
